@@ -1,0 +1,498 @@
+"""Every setting, in two frozen models: a `Recipe` says what to learn, an `Environment` says where to run.
+
+All of a recipe that can change a result is in the keys of the stages that it can change; nothing of an environment is in
+any key. Unknown keys are refused, and closed choices are unions of small models, so that no accepted key is without effect.
+A relative path in a file is relative to that file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from mlops_tasks.errors import UserError
+
+M = TypeVar("M", bound=BaseModel)
+Split = Literal["prompt", "train", "validation", "test"]
+Protocol = Literal["docstring-0shot", "begin-done-3shot"]
+
+
+class Settings(BaseModel):
+    """Base of all models here: frozen, and nothing unknown is accepted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# Where problems and models come from. `path` is where they lie now; a key holds the digest of what lies there instead.
+
+
+class MbppData(Settings):
+    """MBPP as published: `mbpp.jsonl`, `sanitized-mbpp.json`, or one's own problems in the same format."""
+
+    kind: Literal["mbpp"]
+    path: str
+    """The .jsonl or .json file."""
+
+
+class GeneratedData(Settings):
+    """Made-up problems in MBPP's format: small list, string and number functions (see `mlops_tasks.data.generated`)."""
+
+    kind: Literal["generated"]
+    num_train: int = Field(4000, ge=1)
+    """Problems to train on."""
+    num_validation: int = Field(100, ge=1)
+    """Held-out problems for validation loss and the gate."""
+    num_test: int = Field(100, ge=1)
+    """Held-out problems for the report."""
+    seed: int = 0
+    """Another seed gives other problems; the held-out ones of every seed differ from the training ones of every seed."""
+    noise: float = Field(0.0, ge=0, le=1)
+    """Share of the training solutions that carry an irrelevant comment: something for a scorer to see through."""
+
+
+DataSource = Annotated[MbppData | GeneratedData, Field(discriminator="kind")]
+
+
+class FolderModel(Settings):
+    """A causal language model with its tokenizer, as `save_pretrained` writes it."""
+
+    kind: Literal["folder"]
+    path: str
+    """The folder."""
+
+
+class HubModel(Settings):
+    """A model on the Hugging Face hub. `plan` turns the revision into a commit, and only that commit is pulled."""
+
+    kind: Literal["hub"]
+    repo: str
+    """For example `HuggingFaceTB/SmolLM2-135M`."""
+    revision: str = "main"
+    """Branch, tag or commit."""
+
+
+class RandomModel(Settings):
+    """A small Llama with random weights and a byte-level BPE of generated problems: something to learn on in a minute."""
+
+    kind: Literal["random"]
+    hidden_size: int = Field(128, ge=16)
+    """Width D; a multiple of 32."""
+    num_layers: int = Field(3, ge=1)
+    """Decoder layers."""
+    vocab_size: int = Field(640, ge=320)
+    """Tokens of the BPE, its 256 bytes among them."""
+    seed: int = 0
+    """Seed of the weights."""
+
+
+ModelSource = Annotated[FolderModel | HubModel | RandomModel, Field(discriminator="kind")]
+
+
+class Data(Settings):
+    """What is learnt and what is held out."""
+
+    source: DataSource
+    on_contamination: Literal["refuse", "drop"] = "refuse"
+    """A training problem that equals an evaluation problem in text or code: end with 65, or leave it out and say so."""
+
+
+class Model(Settings):
+    """The model that is trained further."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """The product line: name of the registered model in MLflow."""
+    source: ModelSource
+
+
+class Text(Settings):
+    """How a problem becomes tokens."""
+
+    prompt: Protocol = "docstring-0shot"
+    """The form of the prompt that the completion is learnt after."""
+    max_length: int = Field(512, ge=16)
+    """Longest example in tokens, and the length S of a packed row; a longer example is left out and counted."""
+
+
+class Train(Settings):
+    """One training."""
+
+    num_heads: int = Field(4, ge=1, le=16)
+    """H: head k predicts the token k ahead; 1 is ordinary next-token training."""
+    head_balance: Literal["decaying", "equal"] = "decaying"
+    """β. `decaying`: 1 for head 1 and 0.3 in all for the others, falling by 0.6 a head; `equal`: 1/H each."""
+    head_warmup_steps: int = Field(0, ge=0)
+    """First steps in which only heads 2..H learn (a converted next-token model wants some)."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training problems. Exactly one of `epochs` and `steps` is given."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(64, ge=1)
+    """Problems in an optimiser step, over all ranks."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak rate of AdamW."""
+    new_head_learning_rate: float | None = Field(None, gt=0)
+    """Peak rate of heads 2..H; None: the same."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay, on matrices only."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's first moment."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's second moment."""
+    gradient_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the rate rises from 0."""
+    final_rate_share: float = Field(0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak rate."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: autocast of the matrix products; weights, statistics and loss stay in float32."""
+    validate_every_steps: int = Field(100, ge=1)
+    """Steps between two validation losses; the last step always has one."""
+    patience: int | None = Field(None, ge=1)
+    """Validations without a new best before training stops early; None: never."""
+    keep: Literal["best", "last"] = "last"
+    """Which weights are the result: of the best validation loss, or of the last step."""
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"exactly one of epochs and steps must be given; got epochs={self.epochs}, steps={self.steps}"
+            )
+        return self
+
+
+class GivenReference(Settings):
+    """A model that is trusted already; it must have the same tokenizer."""
+
+    kind: Literal["given"]
+    model: ModelSource
+
+
+class TrainedReference(Settings):
+    """The base model trained on other, trusted data."""
+
+    kind: Literal["trained"]
+    data: DataSource
+    train: Train
+
+
+class CrossFittedReference(Settings):
+    """K models of the training data, each without one fold; a problem is scored by the one that did not see it."""
+
+    kind: Literal["cross-fitted"]
+    num_folds: int = Field(2, ge=2, le=20)
+    """K; fold = SHA-256(seed, id) mod K."""
+    train: Train
+
+
+Reference = Annotated[GivenReference | TrainedReference | CrossFittedReference, Field(discriminator="kind")]
+
+
+class Uniform(Settings):
+    """Every token counts the same: the baseline."""
+
+    scorer: Literal["uniform"]
+
+
+class Rho1(Settings):
+    """Excess loss over a reference model (arXiv 2404.07965)."""
+
+    scorer: Literal["rho1"]
+    mode: Literal["dynamic", "static"] = "dynamic"
+    """Student's losses from the running training, or of the base model once."""
+    excess: Literal["signed", "abs", "relative"] = "signed"
+    """a - r, |a - r|, or (a - r)/(a + r), with a the student's and r the reference's loss in nats."""
+    reference: Reference
+
+
+class Shuffled(Settings):
+    """Placebo: static rho-1 scores, shuffled within each document."""
+
+    scorer: Literal["shuffled"]
+    reference: Reference
+
+
+class Random(Settings):
+    """Placebo: random scores; with `select` a random share of the tokens."""
+
+    scorer: Literal["random"]
+
+
+class Position(Settings):
+    """Placebo: early tokens score highest."""
+
+    scorer: Literal["position"]
+
+
+Scoring = Annotated[Uniform | Rho1 | Shuffled | Random | Position, Field(discriminator="scorer")]
+
+
+class SoftWeights(Settings):
+    """Every token counts, important ones more: softmax, boost of the top, projection to mean 1."""
+
+    kind: Literal["soft"]
+    temperature: float = Field(0.7, gt=0)
+    """T of the softmax over a document's standardised scores."""
+    top_share: float = Field(0.2, ge=0, le=1)
+    """Share p of a document's tokens that is boosted."""
+    boost: float = Field(2.0, ge=1)
+    """What the top share is multiplied by before the projection."""
+    min_weight: float = Field(0.05, ge=0, le=1)
+    """ε."""
+    max_weight: float = Field(3.0, ge=1)
+    """W_max."""
+    strength: float = Field(1.0, ge=0, le=1)
+    """λ: 0 is uniform, 1 the weights as they are."""
+    target_ess: float | None = Field(None, gt=0, le=1)
+    """Smallest effective sample size, as a share of the tokens: λ is lowered for a document below it. None: never."""
+
+
+class SelectWeights(Settings):
+    """Only the top share of each document counts."""
+
+    kind: Literal["select"]
+    top_share: float = Field(0.6, gt=0, le=1)
+    """Share p: exactly ⌈p·n⌉ tokens are kept."""
+    strength: float = Field(1.0, ge=0, le=1)
+    """λ: 0 is uniform, 1 the weights as they are."""
+
+
+Weighting = Annotated[SoftWeights | SelectWeights, Field(discriminator="kind")]
+
+
+class EvaluationSet(Settings):
+    """Problems that decide or are shown."""
+
+    split: Split
+    limit: int | None = Field(None, ge=1)
+    """The first so many by id; None: all."""
+
+
+class Evaluation(Settings):
+    """How a model is measured: by running what it writes."""
+
+    protocol: Protocol = "docstring-0shot"
+    """Form of the prompt."""
+    num_samples: int = Field(1, ge=1)
+    """n: programs per problem."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling."""
+    k: tuple[int, ...] = (1,)
+    """pass@k is reported for each k here."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest program in tokens."""
+    min_seconds: float = Field(3.0, gt=0)
+    """Least time limit of a program."""
+    reference_factor: float = Field(5.0, ge=1)
+    """The limit is this many times what the reference solution took, if that is more."""
+    gate: EvaluationSet = EvaluationSet(split="validation")
+    """Problems on which candidate and champion are compared."""
+    report: EvaluationSet = EvaluationSet(split="test")
+    """Problems that are only shown, never decided on."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if max(self.k, default=0) > self.num_samples or min(self.k, default=0) < 1:
+            raise ValueError(f"k={list(self.k)}: each k must be from 1 to num_samples={self.num_samples}")
+        if self.temperature == 0 and (self.num_samples > 1 or self.top_p < 1):
+            raise ValueError("temperature 0 is greedy: it wants num_samples 1 and top_p 1")
+        if self.gate.split == self.report.split:
+            raise ValueError(
+                f"gate and report are both split {self.gate.split}: a set that decides must not be the one that is shown"
+            )
+        return self
+
+
+class Gate(Settings):
+    """When a candidate takes the champion's place."""
+
+    min_difference: float = Field(0.0, ge=-1, le=1)
+    """The lower bound of the paired difference in pass@1 must be above this."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of the one-sided lower bound and of the intervals shown."""
+    num_resamples: int = Field(10_000, ge=100)
+    """Resamples of the paired bootstrap."""
+
+
+class Recipe(Settings):
+    """What to learn."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Names the dataset part of the MLflow experiment `wmtp/{scorer}/{name}`."""
+    seed: int = 0
+    """Of order, folds, initial heads and sampling."""
+    data: Data
+    model: Model
+    text: Text = Text()
+    scoring: Scoring
+    weighting: Weighting = SoftWeights(kind="soft")
+    train: Train
+    evaluation: Evaluation = Evaluation()
+    gate: Gate = Gate()
+
+    @property
+    def reference(self) -> GivenReference | TrainedReference | CrossFittedReference | None:
+        """The reference that the scorer needs, if any."""
+        return self.scoring.reference if isinstance(self.scoring, Rho1 | Shuffled) else None
+
+
+class ScoreResources(Settings):
+    """Where `score_shard` runs."""
+
+    num_shards: int = Field(1, ge=1)
+    """Mapped tasks that share the problems."""
+
+
+class TrainResources(Settings):
+    """Where `train` runs; nothing here changes the result beyond floating-point order."""
+
+    num_ranks: int = Field(1, ge=1)
+    """Processes on this machine."""
+    micro_batch_rows: int = Field(8, ge=1)
+    """Packed rows in one forward."""
+    loss_chunk_rows: int = Field(1024, ge=1)
+    """Token positions whose logits exist at one time."""
+    checkpoint_every_steps: int = Field(100, ge=1)
+    """Optimiser steps between two checkpoints."""
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints kept."""
+
+
+class GenerateResources(Settings):
+    """Where `generate` runs."""
+
+    batch_size: int = Field(32, ge=1)
+    """Sequences decoded at one time."""
+
+
+class JudgeResources(Settings):
+    """Where `judge` runs."""
+
+    num_workers: int | None = Field(None, ge=1)
+    """Programs run at one time; None: one per core."""
+
+
+class Environment(Settings):
+    """Where to run."""
+
+    deployment: str = Field("laptop", pattern=r"^[A-Za-z0-9._-]+$")
+    """Tells the runs of two Airflows on one store apart."""
+    store: str
+    """Folder of the artifacts."""
+    mlflow_uri: str
+    """Tracking server and registry: `http://…`, or `sqlite:///…` on a laptop."""
+    mlflow_artifacts: str | None = None
+    """Where a local `sqlite` tracking store puts files; None: the server's own choice."""
+    score: ScoreResources = ScoreResources()
+    train: TrainResources = TrainResources()
+    generate: GenerateResources = GenerateResources()
+    judge: JudgeResources = JudgeResources()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply dotted overrides such as `train.steps=200`.
+
+    Raises:
+        UserError: no such file, no YAML, an unknown key or a bad value; the message lists each with its place.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(tree, override)
+    return _validated(Recipe, _with_absolute_paths(tree, Path(path).resolve().parent), str(path))
+
+
+def load_environment(path: str | Path) -> Environment:
+    """Read an environment file; relative paths in it become absolute.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    folder = Path(path).resolve().parent
+    tree = _read_yaml(Path(path))
+    for name in ("store", "mlflow_artifacts"):
+        if isinstance(tree.get(name), str):
+            tree[name] = str((folder / tree[name]).resolve())
+    uri = tree.get("mlflow_uri")
+    if isinstance(uri, str) and uri.startswith("sqlite:///"):
+        tree["mlflow_uri"] = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"
+    return _validated(Environment, tree, str(path))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"There is no file {path}. Beside it: {', '.join(near) or 'no .yaml file'}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {error}. Mend the file.") from error
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path} holds {type(tree).__name__}, not a mapping of settings. Start from a file in configs/."
+        )
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise UserError(f"The override {override!r} is not of the form a.b=value. Example: train.steps=200")
+    *parents, leaf = dotted.strip().split(".")
+    for name in parents:
+        child = tree.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise UserError(f"The override {override!r} goes into {name!r}, which is {child!r} and has no parts.")
+        tree = child
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"The value of the override {override!r} is not YAML: {error}.") from error
+    if isinstance(value, str) and _is_number(value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as a string
+    # A change of kind starts a new part: the old kind's own settings do not fit it.
+    if leaf in ("kind", "scorer") and tree.get(leaf) not in (None, value):
+        tree.clear()
+    tree[leaf] = value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_absolute_paths(tree: Any, folder: Path) -> Any:
+    if isinstance(tree, Mapping):
+        return {
+            name: str((folder / Path(value).expanduser()).resolve())
+            if name == "path" and isinstance(value, str)
+            else _with_absolute_paths(value, folder)
+            for name, value in tree.items()
+        }
+    if isinstance(tree, str) and _is_number(tree) and "e" in tree.lower():
+        return float(tree)
+    return tree
+
+
+def _validated(model: type[M], tree: Any, where: str) -> M:
+    try:
+        return TypeAdapter(model).validate_python(tree)
+    except ValidationError as error:
+        problems = [_problem_text(model, dict(found)) for found in error.errors()]
+        raise UserError(f"{where} does not fit:\n" + "\n".join(f"  {line}" for line in problems)) from None
+
+
+def _problem_text(model: type[BaseModel], found: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in found["loc"]) or "(the whole)"
+    if found["type"] == "extra_forbidden":
+        return f"{place} is not a setting; check its spelling against {model.__name__} in docs/configuration.md"
+    return f"{place} is {found.get('input')!r}: {found['msg']}"

@@ -1,0 +1,45 @@
+"""The exception tree, and the exit code that each class means to whoever started the process.
+
+WmtpError                  1   unknown: the orchestrator retries as its DAG says
+├── UserError             64   the user's mistake: config, data schema, a missing model; fail at once
+├── DataError             65   the data or an invariant is bad: contamination, NaN loss; fail at once
+├── Unavailable           75   cannot now: a server is down, another build is running; retry later
+└── Interrupted           85   stopped after a checkpoint: start again and it resumes
+
+A message has three parts: what was wrong with the value, where, and what to do.
+"""
+
+
+class WmtpError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(WmtpError):
+    """Something that only the user can put right."""
+
+    exit_code = 64
+
+
+class DataError(WmtpError):
+    """Data or a result that breaks a rule on which the result would rest."""
+
+    exit_code = 65
+
+
+class Unavailable(WmtpError):
+    """Something outside is not there now and may be later."""
+
+    exit_code = 75
+
+
+class Interrupted(WmtpError):
+    """The work was stopped from outside; what was done up to the last checkpoint is kept."""
+
+    exit_code = 85
+
+
+BY_EXIT_CODE: dict[int, type[WmtpError]] = {
+    error.exit_code: error for error in (UserError, DataError, Unavailable, Interrupted)
+}

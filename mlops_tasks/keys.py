@@ -1,0 +1,175 @@
+"""What a stage's result is named by: a digest of everything that can change it, and of nothing else.
+
+A key covers the stage's name and generation, its part of the spec, the content digests of its inputs, the code that it
+reaches, the versions of the packages that it declares, and Python's minor version. Never in it: paths, run ids, clocks,
+hosts, devices, workers, ranks. Standard library only: the scheduler computes keys too.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mlops_tasks.errors import UserError
+from mlops_tasks.store import canonical_json
+
+SCHEMA = 1
+PACKAGE = "mlops_tasks"
+
+# How a result is found, kept, told and shown; none of it changes what the result is, so it is neither followed nor digested.
+RUNTIME = frozenset(
+    {
+        f"{PACKAGE}.{name}"
+        for name in ("config", "errors", "keys", "logs", "pipeline", "registry", "report", "stage", "store", "tracking")
+    }
+    | {PACKAGE}
+)
+
+
+def key_components(
+    *,
+    stage: str,
+    generation: int,
+    function: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    packages: Iterable[str],
+) -> dict[str, Any]:
+    """Everything that goes into a key, readable, so that two keys can be compared part by part.
+
+    Args:
+        stage: the stage's name.
+        generation: bumped by hand when a change of meaning escapes the code digest.
+        function: `module:name` of the stage's function; its module is where the code digest starts.
+        config: the stage's part of the spec; leaves named `path` are left out.
+        inputs: content digest of each input, by name.
+        packages: distributions whose version can change the result.
+    """
+    locked = locked_versions()
+    return {
+        "schema": SCHEMA,
+        "stage": stage,
+        "generation": generation,
+        "config": without_paths(config),
+        "inputs": dict(inputs),
+        "code": dict(code_digests(function.partition(":")[0])),
+        "packages": {name: locked[name] for name in sorted(packages)},
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+    }
+
+
+def key_of(components: Mapping[str, Any]) -> str:
+    """The key: SHA-256 of the components' canonical JSON."""
+    return hashlib.sha256(canonical_json(components)).hexdigest()
+
+
+def without_paths(value: Any) -> Any:
+    """The value without its leaves named `path`: a path says where something lies, and its digest is keyed instead."""
+    if isinstance(value, Mapping):
+        return {name: without_paths(child) for name, child in value.items() if name != "path"}
+    if isinstance(value, list | tuple):
+        return [without_paths(child) for child in value]
+    return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, place: str = "") -> list[str]:
+    """One line for each leaf in which two sets of components differ.
+
+    >>> differences({"config": {"steps": 1}}, {"config": {"steps": 2}})
+    ['config.steps: 1 → 2']
+    """
+    lines: list[str] = []
+    for name in sorted({*old, *new}):
+        here = f"{place}.{name}" if place else name
+        before, after = old.get(name, "nothing"), new.get(name, "nothing")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, place=here)
+        elif before != after:
+            lines.append(f"{here}: {_short(before)} → {_short(after)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else text
+
+
+@cache
+def code_digests(module: str) -> tuple[tuple[str, str], ...]:
+    """Digest of each first-party module that `module` reaches by import, itself among them; sorted pairs.
+
+    A digest is of the syntax tree without docstrings, comments and layout. The runtime itself is neither followed nor
+    digested: an edited log line or registry rule must not retrain a model.
+    """
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in RUNTIME:
+            continue
+        tree = ast.parse(_source_file(name).read_bytes())
+        found[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        waiting += _first_party_imports(tree, name)
+    return tuple(sorted(found.items()))
+
+
+def _source_file(module: str) -> Path:
+    stem = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    return stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            # A string that stands alone does nothing, be it first (a docstring) or below a field.
+            node.body = [child for child in node.body if not _is_bare_string(child)] or [ast.Pass()]
+    return tree
+
+
+def _is_bare_string(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _first_party_imports(tree: ast.Module, module: str) -> list[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import; the code digest follows absolute ones only"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    # Importing a.b.c runs a and a.b too.
+    parents = {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
+    return sorted(name for name in parents if name.startswith(f"{PACKAGE}.") and _source_file(name).is_file())
+
+
+@cache
+def locked_versions() -> dict[str, str]:
+    """Version of each distribution in the committed lock, without local suffixes such as `+cpu`."""
+    lines = Path(__file__).with_name("requirements.lock").read_text(encoding="utf-8").splitlines()
+    pairs = (re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;+]+)", line) for line in lines)
+    return {pair[1].lower().replace("_", "-"): pair[2] for pair in pairs if pair}
+
+
+def require_locked(packages: Iterable[str]) -> None:
+    """Hold the running packages against the lock that the keys name.
+
+    Raises:
+        UserError: another version runs, so that the result would not be what its key says.
+    """
+    locked = locked_versions()
+    for name in packages:
+        running = metadata.version(name).partition("+")[0]
+        if running != locked[name]:
+            raise UserError(
+                f"{name} {running} runs here, but the lock that keys are made of says {locked[name]}. "
+                "Install with `make setup`, or change mlops_tasks/requirements.lock with `make lock`."
+            )

@@ -1,0 +1,425 @@
+"""The daily pipeline as a table: which tasks there are, what each reads, and which part of the recipe it is keyed by.
+
+What a task does is in its stage's module; how it is run once is in `stage`; its place in time is the DAG's. This page
+also resolves a recipe into the spec that all tasks of a run read (`plan`) and looks ahead without running (`preview`, `why`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from mlops_tasks import stage as runtime
+from mlops_tasks.config import (
+    CrossFittedReference,
+    Environment,
+    GivenReference,
+    HubModel,
+    ModelSource,
+    Recipe,
+    Rho1,
+    TrainedReference,
+    Uniform,
+    load_recipe,
+)
+from mlops_tasks.data.sources import digest_of_model, digest_of_source
+from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.keys import differences
+from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task
+from mlops_tasks.store import Artifact, Store
+
+_MODEL_PACKAGES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
+
+PULL = Stage("pull", "mlops_tasks.data.pull:pull", _MODEL_PACKAGES)
+TRAIN = Stage("train", "mlops_tasks.training:train", _MODEL_PACKAGES)
+SCORE_SHARD = Stage("score_shard", "mlops_tasks.scoring:score_shard", _MODEL_PACKAGES)
+SCORE = Stage("score", "mlops_tasks.scoring:score", ("pyarrow",))
+GENERATE = Stage("generate", "mlops_tasks.evaluation.generation:generate", _MODEL_PACKAGES)
+JUDGE = Stage("judge", "mlops_tasks.evaluation.judging:judge", ("numpy", "pyarrow"))
+
+_TOKENIZER_FILES = tuple(
+    f"model/{name}"
+    for name in ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+)
+_TRAINING_DATA = ("train.parquet", "validation.parquet", "prompt.parquet")
+
+# generate and judge are mapped over these, in this order.
+EVALUATIONS: tuple[tuple[Literal["candidate", "baseline"], Literal["gate", "report"]], ...] = (
+    ("candidate", "gate"),
+    ("candidate", "report"),
+    ("baseline", "gate"),
+    ("baseline", "report"),
+)
+
+
+def _pull_data(spec: Spec, index: int) -> dict[str, Any]:
+    data = spec.recipe.data
+    return {
+        "data": data.source.model_dump(mode="json"),
+        "on_contamination": data.on_contamination,
+        "pin": spec.pins["pull_data"],
+    }
+
+
+def _pull_model(spec: Spec, index: int) -> dict[str, Any]:
+    return {"model": spec.recipe.model.source.model_dump(mode="json"), "pin": spec.pins["pull_model"]}
+
+
+def _pull_reference(spec: Spec, index: int) -> dict[str, Any] | None:
+    reference = spec.recipe.reference
+    if isinstance(reference, TrainedReference):
+        return {
+            "data": reference.data.model_dump(mode="json"),
+            "on_contamination": spec.recipe.data.on_contamination,
+            "pin": spec.pins["pull_reference"],
+        }
+    if isinstance(reference, GivenReference):
+        return {"model": reference.model.model_dump(mode="json"), "pin": spec.pins["pull_reference"]}
+    return None
+
+
+def _fold(spec: Spec) -> dict[str, int] | None:
+    reference = spec.recipe.reference
+    return (
+        {"num_folds": reference.num_folds, "seed": spec.recipe.seed}
+        if isinstance(reference, CrossFittedReference)
+        else None
+    )
+
+
+def _reference(spec: Spec, index: int) -> dict[str, Any] | None:
+    reference = spec.recipe.reference
+    if reference is None or isinstance(reference, GivenReference):
+        return None
+    fold = _fold(spec)
+    return {
+        "train": reference.train.model_dump(mode="json"),
+        "text": spec.recipe.text.model_dump(mode="json"),
+        "seed": spec.recipe.seed,
+        "scoring": {"scorer": "uniform"},
+        "weighting": None,
+        "fold": {**fold, "fold": index} if fold else None,
+    }
+
+
+def _reference_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    data = "pull_reference" if isinstance(spec.recipe.reference, TrainedReference) else "pull_data"
+    return {"data": Input(data, files=_TRAINING_DATA), "model": Input("pull_model", files=("model/*",))}
+
+
+def _score(spec: Spec, index: int) -> dict[str, Any] | None:
+    recipe = spec.recipe
+    if isinstance(recipe.scoring, Uniform):
+        return None
+    # What is made of the scores (excess, weighting, heads) belongs to `train`, so that a sweep over it finds them ready.
+    scoring = recipe.scoring.model_dump(mode="json", exclude={"reference", "excess"})
+    return {"scoring": scoring, "text": recipe.text.model_dump(mode="json"), "seed": recipe.seed, "fold": _fold(spec)}
+
+
+def _score_shard(spec: Spec, index: int) -> dict[str, Any] | None:
+    config = _score(spec, index)
+    return config and {**config, "shard": index, "num_shards": spec.fan_out["score_shard"]}
+
+
+def _score_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    scoring, reference = spec.recipe.scoring, spec.recipe.reference
+    needs_base = scoring.scorer == "shuffled" or (isinstance(scoring, Rho1) and scoring.mode == "static")
+    inputs = {
+        "data": Input("pull_data", files=("train.parquet", "prompt.parquet")),
+        "model": Input("pull_model", files=("model/*",) if needs_base else _TOKENIZER_FILES),
+    }
+    if isinstance(reference, GivenReference):
+        inputs["reference0"] = Input("pull_reference", files=("model/*",))
+    elif reference is not None:
+        inputs |= {f"reference{k}": Input("reference", k, files=("model/*",)) for k in range(spec.fan_out["reference"])}
+    return inputs
+
+
+def _merge_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    shards = {f"shard{i}": Input("score_shard", i, is_keyed=False) for i in range(spec.fan_out["score_shard"])}
+    return _score_inputs(spec, index) | shards
+
+
+def _train(spec: Spec, index: int) -> dict[str, Any]:
+    recipe = spec.recipe
+    is_weighted = not isinstance(recipe.scoring, Uniform)
+    return {
+        "train": recipe.train.model_dump(mode="json"),
+        "text": recipe.text.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "scoring": recipe.scoring.model_dump(mode="json", exclude={"reference"}),
+        "fold": None,
+        "weighting": recipe.weighting.model_dump(mode="json") if is_weighted else None,
+    }
+
+
+def _train_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    return {
+        "data": Input("pull_data", files=_TRAINING_DATA),
+        "model": Input("pull_model", files=("model/*",)),
+        "scores": Input("score"),
+    }
+
+
+def _generate(spec: Spec, index: int) -> dict[str, Any]:
+    evaluation = spec.recipe.evaluation
+    sampling = evaluation.model_dump(
+        mode="json", include={"protocol", "num_samples", "temperature", "top_p", "max_new_tokens"}
+    )
+    return {
+        **sampling,
+        **_evaluation_set(spec, index),
+        "seed": spec.recipe.seed if evaluation.temperature > 0 else None,
+    }
+
+
+def _judge(spec: Spec, index: int) -> dict[str, Any]:
+    evaluation = spec.recipe.evaluation
+    return {
+        **evaluation.model_dump(mode="json", include={"k", "min_seconds", "reference_factor"}),
+        **_evaluation_set(spec, index),
+    }
+
+
+def _evaluation_set(spec: Spec, index: int) -> dict[str, Any]:
+    chosen: dict[str, Any] = getattr(spec.recipe.evaluation, EVALUATIONS[index][1]).model_dump(mode="json")
+    return chosen
+
+
+def _evaluation_data(spec: Spec, index: int) -> Input:
+    return Input("pull_data", files=(f"{_evaluation_set(spec, index)['split']}.parquet", "prompt.parquet"))
+
+
+def _generate_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    baseline = CHAMPION if spec.champion else "pull_model"
+    # Only what decodes is keyed: heads 2..H do not, so a model that was judged before is a hit whatever made it.
+    model = Input("train" if EVALUATIONS[index][0] == "candidate" else baseline, files=("model/*",))
+    return {"data": _evaluation_data(spec, index), "model": model}
+
+
+def _judge_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    return {"data": _evaluation_data(spec, index), "completions": Input("generate", index)}
+
+
+def _num_references(recipe: Recipe, environment: Environment) -> int:
+    return recipe.reference.num_folds if isinstance(recipe.reference, CrossFittedReference) else 1
+
+
+def _training_labels(spec: Spec) -> dict[str, str]:
+    return {"experiment": f"wmtp/{spec.recipe.scoring.scorer}/{spec.recipe.name}"}
+
+
+TASKS: dict[str, Task] = {
+    task.id: task
+    for task in (
+        Task("pull_data", PULL, config=_pull_data),
+        Task("pull_model", PULL, config=_pull_model),
+        Task("pull_reference", PULL, config=_pull_reference),
+        Task(
+            "reference",
+            TRAIN,
+            _reference_inputs,
+            _reference,
+            fan_out=_num_references,
+            num_devices=lambda environment: environment.train.num_ranks,
+        ),
+        Task(
+            "score_shard",
+            SCORE_SHARD,
+            _score_inputs,
+            _score_shard,
+            fan_out=lambda recipe, environment: environment.score.num_shards,
+            covered_by="score",
+        ),
+        Task("score", SCORE, _merge_inputs, _score),
+        Task(
+            "train",
+            TRAIN,
+            _train_inputs,
+            _train,
+            num_devices=lambda environment: environment.train.num_ranks,
+            labels=_training_labels,
+        ),
+        Task("generate", GENERATE, _generate_inputs, _generate, fan_out=lambda recipe, environment: len(EVALUATIONS)),
+        Task("judge", JUDGE, _judge_inputs, _judge, fan_out=lambda recipe, environment: len(EVALUATIONS)),
+        Task("promote", "mlops_tasks.registry:promote"),
+        Task("report", "mlops_tasks.report:report"),
+    )
+}
+
+
+def task_named(name: str) -> Task:
+    """The task with this id.
+
+    Raises:
+        UserError: there is none; lists those that there are.
+    """
+    if name not in TASKS:
+        raise UserError(f"There is no task {name!r}. The tasks are plan, {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def plan(
+    environment: Environment,
+    prefix: str,
+    *,
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    force: Sequence[str] = (),
+) -> Run:
+    """Resolve a recipe into the spec of a run and write it, or read the spec that is there already (a retry).
+
+    Raises:
+        UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
+    """
+    store = Store.open(environment.store)
+    if store.read_json(f"{prefix}/spec.json") is None:
+        store.create_json(
+            f"{prefix}/spec.json",
+            resolve(environment, recipe=recipe, overrides=overrides, force=force).model_dump(mode="json"),
+        )
+    run = Run.open(environment, prefix)
+    run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=0.0, uri=None))
+    return run
+
+
+def resolve(
+    environment: Environment, *, recipe: str | Path, overrides: Sequence[str] = (), force: Sequence[str] = ()
+) -> Spec:
+    """Pin everything that could move: data, models, champion."""
+    from mlops_tasks.registry import champion  # noqa: PLC0415  loads mlflow, which a hit must not wait for
+
+    for name in force:
+        if not isinstance(task_named(name).run, Stage):
+            raise UserError(
+                f"force names {name!r}, which is an action and always runs. Stages are {', '.join(id for id, task in TASKS.items() if isinstance(task.run, Stage))}."
+            )
+    found, pins = _pinned(load_recipe(recipe, overrides))
+    return Spec(
+        recipe=found,
+        pins=pins,
+        champion=champion(environment, found.model.name),
+        force=tuple(force),
+        created=datetime.now(UTC).isoformat(),
+        fan_out={task.id: task.fan_out(found, environment) for task in TASKS.values() if task.fan_out},
+    )
+
+
+def _pinned(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
+    pins = {"pull_data": digest_of_source(recipe.data.source), "pull_model": digest_of_model(recipe.model.source)}
+    model = recipe.model.model_copy(update={"source": _at_commit(recipe.model.source, pins["pull_model"])})
+    scoring, reference = recipe.scoring, recipe.reference
+    if isinstance(reference, TrainedReference):
+        pins["pull_reference"] = digest_of_source(reference.data)
+    elif isinstance(reference, GivenReference):
+        pins["pull_reference"] = digest_of_model(reference.model)
+        scoring = scoring.model_copy(
+            update={
+                "reference": reference.model_copy(update={"model": _at_commit(reference.model, pins["pull_reference"])})
+            }
+        )
+    return recipe.model_copy(update={"model": model, "scoring": scoring}), pins
+
+
+def _at_commit(source: ModelSource, commit: str) -> ModelSource:
+    return source.model_copy(update={"revision": commit}) if isinstance(source, HubModel) else source
+
+
+@dataclass(frozen=True)
+class _Preview(Run):
+    """A run that is only thought of: its pointers are in memory."""
+
+    seen: dict[tuple[str, int], Pointer] = field(default_factory=dict)
+
+    def pointer(self, task: str, index: int = 0) -> Pointer | None:
+        return self.seen.get((task, index))
+
+    def point(self, pointer: Pointer) -> Pointer:
+        self.seen[pointer.task, pointer.index] = pointer
+        return pointer
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a task would do."""
+
+    task: str
+    index: int
+    outcome: Literal["hit", "run", "skipped", "done", "waits"]
+    """`waits`: something above it runs first, and what that yields decides."""
+    seconds: float | None
+    """What it took last time; None: never seen, or no work to do."""
+    components: Mapping[str, Any] = field(default_factory=dict)
+    artifact: Artifact | None = None
+
+
+def preview(environment: Environment, spec: Spec) -> Iterator[Forecast]:
+    """What each task of a run with this spec would do; starts nothing and writes nothing."""
+    run = _Preview(Store.open(environment.store), environment, "runs/preview", spec)
+    took = _earlier_seconds(environment)
+    for task in TASKS.values():
+        for index in range(spec.fan_out.get(task.id, 1)):
+            yield _forecast(run, task, index, statistics.median(took[task.id]) if task.id in took else None)
+
+
+def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> Forecast:
+    try:
+        decision = runtime.decide(run, task, index, tasks=TASKS)
+    except Unavailable:
+        return Forecast(task.id, index, "waits", seconds)
+    if decision.outcome in ("hit", "skipped"):
+        artifact = decision.artifact
+        name = task.run.name if isinstance(task.run, Stage) else task.id
+        run.point(
+            Pointer(
+                task=task.id,
+                index=index,
+                stage=name,
+                outcome=decision.outcome,
+                seconds=0.0,
+                uri=artifact.uri if artifact else None,
+                digest=artifact.digest if artifact else None,
+            )
+        )
+        seconds = None
+    return Forecast(task.id, index, decision.outcome, seconds, decision.components, decision.artifact)
+
+
+def _earlier_seconds(environment: Environment) -> dict[str, list[float]]:
+    took: dict[str, list[float]] = {}
+    for run, _ in zip(runtime.runs(environment), range(20), strict=False):
+        for pointer in run.pointers():
+            if pointer.outcome in ("run", "done"):
+                took.setdefault(pointer.task, []).append(pointer.seconds)
+    return took
+
+
+def why(environment: Environment, spec: Spec, name: str) -> list[str]:
+    """Lines that say which parts of a task's key changed since the last run that had a result of it.
+
+    Raises:
+        UserError: no such task, or one without a key.
+    """
+    task = task_named(name)
+    if not isinstance(task.run, Stage):
+        raise UserError(f"{name} is an action: it has no key and always runs.")
+    last = next((artifact for run in runtime.runs(environment) if (artifact := _result_of(run, name))), None)
+    forecasts = list(preview(environment, spec))
+    now = next(one for one in forecasts if one.task == name and one.index == 0)
+    if now.outcome == "waits":
+        above = [one.task for one in forecasts if one.outcome == "run"]
+        return [f"{name} waits for {', '.join(dict.fromkeys(above))}, which would run; ask `why` of that first."]
+    if now.outcome == "skipped":
+        return [f"{name} is not needed by this recipe."]
+    if last is None:
+        return [f"{name} has no earlier result in this store."]
+    return differences(last.manifest["components"], now.components) or [f"nothing changed: {last.uri}"]
+
+
+def _result_of(run: Run, task: str) -> Artifact | None:
+    pointer = run.pointer(task)
+    return run.store.artifact_at(pointer.uri) if pointer and pointer.uri else None

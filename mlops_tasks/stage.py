@@ -1,0 +1,456 @@
+"""The idempotent runtime: key → hit? → run → commit, for one task of one DAG run.
+
+A *stage* yields an artifact and is looked up by key; an *action* changes the world, always runs and is safe to repeat. A
+*task* is a place in the DAG that runs a stage or an action. Which tasks there are is said in `pipeline`; how bytes become
+durable is said in `store`; what names a result is said in `keys`.
+
+    runs/<deployment>/<dag>/<run>/spec.json               the resolved recipe; written once, by `plan`
+    runs/<deployment>/<dag>/<run>/<task>[.<index>].json   a pointer: what the task came to
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pydantic import Field
+
+from mlops_tasks import __version__
+from mlops_tasks.config import Environment, Recipe, Settings
+from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
+from mlops_tasks.store import Artifact, Store
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["hit", "run", "skipped", "done"]
+
+
+class Champion(Settings):
+    """The model that production loads now."""
+
+    name: str
+    """The product line."""
+    version: str
+    """Version in the registry."""
+    uri: str
+    """Artifact of `train` in the store."""
+    digest: str
+    """Digest of that artifact."""
+
+
+class Spec(Settings):
+    """A recipe with everything that could move pinned; every task of a run reads this one."""
+
+    recipe: Recipe
+    pins: dict[str, str]
+    """Digest of what lies at each source, by task id."""
+    champion: Champion | None
+    """Whom the candidate is compared with; None: the base model."""
+    force: tuple[str, ...] = ()
+    """Ids of tasks to run anew, once in this run."""
+    fan_out: dict[str, int] = Field(default_factory=dict)
+    """Number of mapped tasks, by task id."""
+    created: str
+    """When it was resolved, UTC."""
+
+
+class Pointer(Settings):
+    """What a task of a run came to."""
+
+    task: str
+    index: int
+    stage: str
+    outcome: Outcome
+    seconds: float
+    key: str | None = None
+    uri: str | None = None
+    digest: str | None = None
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A verb whose result is an artifact."""
+
+    name: str
+    function: str
+    """`module:name`; imported only where it runs."""
+    packages: tuple[str, ...]
+    """Distributions whose version can change the result."""
+    generation: int = 1
+    """Bump it when a change of meaning escapes the code digest."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a task reads of another one: some files of its artifact."""
+
+    task: str
+    index: int = 0
+    files: tuple[str, ...] = ("*",)
+    """Globs; only these are keyed, and `*` crosses `/`."""
+    is_keyed: bool = True
+    """False for shards, whose merged content does not depend on how many there were."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A place in the DAG: a stage with its inputs and its part of the spec, or an action."""
+
+    id: str
+    run: Stage | str
+    """The stage, or `module:name` of the action."""
+    inputs: Callable[[Spec, int], Mapping[str, Input]] = lambda spec, index: {}
+    config: Callable[[Spec, int], dict[str, Any] | None] = lambda spec, index: {}
+    """The keyed part of the spec; None where this recipe needs no such task."""
+    fan_out: Callable[[Recipe, Environment], int] | None = None
+    """How many mapped tasks; None: not mapped."""
+    covered_by: str | None = None
+    """A task whose hit makes this one needless."""
+    num_devices: Callable[[Environment], int] = lambda environment: 1
+    """What the seconds are multiplied by in the ledger."""
+    labels: Callable[[Spec], Mapping[str, str]] = lambda spec: {}
+    """Facts for whoever watches, in no key."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a stage's function gets. It fills `folder` and returns its metrics; the runtime commits."""
+
+    config: dict[str, Any]
+    inputs: Mapping[str, Artifact]
+    folder: Path
+    environment: Environment
+    store: Store
+    key: str
+    prefix: str
+    index: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a task would do now, and by what name."""
+
+    outcome: Literal["hit", "run", "skipped", "done"]
+    components: dict[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[Input, Artifact]] = field(default_factory=dict)
+    artifact: Artifact | None = None
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        return key_of(self.components)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One DAG run, as it lies in the store."""
+
+    store: Store
+    environment: Environment
+    prefix: str
+    spec: Spec
+
+    @staticmethod
+    def prefix_of(environment: Environment, dag: str, run: str) -> str:
+        """Where a run lies; every character that could mean something in a path is quoted, so no two runs share a place."""
+        return f"runs/{environment.deployment}/{quote(dag, safe='')}/{quote(run, safe='')}"
+
+    @classmethod
+    def open(cls, environment: Environment, prefix: str) -> Run:
+        """A run that has been planned.
+
+        Raises:
+            UserError: there is no spec.
+        """
+        store = Store.open(environment.store)
+        tree = store.read_json(f"{prefix}/spec.json")
+        if tree is None:
+            raise UserError(f"There is no {store.uri}/{prefix}/spec.json. Run the task `plan` of this run first.")
+        return cls(store, environment, prefix, Spec.model_validate(tree))
+
+    @property
+    def name(self) -> str:
+        """`<dag>/<run>`, quoted."""
+        return "/".join(self.prefix.split("/")[-2:])
+
+    def pointer(self, task: str, index: int = 0) -> Pointer | None:
+        """What a task came to, or None before it ended."""
+        tree = self.store.read_json(self._pointer_name(task, index))
+        return None if tree is None else Pointer.model_validate(tree)
+
+    def pointers(self) -> list[Pointer]:
+        """What all tasks that ended came to, in no order that means something."""
+        names = [name for name in self.store.children(self.prefix) if name.endswith(".json") and name != "spec.json"]
+        trees = [self.store.read_json(f"{self.prefix}/{name}") for name in names]
+        return [Pointer.model_validate(tree) for tree in trees if tree is not None]
+
+    def artifact(self, task: str, index: int = 0) -> Artifact | None:
+        """The artifact of a task; None if it was skipped.
+
+        Raises:
+            Unavailable: the task has not ended, or its artifact is not whole any more.
+        """
+        pointer = self.pointer(task, index)
+        if pointer is None:
+            raise Unavailable(f"Task {task}[{index}] of {self.name} has not ended. It must run first.")
+        if pointer.uri is None:
+            return None
+        artifact = self.store.artifact_at(pointer.uri)
+        if artifact is None or artifact.digest != pointer.digest:
+            raise Unavailable(
+                f"{pointer.uri}, which {task}[{index}] of {self.name} made, is not whole any more. Clear that task: it is made anew."
+            )
+        return artifact
+
+    def file(self, name: str) -> Path:
+        """A local path for a small file of this run, such as its report."""
+        path = self.store.backend.local(f"{self.prefix}/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def point(self, pointer: Pointer) -> Pointer:
+        """Record what a task came to."""
+        self.store.write_json(self._pointer_name(pointer.task, pointer.index), pointer.model_dump(mode="json"))
+        return pointer
+
+    def _pointer_name(self, task: str, index: int) -> str:
+        return f"{self.prefix}/{task}.{index}.json" if task in self.spec.fan_out else f"{self.prefix}/{task}.json"
+
+
+def decide(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -> Decision:
+    """What the task would do now; reads the store, writes nothing.
+
+    Raises:
+        Unavailable: an input's task has not ended.
+    """
+    config = task.config(run.spec, index)
+    if config is None:
+        return Decision("skipped")
+    if not isinstance(task.run, Stage):
+        return Decision("done")
+    if (
+        task.covered_by
+        and decide(run, tasks[task.covered_by], tasks=tasks).outcome == "hit"
+        and task.id not in run.spec.force
+    ):
+        return Decision("skipped")
+    inputs = _present_inputs(run, task, index)
+    components = _components(task.run, config, {name: one for name, one in inputs.items() if one[0].is_keyed})
+    artifact = run.store.find(f"{task.run.name}/{key_of(components)}")
+    return Decision("hit" if artifact else "run", components, inputs, artifact)
+
+
+def _present_inputs(run: Run, task: Task, index: int) -> dict[str, tuple[Input, Artifact]]:
+    found: dict[str, tuple[Input, Artifact]] = {}
+    for name, wanted in task.inputs(run.spec, index).items():
+        artifact = _champion_artifact(run) if wanted.task == CHAMPION else _keyed_artifact(run, wanted)
+        if artifact is not None:
+            found[name] = (wanted, artifact)
+    return found
+
+
+CHAMPION = "champion"
+
+
+def _keyed_artifact(run: Run, wanted: Input) -> Artifact | None:
+    if not wanted.is_keyed and run.pointer(wanted.task, wanted.index) is None:
+        return None  # a shard that has not run: the merged result may be there without it
+    return run.artifact(wanted.task, wanted.index)
+
+
+def _champion_artifact(run: Run) -> Artifact:
+    champion = run.spec.champion
+    assert champion is not None
+    artifact = run.store.artifact_at(champion.uri)
+    if artifact is None or artifact.digest != champion.digest:
+        raise UserError(
+            f"Champion {champion.name} version {champion.version} points to {champion.uri}, which is not in the store. "
+            f"Restore it there, or take the alias `champion` from {champion.name} to start from the base model."
+        )
+    return artifact
+
+
+def _components(
+    stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, tuple[Input, Artifact]]
+) -> dict[str, Any]:
+    digests = {name: artifact.digest_of(*wanted.files) for name, (wanted, artifact) in inputs.items()}
+    return key_components(
+        stage=stage.name,
+        generation=stage.generation,
+        function=stage.function,
+        config=config,
+        inputs=digests,
+        packages=stage.packages,
+    )
+
+
+def execute(
+    run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task], expect_key: str | None = None
+) -> Pointer:
+    """Run one task to its end, or find that there is nothing to do, and record what it came to.
+
+    Raises:
+        WmtpError: with the exit code that says who can mend it; nothing is committed.
+    """
+    started = time.monotonic()
+    apply_force(run, task, index, tasks=tasks)
+    decision = decide(run, task, index, tasks=tasks)
+    if decision.outcome == "done":
+        assert isinstance(task.run, str)
+        detail = _function(task.run)(run)
+        return run.point(
+            Pointer(
+                task=task.id,
+                index=index,
+                stage=task.id,
+                outcome="done",
+                seconds=time.monotonic() - started,
+                detail=detail,
+            )
+        )
+    if expect_key and decision.outcome != "skipped":
+        _require_key(run, task, index, decision, expect_key)
+    artifact = decision.artifact
+    if decision.outcome == "run":
+        artifact = _run_stage(run, task, index, decision)
+    return settle(run, task, index, decision, artifact, seconds=time.monotonic() - started)
+
+
+def settle(
+    run: Run, task: Task, index: int, decision: Decision, artifact: Artifact | None, *, seconds: float
+) -> Pointer:
+    """Record the end of a stage: a hit, a result, or that there was nothing to do."""
+    stage = task.run.name if isinstance(task.run, Stage) else task.id
+    log.info("%s[%d]: %s %s in %.1f s", task.id, index, decision.outcome, artifact.uri if artifact else "", seconds)
+    return run.point(
+        Pointer(
+            task=task.id,
+            index=index,
+            stage=stage,
+            outcome=decision.outcome,
+            seconds=round(seconds, 3),
+            key=decision.key if artifact else None,
+            uri=artifact.uri if artifact else None,
+            digest=artifact.digest if artifact else None,
+        )
+    )
+
+
+def apply_force(run: Run, task: Task, index: int, *, tasks: Mapping[str, Task]) -> None:
+    """Once in a run, take a forced task's old result and checkpoints away; recorded in the run, never keyed."""
+    if task.id not in run.spec.force or not isinstance(task.run, Stage):
+        return
+    marker = f"{run.prefix}/forced/{task.id}.{index}.json"
+    if run.store.read_json(marker) is not None:
+        return
+    decision = decide(run, task, index, tasks=tasks)
+    if decision.outcome in ("hit", "run"):
+        prefix = f"{task.run.name}/{decision.key}"
+        run.store.quarantine(prefix, f"forced by {run.name}")
+        _clear_checkpoints(run.store, prefix)
+    run.store.create_json(marker, {"task": task.id, "index": index, "at": datetime.now(UTC).isoformat()})
+
+
+def note_key(run: Run, task: Task, index: int, decision: Decision) -> None:
+    """Leave the components of an expected key in the run, so that a process that finds another one can say what differs."""
+    run.store.write_json(_note_name(run, task, index), decision.components)
+
+
+def _note_name(run: Run, task: Task, index: int) -> str:
+    return f"{run.prefix}/expected/{task.id}.{index}.json"
+
+
+def _require_key(run: Run, task: Task, index: int, decision: Decision, expected: str) -> None:
+    if decision.key == expected:
+        return
+    expected_components = run.store.read_json(_note_name(run, task, index)) or {}
+    changed = differences(expected_components, decision.components)
+    kinds = {line.partition(".")[0].partition(":")[0] for line in changed}
+    message = (
+        f"{task.id}: whoever started this process expected key {expected[:12]}…, here it is {decision.key[:12]}…: {'; '.join(changed)}. "
+        "Scheduler and task must run the same build and read the same spec."
+    )
+    raise (Unavailable if kinds & {"code", "packages", "python", "generation"} else UserError)(message)
+
+
+def _run_stage(run: Run, task: Task, index: int, decision: Decision) -> Artifact:
+    stage = task.run
+    assert isinstance(stage, Stage)
+    require_locked(stage.packages)
+    prefix = f"{stage.name}/{decision.key}"
+    draft = run.store.begin(prefix)
+    started = time.monotonic()
+    attempt = Attempt(
+        config=task.config(run.spec, index) or {},
+        inputs={name: artifact for name, (_, artifact) in decision.inputs.items()},
+        folder=draft.folder,
+        environment=run.environment,
+        store=run.store,
+        key=decision.key,
+        prefix=prefix,
+        index=index,
+        labels=task.labels(run.spec),
+    )
+    try:
+        metrics = _function(stage.function)(attempt)
+    except BaseException as error:
+        _record_failure(run.store, prefix, draft.attempt, task, error)
+        run.store.abandon(draft)
+        raise
+    seconds = time.monotonic() - started
+    record = {
+        "stage": stage.name, "key": decision.key, "components": decision.components, "metrics": metrics,
+        "inputs": {name: {"uri": artifact.uri, "digest": artifact.digest_of(*wanted.files), "files": list(wanted.files)} for name, (wanted, artifact) in decision.inputs.items()},
+        "seconds": round(seconds, 3), "device_seconds": round(seconds * task.num_devices(run.environment), 3),
+        "versions": {"mlops-tasks": __version__, **{name: locked_versions()[name] for name in stage.packages}},
+        "environment": run.environment.model_dump(mode="json"), "run": run.name,
+    }  # fmt: skip
+    artifact = run.store.commit(draft, record)
+    _clear_checkpoints(run.store, prefix)
+    return artifact
+
+
+def _record_failure(store: Store, prefix: str, attempt: str, task: Task, error: BaseException) -> None:
+    store.write_json(
+        f"{prefix}/failures/{attempt}.json",
+        {
+            "task": task.id,
+            "error": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+            "at": datetime.now(UTC).isoformat(),
+        },
+    )
+
+
+def _clear_checkpoints(store: Store, prefix: str) -> None:
+    for step in store.children(f"{prefix}/checkpoints"):
+        store.remove(f"{prefix}/checkpoints/{step}")
+
+
+def _function(name: str) -> Callable[..., dict[str, Any]]:
+    module, _, function = name.partition(":")
+    found: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def runs(environment: Environment) -> Iterator[Run]:
+    """All planned runs of this deployment, the newest first."""
+    store = Store.open(environment.store)
+    top = f"runs/{environment.deployment}"
+    prefixes = [f"{top}/{dag}/{name}" for dag in store.children(top) for name in store.children(f"{top}/{dag}")]
+    specs = [(prefix, store.read_json(f"{prefix}/spec.json")) for prefix in prefixes]
+    planned = sorted(((tree["created"], prefix) for prefix, tree in specs if tree is not None), reverse=True)
+    for _, prefix in planned:
+        yield Run.open(environment, prefix)
