@@ -1,0 +1,259 @@
+"""The weighted multi-token loss, in chunks: targets and weights of each head, losses per token, the training loss.
+
+Owns the alignment of heads and targets, and the bound on memory: logits exist for one head and one chunk of rows at a time.
+Leaves scores and weights to `scoring`, and sums over micro-batches and ranks to whoever knows them.
+
+Shapes: B batch, S position, H head, V vocabulary, D width, N rows. Head k is index k-1 of a dimension H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from mlops_tasks.model import MtpModel
+
+NO_TARGET = -100
+
+
+class MtpLoss(NamedTuple):
+    """Result of `mtp_loss`."""
+
+    loss: Tensor
+    """Scalar with gradient: this call's part of the step's loss."""
+    head_nats_H: Tensor
+    """Unweighted sums of nats over this call's targets, float32 or wider, detached."""
+
+
+def head_balance(kind: Literal["decaying", "equal"], num_heads: int) -> Tensor:
+    """β [H]: `equal` is 1/H each; `decaying` is 1 for head 1 and 0.3 in all for the others, falling by 0.6 a head."""
+    if kind == "equal":
+        return torch.full((num_heads,), 1 / num_heads)
+    falling = 0.6 ** torch.arange(num_heads - 1, dtype=torch.float64)
+    return torch.cat([torch.ones(1, dtype=torch.float64), 0.3 * falling / falling.sum()]).float()
+
+
+def shifted_targets(
+    input_ids_BS: Tensor,
+    *,
+    is_target_BS: Tensor,
+    document_ids_BS: Tensor,
+    num_heads: int,
+) -> Tensor:
+    """What each head predicts at each position.
+
+    Args:
+        input_ids_BS: Token ids.
+        is_target_BS: True where the token is to be learnt (completion, neither prompt nor padding).
+        document_ids_BS: Document in the packed row; -1 is padding.
+        num_heads: H.
+
+    Returns:
+        y_HBS: x[b, t+k] where that is a target of the same document, else -100.
+
+    Example:
+        x = 5 6 7 8, targets 7 and 8, one document: y_1 = -100 7 8 -100 and y_2 = 7 8 -100 -100.
+    """
+    targets_HBS = torch.full(
+        (num_heads, *input_ids_BS.shape),
+        NO_TARGET,
+        dtype=torch.long,
+        device=input_ids_BS.device,
+    )
+    length = input_ids_BS.shape[1]
+    for head in range(1, min(num_heads, length - 1) + 1):
+        same_document = document_ids_BS[:, head:] == document_ids_BS[:, : length - head]
+        is_learnt = is_target_BS[:, head:].bool() & same_document & (document_ids_BS[:, head:] >= 0)
+        targets_HBS[head - 1, :, : length - head] = torch.where(is_learnt, input_ids_BS[:, head:], NO_TARGET)
+    return targets_HBS
+
+
+def shifted_weights(weights_BS: Tensor, *, targets_HBS: Tensor) -> Tensor:
+    """W_HBS: W_k[b,t] = w[b,t+k], and 0 where head k has no target, so that all heads agree on a token's importance."""
+    shifted_HBS = weights_BS.new_zeros(targets_HBS.shape)
+    length = weights_BS.shape[1]
+    for head in range(1, min(len(targets_HBS), length - 1) + 1):
+        shifted_HBS[head - 1, :, : length - head] = weights_BS[:, head:]
+    return shifted_HBS.masked_fill(targets_HBS == NO_TARGET, 0)
+
+
+def at_tokens(nats_BS: Tensor) -> Tensor:
+    """Move head 1's losses from the position that predicts to the token that is predicted: out[b, j] = in[b, j-1]."""
+    return nn.functional.pad(nats_BS[:, :-1], (1, 0))
+
+
+@torch.no_grad()
+def token_losses(model: MtpModel, hidden_BSD: Tensor, *, targets_BS: Tensor, chunk_rows: int) -> Tensor:
+    """Losses of head 1, token by token, without gradient.
+
+    Args:
+        model: Gives the logits.
+        hidden_BSD: The trunk's output.
+        targets_BS: Head 1 of `shifted_targets`.
+        chunk_rows: Positions whose logits exist at one time.
+
+    Returns:
+        nats_BS, float32: at t the loss of token t+1; 0 where there is no target.
+    """
+    nats_N = torch.zeros(targets_BS.numel(), device=targets_BS.device)
+    hidden_ND = hidden_BSD.detach().flatten(0, 1)
+    with _same_autocast(hidden_BSD.device):
+        for rows in torch.split(_rows_with_target(targets_BS), chunk_rows):
+            log_probabilities = _log_softmax(model.head_logits(hidden_ND[rows], 1))
+            nats_N[rows] = -_of_targets(log_probabilities, targets_BS.flatten()[rows]).float()
+    return nats_N.view_as(targets_BS)
+
+
+def mtp_loss(
+    model: MtpModel,
+    hidden_BSD: Tensor,
+    *,
+    targets_HBS: Tensor,
+    weights_HBS: Tensor,
+    balance_H: Tensor,
+    num_targets_H: Tensor,
+    chunk_rows: int,
+) -> MtpLoss:
+    """L = Σ_k β_k · Σ_{b,t} W_k · c_k / N_k, with c_k = -log p_k(y_k).
+
+    Every parameter that gives logits gets one gradient (zeros if it was not used), so that DistributedDataParallel sees each
+    of them exactly once, on a rank without targets too.
+
+    Args:
+        model: Gives the logits of each head.
+        hidden_BSD: The trunk's output.
+        targets_HBS: From `shifted_targets`.
+        weights_HBS: From `shifted_weights`; no gradient flows through it.
+        balance_H: β.
+        num_targets_H: N_k, over all micro-batches and all ranks of the step.
+        chunk_rows: Positions whose logits exist at one time.
+
+    Returns:
+        This call's part of the loss (local to the rank; the parts of a step add up), and its unweighted sums per head.
+    """
+    parameters = [parameter for parameter in model.logit_parameters() if parameter.requires_grad]
+    scale_H = balance_H.to(weights_HBS) / num_targets_H.to(weights_HBS).clamp(min=1)
+    work = _Work(
+        model=model,
+        parameters=parameters,
+        targets_HBS=targets_HBS,
+        scaled_weights_HBS=weights_HBS.detach() * scale_H[:, None, None],
+        chunk_rows=chunk_rows,
+        # A Function's forward always runs without gradient mode, so it must be told.
+        wants_gradient=torch.is_grad_enabled() and (hidden_BSD.requires_grad or bool(parameters)),
+    )
+    with _same_autocast(hidden_BSD.device):
+        return MtpLoss(*_ChunkedLoss.apply(work, hidden_BSD, *parameters))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What `_ChunkedLoss` needs beside the tensors that it differentiates."""
+
+    model: MtpModel
+    parameters: list[nn.Parameter]
+    targets_HBS: Tensor
+    scaled_weights_HBS: Tensor
+    chunk_rows: int
+    wants_gradient: bool
+
+    def chunks(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Head, rows (indices into B·S), their targets and their weights; rows without a target never come."""
+        for index, targets_BS in enumerate(self.targets_HBS):
+            for rows in torch.split(_rows_with_target(targets_BS), self.chunk_rows):
+                weights = self.scaled_weights_HBS[index].flatten()[rows]
+                yield index + 1, rows, targets_BS.flatten()[rows], weights
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Takes a chunk's gradient while its logits exist; backward only hands out the sums.
+
+    Several `backward()` calls in one step would mark shared parameters ready twice in DistributedDataParallel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, work: _Work, hidden_BSD: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        hidden_ND = hidden_BSD.detach().flatten(0, 1)
+        sum_dtype = torch.promote_types(hidden_BSD.dtype, torch.float32)
+        loss = torch.zeros((), dtype=sum_dtype, device=hidden_BSD.device)
+        head_nats_H = torch.zeros(len(work.targets_HBS), dtype=sum_dtype, device=hidden_BSD.device)
+        wants_hidden = work.wants_gradient and hidden_BSD.requires_grad
+        hidden_gradient_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
+        gradients = [torch.zeros_like(each) for each in work.parameters] if work.wants_gradient else []
+        for head, rows, targets, weights in work.chunks():
+            leaf = hidden_ND[rows].requires_grad_(wants_hidden)
+            nats, logits_edge, logits_gradient = _chunk(work, leaf, head, targets, weights)
+            head_nats_H[head - 1] += nats.sum()
+            loss += (weights * nats).sum()
+            if logits_edge is None:
+                continue
+            inputs = [leaf, *work.parameters] if wants_hidden else work.parameters
+            found = list(torch.autograd.grad([logits_edge], inputs, [logits_gradient], allow_unused=True))
+            if hidden_gradient_ND is not None:
+                hidden_gradient_ND[rows] += found.pop(0)
+            for total, gradient in zip(gradients, found, strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+        ctx.gradients = [hidden_gradient_ND, *gradients]
+        ctx.shape = hidden_BSD.shape
+        ctx.mark_non_differentiable(head_nats_H)
+        return loss, head_nats_H
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = (
+            ctx.gradients,
+            None,
+        )  # scaled in place, hence good for one backward only
+        assert gradients is not None, "a loss of mtp_loss can be differentiated once"
+        hidden_gradient_ND, *others = [each if each is None else each.mul_(loss_gradient) for each in gradients]
+        hidden_gradient = None if hidden_gradient_ND is None else hidden_gradient_ND.view(ctx.shape)
+        return None, hidden_gradient, *others
+
+
+def _chunk(
+    work: _Work, leaf: Tensor, head: int, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, GradientEdge | None, Tensor | None]:
+    """Nats of a chunk and, if wanted, where and with what its backward starts; its logits are gone on return."""
+    with torch.set_grad_enabled(work.wants_gradient):
+        logits = work.model.head_logits(leaf, head)
+    log_probabilities = _log_softmax(logits.detach())
+    nats = -_of_targets(log_probabilities, targets)
+    if not logits.requires_grad:
+        return nats, None, None
+    edge, dtype = get_gradient_edge(logits), logits.dtype
+    del logits
+    gradient = log_probabilities.exp_()
+    gradient.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=gradient.dtype))
+    return nats, edge, gradient.mul_(weights[:, None]).to(dtype)
+
+
+def _rows_with_target(targets_BS: Tensor) -> Tensor:
+    return (targets_BS.flatten() != NO_TARGET).nonzero().flatten()
+
+
+def _log_softmax(logits_NV: Tensor) -> Tensor:
+    return torch.log_softmax(logits_NV, dim=1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+
+
+def _of_targets(log_probabilities_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return log_probabilities_NV.gather(1, targets_N[:, None])[:, 0]
+
+
+def _same_autocast(device: torch.device) -> torch.autocast:
+    """Autocast as it is, but without its cache of weights.
+
+    A weight that is cast first under no_grad (the dynamic scores do so) would be cached without its graph and get no gradient.
+    """
+    kind = device.type
+    return torch.autocast(
+        kind,
+        dtype=torch.get_autocast_dtype(kind),
+        enabled=torch.is_autocast_enabled(kind),
+        cache_enabled=False,
+    )

@@ -1,0 +1,218 @@
+"""A causal language model with H future-token heads: load and probe, hidden states, logits of a head, save.
+
+Owns how any transformers causal LM is taken apart into trunk and logits, and what is saved. Leaves targets, weights and the
+loss to `loss`, and tokenizer files to whoever calls `save`.
+
+Shapes: B batch, S position, V vocabulary, D width, N rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any, Self, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from mlops_tasks.errors import UserError
+
+# Rounding in float32 is some 1e-6 of the largest value; another document that is seen changes 1e-2 of it.
+PROBE_TOLERANCE = 1e-4
+
+
+class ResidualHead(nn.Module):
+    """R_k: D → D, SiLU, D → D. The output layer starts at zero, so that head k starts exactly as head 1."""
+
+    def __init__(self, hidden_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.inner = nn.Linear(hidden_size, hidden_size)
+        self.outer = nn.Linear(hidden_size, hidden_size)
+        nn.init.normal_(self.inner.weight, std=1 / math.sqrt(hidden_size), generator=generator)
+        for zero in (self.inner.bias, self.outer.weight, self.outer.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.outer(nn.functional.silu(self.inner(hidden))))
+
+
+class MtpModel(nn.Module):
+    """A base model whose head k predicts the token k ahead: `logits_k = base_head(h + R_k(h))`, with R_1 = 0."""
+
+    def __init__(self, base: PreTrainedModel, *, num_heads: int, seed: int) -> None:
+        super().__init__()
+        self.base = base
+        self.num_heads = num_heads
+        generator = torch.Generator().manual_seed(seed)
+        hidden_size: int = base.config.get_text_config().hidden_size
+        self.heads = nn.ModuleList(ResidualHead(hidden_size, generator) for _ in range(num_heads - 1))
+
+    @classmethod
+    def load(cls, folder: Path, *, num_heads: int, seed: int) -> Self:
+        """Read a transformers folder in float32, add new heads and prove on a few tokens that the parts fit together.
+
+        Args:
+            folder: As `save_pretrained` writes it.
+            num_heads: H.
+            seed: Of the new heads. Head k is the same for every H.
+
+        Raises:
+            UserError: no causal language model is there, or its architecture cannot be packed or taken apart.
+        """
+        try:
+            base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"{folder} holds no causal language model that transformers can read: {error}. "
+                "Point the model source at a folder written by save_pretrained."
+            ) from error
+        model = cls(base, num_heads=num_heads, seed=seed)
+        model.probe(str(folder))
+        return model
+
+    def forward(self, input_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
+        """`hidden`, under the name that DistributedDataParallel calls."""
+        return self.hidden(input_ids_BS, position_ids_BS)
+
+    def hidden(self, input_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
+        """The trunk's output after its final norm.
+
+        Args:
+            input_ids_BS: Token ids; padding holds any id.
+            position_ids_BS: Position in the document, from 0. A position that does not follow the one before it starts a
+                new document, which sees nothing of what lies before it.
+
+        Returns:
+            hidden_BSD.
+        """
+        # Without a cache, and only then, transformers 5 reads document boundaries off the positions.
+        outputs = self.base.base_model(input_ids=input_ids_BS, position_ids=position_ids_BS, use_cache=False)
+        return cast(Tensor, outputs.last_hidden_state)
+
+    def head_logits(self, hidden_ND: Tensor, head: int) -> Tensor:
+        """Logits of head k, 1 ≤ k ≤ H, with all that the base does to its own (soft cap, scale).
+
+        Returns:
+            logits_NV in the dtype that the base gives them.
+        """
+        if head > 1:
+            hidden_ND = hidden_ND + self.heads[head - 2](hidden_ND)
+        tail = self._tail(_GivenHidden(hidden_ND[None]))
+        return cast(Tensor, tail(inputs_embeds=hidden_ND[None], use_cache=False).logits[0])
+
+    def logit_parameters(self) -> list[nn.Parameter]:
+        """Parameters that `head_logits` may use: the heads' and the base's output layer (tied or not), each once."""
+        tail = self._tail(_GivenHidden(None))
+        return list(dict.fromkeys([*tail.parameters(), *self.heads.parameters()]))
+
+    def check_length(self, max_length: int) -> None:
+        """Refuse documents that are longer than the base has positions."""
+        num_positions = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        if num_positions is not None and max_length > num_positions:
+            raise UserError(
+                f"text.max_length is {max_length} but {type(self.base).__name__} has {num_positions} positions. "
+                f"Set text.max_length to {num_positions} or less, or take a model with more positions."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the plain base to `folder/model` and, if H > 1, the heads to `folder/heads.safetensors`."""
+        self.base.save_pretrained(folder / "model")
+        if self.num_heads > 1:
+            tensors = {name: value.detach().cpu().contiguous() for name, value in self.heads.state_dict().items()}
+            safetensors.torch.save_file(tensors, folder / "heads.safetensors")
+
+    def load_heads(self, file: Path) -> None:
+        """Take heads 2..H from a file that `save` wrote.
+
+        Raises:
+            UserError: the file holds another number of heads or another width.
+        """
+        stored = safetensors.torch.load_file(file)
+        own = self.heads.state_dict()
+        if {name: value.shape for name, value in stored.items()} != {name: value.shape for name, value in own.items()}:
+            num_stored = 1 + len({name.split(".")[0] for name in stored})
+            widths = sorted({value.shape[0] for value in stored.values()})
+            raise UserError(
+                f"train.num_heads is {self.num_heads} and the model is {next(iter(own.values())).shape[0] if own else '?'} "
+                f"wide, but {file} holds {num_stored} heads of width {widths}. "
+                f"Set train.num_heads to {num_stored}, or take the heads that were trained with this model."
+            )
+        self.heads.load_state_dict(stored)
+
+    def probe(self, name: str) -> None:
+        """Prove on a few tokens that trunk and head make the base's logits, and that packed documents are separate.
+
+        Raises:
+            UserError: they do not, or the architecture cannot be called in this way; it names the architecture.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                fault = self._fault()
+        # Whatever a foreign architecture raises here means one thing to the user: it cannot be used.
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+            KeyError,
+            IndexError,
+            RuntimeError,
+        ) as error:
+            fault = f"it fails on eight tokens: {type(error).__name__}: {error}"
+        finally:
+            self.train(was_training)
+        if fault:
+            raise UserError(
+                f"The architecture {type(self.base).__name__} ({self.base.config.model_type}) of {name} cannot be trained "
+                f"here: {fault}. Take a decoder-only model with ordinary attention, such as Llama, Qwen, Gemma or GPT-2."
+            )
+
+    def _fault(self) -> str:
+        device = self.base.device
+        ids_S = torch.arange(8, device=device) % self.base.config.get_text_config().vocab_size
+        positions_S = torch.arange(8, device=device)
+        whole_SD = self.hidden(ids_S[None], positions_S[None])[0]
+        logits_SV = self.base(input_ids=ids_S[None], use_cache=False).logits[0]
+        if not _is_close(self.head_logits(whole_SD, 1), logits_SV):
+            return "its trunk and output layer, called apart, do not give its own logits"
+        packed_SD = self.hidden(ids_S[None], positions_S[None] % 5)[0]
+        apart = [self.hidden(part[None], positions_S[None, : len(part)])[0] for part in (ids_S[:5], ids_S[5:])]
+        if not _is_close(packed_SD, torch.cat(apart)):
+            return "documents that are packed into one row see one another"
+        return ""
+
+    def _tail(self, trunk: _GivenHidden) -> nn.Module:
+        """The base with another module in its trunk's place; parameters are shared."""
+        tail = copy.copy(self.base)
+        tail._modules = {**self.base._modules, self.base.base_model_prefix: trunk}
+        return tail
+
+
+class _GivenHidden(nn.Module):
+    """Stands where the trunk was, and returns what it was given."""
+
+    def __init__(self, hidden: Tensor | None) -> None:
+        super().__init__()
+        self.given = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return _TrunkOutput(last_hidden_state=self.given)
+
+
+class _TrunkOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """A trunk's output of any architecture: what one of them adds (router logits, for example) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+def _is_close(value: Tensor, expected: Tensor) -> bool:
+    difference = (value - expected).abs().max()
+    return bool(difference <= PROBE_TOLERANCE * expected.abs().max())
