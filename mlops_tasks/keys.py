@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -121,7 +122,11 @@ def code_digests(module: str) -> tuple[tuple[str, str], ...]:
 
 
 def _source_file(module: str) -> Path:
-    stem = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    # Only the top package is asked for: to find a submodule, importlib would run the packages above it.
+    top, *below = module.split(".")
+    spec = importlib.util.find_spec(top)
+    assert spec is not None and spec.submodule_search_locations, f"{top} is no package"
+    stem = Path(spec.submodule_search_locations[0]).joinpath(*below)
     return stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
 
 
@@ -148,7 +153,8 @@ def _first_party_imports(tree: ast.Module, module: str) -> list[str]:
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     # Importing a.b.c runs a and a.b too.
     parents = {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
-    return sorted(name for name in parents if name.startswith(f"{PACKAGE}.") and _source_file(name).is_file())
+    top = module.partition(".")[0]
+    return sorted(name for name in parents if name.partition(".")[0] in (top, PACKAGE) and _source_file(name).is_file())
 
 
 @cache

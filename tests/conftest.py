@@ -1,0 +1,83 @@
+"""Fixtures that several test files share: a toy package with stages, an environment in a temporary folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlops_tasks.config import Environment
+
+TOY_STAGES = '''
+"""A two-stage pipeline over text files."""
+import json, os, sys, time
+from pathlib import Path
+from mlops_tasks.config import FolderModel, Data, Evaluation, MbppData, Model, Recipe, Train, Uniform
+from mlops_tasks.stage import Input, Spec, Stage, Task
+from toy.words import shout
+
+def make(attempt):
+    """Write a file of as many lines as the recipe's seed says."""
+    (attempt.folder / "lines.txt").write_text("".join(f"line {n}\\\\n" for n in range(attempt.config["seed"])))
+    (attempt.folder / "deep").mkdir()
+    (attempt.folder / "deep" / "notes.txt").write_text("unread")
+    return {"lines": attempt.config["seed"]}
+
+def loud(attempt):
+    """Shout what `make` made."""
+    text = attempt.inputs["made"].path("lines.txt").read_text()
+    (attempt.folder / "loud.txt").write_text(shout(text))
+    return {"letters": len(text)}
+
+def tell(run):
+    """An action: leaves a mark."""
+    with run.file("told.txt").open("a") as stream:
+        stream.write("told\\\\n")
+    return {"told": True}
+
+MAKE = Stage("make", "toy.stages:make", ("pyarrow",))
+LOUD = Stage("loud", "toy.stages:loud", ())
+TASKS = {task.id: task for task in (
+    Task("make", MAKE, config=lambda spec, index: {"seed": spec.recipe.seed, "path": "/somewhere"}),
+    Task("loud", LOUD, lambda spec, index: {"made": Input("make", files=("lines*",))}, lambda spec, index: {"index": index},
+         fan_out=lambda recipe, environment: 2),
+    Task("unused", LOUD, config=lambda spec, index: None),
+    Task("tell", "toy.stages:tell"),
+)}
+
+def spec(seed=3, force=()):
+    return Spec(recipe=Recipe(name="toy", seed=seed, data=Data(source=MbppData(kind="mbpp", path="x")),
+        model=Model(name="toy", source=FolderModel(kind="folder", path="x")), scoring=Uniform(scorer="uniform"), train=Train(steps=1)),
+        pins={}, champion=None, force=force, fan_out={"loud": 2}, created="2026-01-01T00:00:00+00:00")
+'''
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of an importable package `toy` with two stages and an action."""
+    folder = tmp_path / "source" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "words.py").write_text('def shout(text):\n    """Louder."""\n    return text.upper()\n')
+    (folder / "stages.py").write_text(TOY_STAGES.replace("\\\\n", "\\n"))
+    monkeypatch.syspath_prepend(str(folder.parent))
+    yield folder
+    for name in [name for name in sys.modules if name == "toy" or name.startswith("toy.")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    """An environment whose store is an empty temporary folder."""
+    return Environment(store=str(tmp_path / "store"), mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture
+def mbpp_folder() -> Path:
+    """The published MBPP files, where this checkout has them beside it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "mbpp"
+    if not folder.is_dir():
+        pytest.skip(f"needs MBPP as published in {folder}")
+    return folder

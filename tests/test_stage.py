@@ -1,0 +1,292 @@
+"""The idempotent runtime: run twice, killed anywhere, damaged, forced, in two places at once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mlops_tasks import stage
+from mlops_tasks.config import Environment
+from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.keys import code_digests
+from mlops_tasks.stage import Pointer, Run, decide, execute
+from mlops_tasks.store import Store
+
+
+@pytest.fixture
+def stages(toy: Path) -> ModuleType:
+    code_digests.cache_clear()
+    return importlib.import_module("toy.stages")
+
+
+def planned(environment: Environment, stages: ModuleType, name: str = "one", **spec: object) -> Run:
+    prefix = Run.prefix_of(environment, "toy", name)
+    Store.open(environment.store).create_json(f"{prefix}/spec.json", stages.spec(**spec).model_dump(mode="json"))
+    return Run.open(environment, prefix)
+
+
+def run_all(run: Run, stages: ModuleType) -> list[Pointer]:
+    return [
+        execute(run, task, index, tasks=stages.TASKS)
+        for task in stages.TASKS.values()
+        for index in range(run.spec.fan_out.get(task.id, 1))
+    ]
+
+
+def outcomes(pointers: list[Pointer]) -> list[str]:
+    return [pointer.outcome for pointer in pointers]
+
+
+def committed_files(environment: Environment) -> dict[str, bytes]:
+    root = Path(environment.store)
+    found: dict[str, bytes] = {}
+    for manifest in [*root.glob("make/*/manifest.json"), *root.glob("loud/*/manifest.json")]:
+        tree = json.loads(manifest.read_text())
+        for file in tree["files"]:
+            found[f"{tree['key']}/{file['name']}"] = (
+                manifest.parent / "attempts" / tree["attempt"] / file["name"]
+            ).read_bytes()
+    return found
+
+
+def test_a_second_run_does_no_work_and_points_to_the_same(
+    environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_all(planned(environment, stages), stages)
+    assert outcomes(first) == ["run", "run", "run", "skipped", "done"]
+    monkeypatch.setattr(stages, "make", None)
+    monkeypatch.setattr(stages, "loud", None)
+    second = run_all(planned(environment, stages, "two"), stages)
+    assert outcomes(second) == ["hit", "hit", "hit", "skipped", "done"]
+    assert [one.uri for one in second] == [one.uri for one in first]
+
+
+def test_the_manifest_is_a_full_record(environment: Environment, stages: ModuleType) -> None:
+    run = planned(environment, stages)
+    run_all(run, stages)
+    artifact = run.artifact("loud", 1)
+    made = run.artifact("make")
+    assert artifact is not None and made is not None
+    manifest = artifact.manifest
+    assert manifest["metrics"] == {"letters": 21}
+    assert manifest["inputs"]["made"] == {"uri": made.uri, "digest": made.digest_of("lines*"), "files": ["lines*"]}
+    assert manifest["components"]["code"].keys() == {"toy", "toy.stages", "toy.words"}
+    assert (manifest["stage"], manifest["run"]) == ("loud", "toy/one")
+    assert manifest["seconds"] == manifest["device_seconds"] >= 0
+    assert made.manifest["components"]["config"] == {"seed": 3}
+    assert set(made.manifest["versions"]) == {"mlops-tasks", "pyarrow"}
+
+
+def test_a_changed_seed_changes_exactly_the_keys_below_it(environment: Environment, stages: ModuleType) -> None:
+    first = run_all(planned(environment, stages), stages)
+    second = run_all(planned(environment, stages, "two", seed=4), stages)
+    assert outcomes(second)[:3] == ["run", "run", "run"]
+    assert not {one.key for one in first if one.key} & {one.key for one in second if one.key}
+
+
+def test_an_upstream_that_yields_the_same_bytes_leaves_what_is_below_a_hit(
+    environment: Environment, stages: ModuleType
+) -> None:
+    run_all(planned(environment, stages), stages)
+    again = planned(environment, stages, "two", force=("make",))
+    assert outcomes(run_all(again, stages))[:3] == ["run", "hit", "hit"]
+
+
+def test_files_that_nobody_reads_do_not_change_the_keys_below(
+    environment: Environment, stages: ModuleType, toy: Path
+) -> None:
+    run_all(planned(environment, stages), stages)
+    before = decide(planned(environment, stages), stages.TASKS["loud"], tasks=stages.TASKS).components["inputs"]
+    draft = (store := Store.open(environment.store)).begin("make/other")
+    (draft.folder / "lines.txt").write_text("line 0\nline 1\nline 2\n")
+    (draft.folder / "unread.txt").write_text("something else")
+    assert store.commit(draft, {}).digest_of("lines*") == before["made"]
+
+
+def test_force_runs_anew_once_in_a_run(environment: Environment, stages: ModuleType) -> None:
+    run_all(planned(environment, stages), stages)
+    forced = planned(environment, stages, "two", force=("loud",))
+    assert outcomes(run_all(forced, stages))[:3] == ["hit", "run", "run"]
+    assert outcomes(run_all(forced, stages))[:3] == ["hit", "hit", "hit"]
+    assert Store.open(environment.store).children(f"{forced.prefix}/forced") == ["loud.0.json", "loud.1.json"]
+
+
+def test_force_also_takes_checkpoints_away(environment: Environment, stages: ModuleType) -> None:
+    run = planned(environment, stages, force=("make",))
+    prefix = f"make/{decide(run, stages.TASKS['make'], tasks=stages.TASKS).key}"
+    run.store.commit(run.store.begin(f"{prefix}/checkpoints/step-1"), {})
+    stage.apply_force(run, stages.TASKS["make"], 0, tasks=stages.TASKS)
+    assert run.store.children(f"{prefix}/checkpoints") == []
+
+
+def test_checkpoints_go_when_the_result_is_committed(environment: Environment, stages: ModuleType) -> None:
+    run = planned(environment, stages)
+    prefix = f"make/{decide(run, stages.TASKS['make'], tasks=stages.TASKS).key}"
+    run.store.commit(run.store.begin(f"{prefix}/checkpoints/step-1"), {})
+    run_all(run, stages)
+    assert run.store.children(f"{prefix}/checkpoints") == []
+
+
+def test_a_failure_is_recorded_and_is_never_a_hit(
+    environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(attempt: stage.Attempt) -> None:
+        (attempt.folder / "half.txt").write_text("half")
+        raise ValueError("the disk is made of cheese")
+
+    run = planned(environment, stages)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "make", broken)
+        with pytest.raises(ValueError, match="cheese"):
+            execute(run, stages.TASKS["make"], tasks=stages.TASKS)
+    (failure,) = Path(environment.store).glob("make/*/failures/*.json")
+    assert json.loads(failure.read_text())["message"] == "the disk is made of cheese"
+    assert not list(Path(environment.store).glob("make/*/attempts/*"))
+    assert execute(run, stages.TASKS["make"], tasks=stages.TASKS).outcome == "run"
+
+
+def test_a_task_whose_input_has_not_ended_cannot_run_now(environment: Environment, stages: ModuleType) -> None:
+    with pytest.raises(Unavailable, match=r"Task make\[0\] of toy/one has not ended"):
+        execute(planned(environment, stages), stages.TASKS["loud"], tasks=stages.TASKS)
+
+
+def test_an_input_that_was_damaged_since_says_what_to_do(environment: Environment, stages: ModuleType) -> None:
+    run = planned(environment, stages)
+    made = execute(run, stages.TASKS["make"], tasks=stages.TASKS)
+    next(Path(str(made.uri)).glob("attempts/*/lines.txt")).unlink()
+    with pytest.raises(Unavailable, match="is not whole any more. Clear that task"):
+        execute(run, stages.TASKS["loud"], tasks=stages.TASKS)
+
+
+def test_an_expected_key_that_differs_names_the_component(environment: Environment, stages: ModuleType) -> None:
+    run, task = planned(environment, stages), stages.TASKS["make"]
+    decision = decide(run, task, tasks=stages.TASKS)
+    for part, error in (("code", Unavailable), ("config", UserError)):
+        other = {
+            **decision.components,
+            part: {**decision.components[part], "toy.words" if part == "code" else "seed": "other"},
+        }
+        stage.note_key(run, task, 0, stage.Decision("run", other))
+        with pytest.raises(error, match=rf"make: .* expected key .* {part}\.(toy\.words|seed): other →"):
+            execute(run, task, tasks=stages.TASKS, expect_key=stage.key_of(other))
+    assert execute(run, task, tasks=stages.TASKS, expect_key=decision.key).outcome == "run"
+
+
+def test_a_run_without_a_spec_is_named(environment: Environment) -> None:
+    with pytest.raises(UserError, match="Run the task `plan` of this run first"):
+        Run.open(environment, "runs/laptop/toy/none")
+
+
+def test_run_ids_cannot_leave_their_place_or_share_one(environment: Environment) -> None:
+    ids = ["a/b", "a%2Fb", "..", "manual__2026-01-01T00:00:00+00:00", "a b"]
+    prefixes = [Run.prefix_of(environment, "dag", name) for name in ids]
+    assert len({*prefixes}) == len(ids)
+    assert all(prefix.count("/") == 3 for prefix in prefixes)
+
+
+def test_runs_come_newest_first(environment: Environment, stages: ModuleType) -> None:
+    store = Store.open(environment.store)
+    for name, created in (("b", "2026-01-02"), ("a", "2026-01-03"), ("c", "2026-01-01")):
+        store.create_json(
+            f"{Run.prefix_of(environment, 'toy', name)}/spec.json",
+            stages.spec().model_dump(mode="json") | {"created": created},
+        )
+    assert [run.name for run in stage.runs(environment)] == ["toy/a", "toy/b", "toy/c"]
+
+
+WRITES = {"open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir"}
+
+
+def in_a_process_that_dies(
+    run: Run, stages: ModuleType, *, at_write: int | None = None, after_seconds: float | None = None
+) -> bool:
+    """Run everything in a process of its own that is killed at a point; True if it came to its end before."""
+    pid = os.fork()
+    if pid:
+        _, status = os.waitpid(pid, 0)
+        assert status in (0, signal.SIGKILL), status
+        return status == 0
+    seen = 0
+
+    def die(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal seen
+        if event in WRITES and arguments and str(arguments[0]).startswith(run.store.uri):
+            seen += 1
+            if seen == at_write:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        if at_write is not None:
+            sys.addaudithook(die)
+        if after_seconds is not None:
+            threading.Timer(after_seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        run_all(run, stages)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.fixture
+def unbroken(tmp_path: Path, stages: ModuleType) -> dict[str, bytes]:
+    elsewhere = Environment(store=str(tmp_path / "unbroken"), mlflow_uri="sqlite:///x")
+    run_all(planned(elsewhere, stages), stages)
+    return committed_files(elsewhere)
+
+
+def finish_and_compare(environment: Environment, run: Run, stages: ModuleType, unbroken: dict[str, bytes]) -> None:
+    # What is committed after the kill is whole already; the next run adds what is missing and nothing else.
+    assert committed_files(environment).items() <= unbroken.items()
+    run_all(run, stages)
+    assert committed_files(environment) == unbroken
+    assert outcomes(run_all(run, stages))[:3] == ["hit", "hit", "hit"]
+
+
+def test_killed_before_every_single_write_the_next_run_ends_with_the_same_bytes(
+    environment: Environment, stages: ModuleType, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    for at in range(1, 1000):
+        place = environment.model_copy(update={"store": str(tmp_path / f"kill{at}")})
+        run = planned(place, stages)
+        if in_a_process_that_dies(run, stages, at_write=at):
+            break
+        finish_and_compare(place, run, stages, unbroken)
+    assert at > 50
+
+
+def test_killed_at_random_instants_the_next_run_ends_with_the_same_bytes(
+    environment: Environment, stages: ModuleType, unbroken: dict[str, bytes]
+) -> None:
+    for name in range(20):
+        run = planned(environment, stages, str(name), force=("make", "loud"))
+        in_a_process_that_dies(run, stages, after_seconds=random.uniform(0.0, 0.04))
+        finish_and_compare(environment, run, stages, unbroken)
+
+
+def test_processes_at_once_give_one_result(
+    environment: Environment, stages: ModuleType, unbroken: dict[str, bytes]
+) -> None:
+    for round_ in range(5):
+        place = environment.model_copy(update={"store": f"{environment.store}-{round_}"})
+        runs = [planned(place, stages, str(name)) for name in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda run: in_a_process_that_dies(run, stages), runs))
+        assert committed_files(place) == unbroken
+        assert len({run.pointer("make").uri for run in runs}) == 1  # type: ignore[union-attr]
+
+
+def test_the_clock_may_jump(environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned(environment, stages)
+    run_all(run, stages)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert outcomes(run_all(run, stages))[:3] == ["hit", "hit", "hit"]

@@ -1,0 +1,235 @@
+"""The contract of every backend, and of the artifacts that the store makes on top of it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.store import Artifact, Backend, FolderBackend, Store, canonical_json
+
+
+@pytest.fixture(params=["folder"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    return {"folder": lambda: FolderBackend(tmp_path / "store")}[request.param]()
+
+
+@pytest.fixture
+def store(backend: Backend) -> Store:
+    return Store(backend)
+
+
+def committed(store: Store, prefix: str = "make/k1", **files: str) -> Artifact:
+    draft = store.begin(prefix)
+    for name, text in (files or {"a.txt": "alpha", "deep/b.txt": "beta"}).items():
+        path = draft.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return store.commit(draft, {"stage": "make", "metrics": {"n": 1}})
+
+
+def file_of(artifact: Artifact, name: str) -> Path:
+    return Path(artifact.uri) / "attempts" / artifact.manifest["attempt"] / name
+
+
+def test_reading_what_is_not_there_gives_nothing(backend: Backend) -> None:
+    assert backend.read("a/b.json") is None
+    assert backend.size("a/b.json") is None
+    assert backend.children("a") == []
+    backend.delete("a/b.json")
+
+
+def test_write_replaces_and_create_does_not(backend: Backend) -> None:
+    backend.write("a/b", b"one")
+    backend.write("a/b", b"two")
+    assert not backend.create("a/b", b"three")
+    assert backend.read("a/b") == b"two"
+    assert backend.create("a/c", b"new")
+    assert backend.children("a") == ["b", "c"]
+    assert backend.size("a/c") == 3
+
+
+def test_retire_moves_only_what_was_read(backend: Backend) -> None:
+    backend.write("a/m", b"old")
+    assert backend.retire("a/m", b"old", "a/q/1")
+    assert (backend.read("a/m"), backend.read("a/q/1")) == (None, b"old")
+    backend.write("a/m", b"newer")
+    assert not backend.retire("a/m", b"old", "a/q/2")
+    assert (backend.read("a/m"), backend.read("a/q/2")) == (b"newer", None)
+    assert not backend.retire("a/none", b"", "a/q/3")
+
+
+def test_delete_takes_a_file_or_all_below(backend: Backend) -> None:
+    backend.write("a/b/c", b"")
+    backend.write("a/d", b"")
+    backend.delete("a/d")
+    assert backend.children("a") == ["b"]
+    backend.delete("a")
+    assert backend.children("") == []
+
+
+def _create(root: Path, name: str, results: Any, gate: Any) -> None:
+    gate.wait()
+    results.put(FolderBackend(root).create("race/manifest.json", name.encode()))
+
+
+def test_of_many_writers_exactly_one_creates(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for round_ in range(10):
+        root, results, gate = tmp_path / str(round_), context.Queue(), context.Barrier(6)
+        writers = [context.Process(target=_create, args=(root, f"w{n}", results, gate)) for n in range(6)]
+        for writer in writers:
+            writer.start()
+        outcomes = [results.get(timeout=20) for _ in writers]
+        for writer in writers:
+            writer.join()
+        assert sorted(outcomes) == [False] * 5 + [True]
+
+
+def test_an_artifact_is_found_with_its_files_digests_and_record(store: Store) -> None:
+    made = committed(store)
+    found = store.find("make/k1")
+    assert found is not None
+    assert found.names == ["a.txt", "deep/b.txt"]
+    assert found.path("deep/b.txt").read_text() == "beta"
+    assert found.folder("deep") == found.path("deep/b.txt").parent
+    assert (found.digest, found.metrics) == (made.digest, {"n": 1})
+    assert store.artifact_at(found.uri) == found
+
+
+def test_the_digest_is_of_names_and_contents_only(store: Store) -> None:
+    one, same, other = (
+        committed(store, "make/1"),
+        committed(store, "make/2"),
+        committed(store, "make/3", **{"a.txt": "x", "deep/b.txt": "beta"}),
+    )
+    assert one.digest == same.digest != other.digest
+    assert one.digest_of("deep/*") == other.digest_of("deep/*") != one.digest_of("a.txt")
+    # By hand: SHA-256 of [["a.txt","<sha256 of alpha>"]] in canonical JSON.
+    import hashlib
+
+    alpha = hashlib.sha256(b"alpha").hexdigest()
+    assert one.digest_of("a*") == hashlib.sha256(f'[["a.txt","{alpha}"]]'.encode()).hexdigest()
+
+
+def test_a_draft_is_not_seen_before_it_is_committed(store: Store) -> None:
+    draft = store.begin("make/k1")
+    (draft.folder / "a.txt").write_text("half")
+    assert store.find("make/k1") is None
+    store.abandon(draft)
+    assert store.children("make/k1/attempts") == []
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_text("alph"), lambda path: os.truncate(path, 0)]
+)
+def test_a_missing_or_truncated_file_is_no_hit_and_is_quarantined(store: Store, damage: Any) -> None:
+    damage(file_of(committed(store), "a.txt"))
+    assert store.find("make/k1") is None
+    assert store.read_json("make/k1/manifest.json") is None
+    assert len(store.children("make/k1/quarantine")) == 1
+    assert committed(store).path("a.txt").read_text() == "alpha"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"attempt": 1, "files": 3}'])
+def test_a_broken_manifest_is_quarantined(store: Store, text: str) -> None:
+    store.backend.write("make/k1/manifest.json", text.encode())
+    assert store.find("make/k1") is None
+    assert len(store.children("make/k1/quarantine")) == 1
+
+
+def test_changed_bytes_of_the_same_size_are_noticed_when_read(store: Store) -> None:
+    artifact = committed(store)
+    file_of(artifact, "deep/b.txt").write_text("bete")
+    found = store.find("make/k1")
+    assert found is not None
+    assert found.path("a.txt").read_text() == "alpha"
+    with pytest.raises(DataError, match=r"deep/b\.txt was committed with SHA-256 .* run the DAG again"):
+        found.folder("deep")
+    assert store.find("make/k1") is None
+
+
+def test_an_unknown_file_or_folder_is_named_with_those_that_are_there(store: Store) -> None:
+    artifact = committed(store)
+    with pytest.raises(DataError, match=r"no file c\.txt; it holds a\.txt, deep/b\.txt"):
+        artifact.path("c.txt")
+    with pytest.raises(DataError, match=r"no folder dee; it holds a\.txt, deep/b\.txt"):
+        artifact.folder("dee")
+
+
+def test_a_second_commit_gives_way_to_the_first(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    first = committed(store)
+    again = committed(store)
+    assert again == first
+    assert store.children("make/k1/attempts") == [first.manifest["attempt"]]
+    other = committed(store, **{"a.txt": "different"})
+    assert other == first
+    assert "is not deterministic" in caplog.text
+    (failure,) = store.children("make/k1/failures")
+    assert store.read_json(f"make/k1/failures/{failure}")["kind"] == "non-determinism"
+
+
+def test_a_commit_over_a_broken_artifact_wins(store: Store) -> None:
+    file_of(committed(store), "a.txt").unlink()
+    fresh = committed(store)
+    assert fresh.path("a.txt").read_text() == "alpha"
+
+
+def test_removal_takes_the_manifest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed(store)
+    deleted: list[str] = []
+    real = FolderBackend.delete
+    monkeypatch.setattr(FolderBackend, "delete", lambda self, name: (deleted.append(name), real(self, name)))
+    store.remove("make/k1")
+    assert deleted == ["make/k1/manifest.json", "make/k1"]
+    assert store.children("make") == []
+
+
+def test_json_files_are_replaced_or_created_once(store: Store) -> None:
+    assert store.read_json("runs/a.json") is None
+    store.write_json("runs/a.json", {"n": 1})
+    assert not store.create_json("runs/a.json", {"n": 2})
+    assert store.read_json("runs/a.json") == {"n": 1}
+
+
+def test_foreign_uris_are_refused(store: Store) -> None:
+    with pytest.raises(UserError, match="is not in the store"):
+        store.artifact_at("/elsewhere/make/k1")
+    with pytest.raises(UserError, match="scheme gopher; known is file"):
+        Store.open("gopher://x/y")
+
+
+def test_a_file_uri_and_a_path_are_the_same_store(tmp_path: Path) -> None:
+    assert Store.open(f"file://{tmp_path}").uri == Store.open(str(tmp_path)).uri == str(tmp_path)
+
+
+def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(UserError, match="cannot make hard links"):
+        FolderBackend(tmp_path).create("a/manifest.json", b"{}")
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_canonical_json_is_one_form_and_refuses_what_is_not_finite() -> None:
+    assert canonical_json({"b": [1, "é"], "a": None}) == '{"a":null,"b":[1,"é"]}'.encode()
+    assert canonical_json({"x": 1}) != canonical_json({"x": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"x": float("nan")})
+
+
+def test_the_manifest_is_readable_by_people(store: Store) -> None:
+    text = (Path(committed(store).uri) / "manifest.json").read_text()
+    assert json.loads(text)["files"][0] == {
+        "name": "a.txt",
+        "size": 5,
+        "sha256": json.loads(text)["files"][0]["sha256"],
+    }
+    assert text.count("\n") > 10
