@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from mlops_tasks import __version__, logs, pipeline, stage
+from mlops_tasks import __version__, logs, pipeline, stage, summary
 from mlops_tasks.config import Environment, load_environment
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.stage import Run
@@ -156,30 +156,12 @@ def _show(options: argparse.Namespace, environment: Environment, out: TextIO) ->
         run = Run.open(environment, _prefix_of(what, environment)) if what else next(stage.runs(environment), None)
         if run is None:
             raise UserError(f"The store {environment.store} has no run yet. Start one with `make demo`.")
-        _show_run(run, out)
+        out.writelines(f"{line}\n" for line in summary.of_run(run))
         return
     artifact = Store.open(environment.store).artifact_at(what.removesuffix("/manifest.json"))
     if artifact is None:
-        raise UserError(f"{what} is no whole artifact. `wmtp show` without an argument lists those of the last run.")
-    manifest = artifact.manifest
-    out.write(
-        f"{artifact.uri}\n  digest  {artifact.digest}\n  made    {manifest['created']} in {manifest['seconds']:.1f} s\n"
-    )
-    out.writelines(f"  file    {file['name']}  {file['size']} bytes\n" for file in manifest["files"])
-    out.writelines(f"  input   {name}: {one['uri']}\n" for name, one in manifest["inputs"].items())
-    out.writelines(f"  metric  {name}: {value}\n" for name, value in artifact.metrics.items())
-
-
-def _show_run(run: Run, out: TextIO) -> None:
-    out.write(f"{run.name}\n")
-    found = {(pointer.task, pointer.index): pointer for pointer in run.pointers()}
-    for task in pipeline.TASKS:
-        for index in range(run.spec.fan_out.get(task, 1)):
-            pointer = found.get((task, index))
-            outcome, seconds = (pointer.outcome, f"{pointer.seconds:8.1f} s") if pointer else ("not yet", "")
-            out.write(
-                f"  {_label(task, index, run.spec):<16}{outcome:<9}{seconds}  {(pointer and pointer.uri) or ''}\n"
-            )
+        raise UserError(f"{what} is no whole artifact. `wmtp show` without an argument tells of the last run.")
+    out.writelines(f"{line}\n" for line in summary.of_artifact(artifact))
 
 
 def _label(task: str, index: int, spec: stage.Spec) -> str:
@@ -187,8 +169,8 @@ def _label(task: str, index: int, spec: stage.Spec) -> str:
 
 
 def _check_data(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:
-    from mlops_tasks.data.sources import read_mbpp  # noqa: PLC0415
-    from mlops_tasks.evaluation.judging import check_references  # noqa: PLC0415
+    from mlops_tasks.data.sources import read_mbpp
+    from mlops_tasks.evaluation.judging import check_references
 
     problems = read_mbpp(Path(options.path))
     outcomes = check_references(problems, num_workers=environment.judge.num_workers)

@@ -28,7 +28,19 @@ PACKAGE = "mlops_tasks"
 RUNTIME = frozenset(
     {
         f"{PACKAGE}.{name}"
-        for name in ("config", "errors", "keys", "logs", "pipeline", "registry", "report", "stage", "store", "tracking")
+        for name in (
+            "config",
+            "errors",
+            "keys",
+            "logs",
+            "pipeline",
+            "registry",
+            "report",
+            "stage",
+            "store",
+            "summary",
+            "tracking",
+        )
     }
     | {PACKAGE}
 )

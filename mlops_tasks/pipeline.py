@@ -291,7 +291,7 @@ def resolve(
     environment: Environment, *, recipe: str | Path, overrides: Sequence[str] = (), force: Sequence[str] = ()
 ) -> Spec:
     """Pin everything that could move: data, models, champion."""
-    from mlops_tasks.registry import champion  # noqa: PLC0415  loads mlflow, which a hit must not wait for
+    from mlops_tasks.registry import champion
 
     for name in force:
         if not isinstance(task_named(name).run, Stage):

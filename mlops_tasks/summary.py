@@ -1,0 +1,74 @@
+"""A run or an artifact on one terminal screen: what each task came to, the metrics, the verdict, where to look next.
+
+The page for a browser is in `report`; this is for whoever started the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlops_tasks.pipeline import EVALUATIONS, TASKS
+from mlops_tasks.stage import Pointer, Run, Stage
+from mlops_tasks.store import Artifact
+
+
+def of_run(run: Run) -> Iterator[str]:
+    """Lines on a run, as far as it has come."""
+    found = {(pointer.task, pointer.index): pointer for pointer in run.pointers()}
+    yield f"{run.name}  (recipe {run.spec.recipe.name})"
+    yield ""
+    yield f"  {'task':<16}{'outcome':<9}{'seconds':>8}"
+    for task in TASKS:
+        for index in range(run.spec.fan_out.get(task, 1)):
+            yield _task_line(run, task, index, found.get((task, index)))
+    yield ""
+    if stages := [
+        pointer for (task, _), pointer in found.items() if task in TASKS and isinstance(TASKS[task].run, Stage)
+    ]:
+        yield _work_done(stages)
+    yield from _scores(run, found)
+    yield from _verdict(found)
+
+
+def _task_line(run: Run, task: str, index: int, pointer: Pointer | None) -> str:
+    name = f"{task}[{index}]" if run.spec.fan_out.get(task, 1) > 1 else task
+    return f"  {name:<16}{pointer.outcome:<9}{pointer.seconds:>8.1f}" if pointer else f"  {name:<16}not yet"
+
+
+def _work_done(stages: list[Pointer]) -> str:
+    ran = [pointer for pointer in stages if pointer.outcome == "run"]
+    if not ran:
+        return "  Every stage was a hit: nothing had to be computed."
+    return f"  {len(ran)} stages ran in {sum(pointer.seconds for pointer in ran):.0f} s, {sum(pointer.outcome == 'hit' for pointer in stages)} were hits."
+
+
+def _scores(run: Run, found: dict[tuple[str, int], Pointer]) -> Iterator[str]:
+    judged = {EVALUATIONS[index]: run.artifact("judge", index) for task, index in found if task == "judge"}
+    rows = [(role, part, artifact.metrics) for (role, part), artifact in sorted(judged.items()) if artifact]
+    if not rows:
+        return
+    yield f"\n  {'pass@1':<11}{'set':<8}{'problems':>8}  share   interval"
+    for role, part, metrics in rows:
+        low, high = metrics["pass_at_1_interval"]
+        yield f"  {role:<11}{part:<8}{metrics['num_problems']:>8}  {metrics['pass_at_k']['1']:.3f}   {low:.3f} to {high:.3f}"
+
+
+def _verdict(found: dict[tuple[str, int], Pointer]) -> Iterator[str]:
+    if promoted := found.get(("promote", 0)):
+        detail = promoted.detail
+        yield f"\n  {detail['outcome']}: version {detail['version']}. {detail['reason']}"
+    if reported := found.get(("report", 0)):
+        yield f"  report: {reported.detail['path']}"
+
+
+def of_artifact(artifact: Artifact) -> Iterator[str]:
+    """Lines on an artifact: what made it from what, its files and metrics."""
+    manifest: dict[str, Any] = artifact.manifest
+    yield artifact.uri
+    yield f"  digest  {artifact.digest}"
+    if "seconds" in manifest:
+        yield f"  made    {manifest['created']} in {manifest['seconds']:.1f} s by {manifest['run']}"
+    yield from (f"  file    {file['name']}  {file['size']} bytes" for file in manifest["files"])
+    yield from (f"  input   {name}: {one['uri']}" for name, one in manifest.get("inputs", {}).items())
+    yield from (f"  metric  {name}: {value}" for name, value in artifact.metrics.items())
