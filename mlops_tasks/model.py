@@ -51,10 +51,13 @@ class MtpModel(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         hidden_size: int = base.config.get_text_config().hidden_size
         self.heads = nn.ModuleList(ResidualHead(hidden_size, generator) for _ in range(num_heads - 1))
+        self.train(base.training)
 
     @classmethod
     def load(cls, folder: Path, *, num_heads: int, seed: int) -> Self:
         """Read a transformers folder in float32, add new heads and prove on a few tokens that the parts fit together.
+
+        As after `from_pretrained`, dropout is off until somebody calls `train`.
 
         Args:
             folder: As `save_pretrained` writes it.
