@@ -178,59 +178,59 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, work: _Work, hidden_BSD: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        hidden_ND = hidden_BSD.detach().flatten(0, 1)
-        sum_dtype = torch.promote_types(hidden_BSD.dtype, torch.float32)
-        loss = torch.zeros((), dtype=sum_dtype, device=hidden_BSD.device)
-        head_nats_H = torch.zeros(len(work.targets_HBS), dtype=sum_dtype, device=hidden_BSD.device)
-        wants_hidden = work.wants_gradient and hidden_BSD.requires_grad
-        hidden_gradient_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
-        gradients = [torch.zeros_like(each) for each in work.parameters] if work.wants_gradient else []
+        sums = _Sums(work, hidden_BSD)
         for head, rows, targets, weights in work.chunks():
-            leaf = hidden_ND[rows].requires_grad_(wants_hidden)
-            nats, logits_edge, logits_gradient = _chunk(work, leaf, head, targets, weights)
-            head_nats_H[head - 1] += nats.sum()
-            loss += (weights * nats).sum()
-            if logits_edge is None:
-                continue
-            inputs = [leaf, *work.parameters] if wants_hidden else work.parameters
-            found = list(torch.autograd.grad([logits_edge], inputs, [logits_gradient], allow_unused=True))
-            if hidden_gradient_ND is not None:
-                hidden_gradient_ND[rows] += found.pop(0)
-            for total, gradient in zip(gradients, found, strict=True):
-                if gradient is not None:
-                    total.add_(gradient)
-        ctx.gradients = [hidden_gradient_ND, *gradients]
-        ctx.shape = hidden_BSD.shape
-        ctx.mark_non_differentiable(head_nats_H)
-        return loss, head_nats_H
+            sums.add(head, rows, targets, weights)
+        hidden_gradient_ND = sums.hidden_gradient_ND
+        hidden_gradient = None if hidden_gradient_ND is None else hidden_gradient_ND.view(hidden_BSD.shape)
+        ctx.gradients = [hidden_gradient, *sums.gradients]
+        ctx.mark_non_differentiable(sums.head_nats_H)
+        return sums.loss, sums.head_nats_H
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = (
-            ctx.gradients,
-            None,
-        )  # scaled in place, hence good for one backward only
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, hence good for one backward only
         assert gradients is not None, "a loss of mtp_loss can be differentiated once"
-        hidden_gradient_ND, *others = [each if each is None else each.mul_(loss_gradient) for each in gradients]
-        hidden_gradient = None if hidden_gradient_ND is None else hidden_gradient_ND.view(ctx.shape)
-        return None, hidden_gradient, *others
+        return None, *(each if each is None else each.mul_(loss_gradient) for each in gradients)
 
 
-def _chunk(
-    work: _Work, leaf: Tensor, head: int, targets: Tensor, weights: Tensor
-) -> tuple[Tensor, GradientEdge | None, Tensor | None]:
-    """Nats of a chunk and, if wanted, where and with what its backward starts; its logits are gone on return."""
-    with torch.set_grad_enabled(work.wants_gradient):
-        logits = work.model.head_logits(leaf, head)
-    log_probabilities = _log_softmax(logits.detach())
-    nats = -_of_targets(log_probabilities, targets)
-    if not logits.requires_grad:
-        return nats, None, None
-    edge, dtype = get_gradient_edge(logits), logits.dtype
-    del logits
-    gradient = log_probabilities.exp_()
-    gradient.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=gradient.dtype))
-    return nats, edge, gradient.mul_(weights[:, None]).to(dtype)
+class _Sums:
+    """Loss and gradients over the chunks so far; what a chunk needs beside them is gone when `add` returns."""
+
+    def __init__(self, work: _Work, hidden_BSD: Tensor) -> None:
+        self.work = work
+        self.hidden_ND = hidden_BSD.detach().flatten(0, 1)
+        wants_hidden = work.wants_gradient and hidden_BSD.requires_grad
+        self.hidden_gradient_ND = torch.zeros_like(self.hidden_ND) if wants_hidden else None
+        self.gradients = [torch.zeros_like(each) for each in work.parameters] if work.wants_gradient else []
+        dtype = torch.promote_types(hidden_BSD.dtype, torch.float32)
+        self.loss = torch.zeros((), dtype=dtype, device=hidden_BSD.device)
+        self.head_nats_H = torch.zeros(len(work.targets_HBS), dtype=dtype, device=hidden_BSD.device)
+
+    def add(self, head: int, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
+        leaf = self.hidden_ND[rows].requires_grad_(self.hidden_gradient_ND is not None)
+        with torch.set_grad_enabled(self.work.wants_gradient):
+            logits = self.work.model.head_logits(leaf, head)
+        log_probabilities = _log_softmax(logits.detach())
+        nats = -_of_targets(log_probabilities, targets)
+        self.head_nats_H[head - 1] += nats.sum()
+        self.loss += (weights * nats).sum()
+        if logits.requires_grad:
+            edge, dtype = get_gradient_edge(logits), logits.dtype
+            del logits  # before its gradient takes the same room again
+            gradient = log_probabilities.exp_()
+            gradient.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=gradient.dtype))
+            self._add_gradients(rows, leaf, edge, gradient.mul_(weights[:, None]).to(dtype))
+
+    def _add_gradients(self, rows: Tensor, leaf: Tensor, edge: GradientEdge, logits_gradient: Tensor) -> None:
+        wants_hidden = self.hidden_gradient_ND is not None
+        inputs = [leaf, *self.work.parameters] if wants_hidden else self.work.parameters
+        found = list(torch.autograd.grad([edge], inputs, [logits_gradient], allow_unused=True))
+        if self.hidden_gradient_ND is not None:
+            self.hidden_gradient_ND[rows] += found.pop(0)
+        for total, gradient in zip(self.gradients, found, strict=True):
+            if gradient is not None:
+                total.add_(gradient)
 
 
 def _rows_with_target(targets_BS: Tensor) -> Tensor:

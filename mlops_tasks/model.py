@@ -106,7 +106,7 @@ class MtpModel(nn.Module):
         if head > 1:
             hidden_ND = hidden_ND + self.heads[head - 2](hidden_ND)
         tail = self._tail(_GivenHidden(hidden_ND[None]))
-        return cast(Tensor, tail(inputs_embeds=hidden_ND[None], use_cache=False).logits[0])
+        return cast(Tensor, tail(inputs_embeds=hidden_ND[None], use_cache=False).logits.squeeze(0))
 
     def logit_parameters(self) -> list[nn.Parameter]:
         """Parameters that `head_logits` may use: the heads' and the base's output layer (tied or not), each once."""
