@@ -1,0 +1,339 @@
+"""Which model production loads: register the candidate, hold it against the champion, move the alias if it is better.
+
+The action `promote` owns the gate, the versions and the aliases of the registered model; what a training's run holds is
+`tracking`'s. Everything is found before it is made and every step can be repeated, so that a kill at any point costs nothing.
+
+    champion    what production loads
+    previous    what it loaded before
+    candidate   the newest version that the gate refused
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow.parquet as pq
+
+from mlops_tasks import tracking
+from mlops_tasks.config import Environment
+from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
+from mlops_tasks.stage import Champion, Run
+from mlops_tasks.store import Artifact, canonical_json
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+Outcome = Literal["promoted", "refused", "already champion"]
+
+log = logging.getLogger(__name__)
+
+# Of the mapped tasks generate and judge; the order is `pipeline.EVALUATIONS`.
+CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
+_PROTOCOL_FIELDS = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the gate decides on, and all that one needs to check it later."""
+
+    passed: bool
+    num_problems: int
+    candidate: float
+    """Mean pass@1 on the gate set."""
+    baseline: float
+    difference: float
+    lower_bound: float
+    """One-sided, of the paired difference."""
+    low: float
+    high: float
+    """Two-sided interval of the same confidence."""
+    confidence: float
+    min_difference: float
+    only_candidate: int
+    """Problems that only the candidate solves (by its first program)."""
+    only_baseline: int
+    mcnemar_p: float
+    compared_with: str
+    """`version 3`, or `the base model`."""
+    candidate_outcomes: str
+    """Digest of the judged outcomes."""
+    baseline_outcomes: str
+    spec: str
+    """Digest of the spec."""
+
+
+def champion(environment: Environment, name: str) -> Champion | None:
+    """The version of a product line that carries the alias `champion`, or None.
+
+    Raises:
+        Unavailable: the registry cannot be reached.
+        UserError: the version was not registered by `promote`, so nobody knows where its artifact is.
+    """
+    if tracking.is_empty(environment):
+        return None
+    with tracking.connection(environment) as client:
+        return _champion(client, name)
+
+
+def _champion(client: MlflowClient, name: str) -> Champion | None:
+    version = _aliases(client, name).get("champion")
+    if version is None:
+        return None
+    tags = client.get_model_version(name, version).tags
+    if "uri" not in tags or "digest" not in tags:
+        raise UserError(
+            f"Version {version} of {name} is the champion but has no tags `uri` and `digest`: it was not registered by promote. "
+            "Move the alias `champion` to a version that was, or delete the alias to start from the base model."
+        )
+    return Champion(name=name, version=version, uri=tags["uri"], digest=tags["digest"])
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+
+
+def promote(run: Run) -> dict[str, Any]:
+    """Register the candidate of a run and make it the champion if the gate says so.
+
+    Returns:
+        outcome ("promoted", "refused" or "already champion"), version, reason, evidence.
+
+    Raises:
+        DataError: the outcomes are not of the candidate, of the pinned baseline, or of the same problems and protocol.
+        Unavailable: the registry cannot be reached.
+    """
+    candidate = _present(run, "train")
+    name = run.spec.recipe.model.name
+    with tracking.connection(run.environment) as client:
+        now = _champion(client, name)
+        if now is not None and now.digest == candidate.digest:
+            _drop_candidate_alias(client, name, now.version)
+            reason = f"Version {now.version} of {name} has the very same bytes and is the champion already."
+            return _result("already champion", now.version, reason, {})
+        evidence = weigh(run, candidate)
+        version = _register(client, run, candidate, evidence)
+        outcome, reason = _decide(client, run, version, evidence)
+        log.info("%s version %s %s: %s", name, version, outcome, reason)
+        return _result(outcome, version, reason, asdict(evidence))
+
+
+def _result(outcome: Outcome, version: str, reason: str, evidence: dict[str, Any]) -> dict[str, Any]:
+    return {"outcome": outcome, "version": version, "reason": reason, "evidence": evidence}
+
+
+def _present(run: Run, task: str, index: int = 0) -> Artifact:
+    artifact = run.artifact(task, index)
+    if artifact is None:
+        raise DataError(
+            f"Task {task}[{index}] of {run.name} was skipped, and promote decides on its result. Clear it and run it."
+        )
+    return artifact
+
+
+# The evidence
+
+
+def weigh(run: Run, candidate: Artifact) -> Evidence:
+    """Compare candidate and baseline problem by problem on the gate set.
+
+    Raises:
+        DataError: the two were not measured alike, or not on these models.
+    """
+    _require_judged(run, CANDIDATE_GATE, candidate)
+    _require_judged(run, BASELINE_GATE, _baseline(run))
+    ours, theirs = _present(run, "judge", CANDIDATE_GATE), _present(run, "judge", BASELINE_GATE)
+    a, b = _paired(ours, theirs)
+    gate, champion = run.spec.recipe.gate, run.spec.champion
+    shares, other_shares = [_mean(passed) for passed in a], [_mean(passed) for passed in b]
+    interval = paired_bootstrap(
+        shares, other_shares, confidence=gate.confidence, num_resamples=gate.num_resamples, seed=run.spec.recipe.seed
+    )
+    test = mcnemar([passed[0] for passed in a], [passed[0] for passed in b])
+    return Evidence(
+        passed=interval.lower_bound > gate.min_difference,
+        num_problems=len(a), candidate=_mean(shares), baseline=_mean(other_shares),
+        difference=interval.difference, lower_bound=interval.lower_bound, low=interval.low, high=interval.high,
+        confidence=gate.confidence, min_difference=gate.min_difference,
+        only_candidate=test.only_a, only_baseline=test.only_b, mcnemar_p=test.p_value,
+        compared_with=f"version {champion.version}" if champion else "the base model",
+        candidate_outcomes=ours.digest, baseline_outcomes=theirs.digest,
+        spec=hashlib.sha256(canonical_json(run.spec.model_dump(mode="json"))).hexdigest(),
+    )  # fmt: skip
+
+
+def _baseline(run: Run) -> Artifact:
+    """The model that the candidate is held against: the champion that `plan` pinned, or the base model."""
+    pinned = run.spec.champion
+    if pinned is None:
+        return _present(run, "pull_model")
+    artifact = run.store.artifact_at(pinned.uri)
+    if artifact is None or artifact.digest != pinned.digest:
+        raise DataError(
+            f"Champion {pinned.name} version {pinned.version} points to {pinned.uri}, which does not hold what it did. "
+            "Restore it, or delete the alias `champion` to start from the base model."
+        )
+    return artifact
+
+
+def _require_judged(run: Run, index: int, model: Artifact) -> None:
+    """The outcomes must come, through the completions, from this very model."""
+    completions, outcomes = _present(run, "generate", index), _present(run, "judge", index)
+    if outcomes.manifest["inputs"]["completions"]["digest"] != completions.digest or completions.manifest["inputs"][
+        "model"
+    ]["digest"] != model.digest_of("model/*"):
+        raise DataError(
+            f"{outcomes.uri} does not speak of the model {model.uri}: judge[{index}] or generate[{index}] of {run.name} is older "
+            f"than what it reads. Clear generate[{index}] and all below it."
+        )
+
+
+def _paired(ours: Artifact, theirs: Artifact) -> tuple[list[list[bool]], list[list[bool]]]:
+    """The verdicts of both, problem by problem in one order."""
+    for name in _PROTOCOL_FIELDS:
+        if ours.metrics[name] != theirs.metrics[name]:
+            raise DataError(
+                f"Candidate and baseline were not measured alike: {name} is {ours.metrics[name]} in {ours.uri} and "
+                f"{theirs.metrics[name]} in {theirs.uri}. Judge both again under one recipe."
+            )
+    a, b = _passed(ours), _passed(theirs)
+    if a.keys() != b.keys():
+        only = sorted(a.keys() ^ b.keys())
+        raise DataError(
+            f"{ours.uri} and {theirs.uri} are not of the same problems: {', '.join(only[:5])} in one only "
+            f"({len(only)} in all). Judge both again on one data set."
+        )
+    return [a[id] for id in sorted(a)], [b[id] for id in sorted(a)]
+
+
+def _passed(judged: Artifact) -> dict[str, list[bool]]:
+    table = pq.read_table(judged.path("outcomes.parquet"), columns=["problem_id", "sample", "passed"])
+    found: dict[str, list[bool]] = {}
+    for row in sorted(table.to_pylist(), key=lambda row: int(row["sample"])):
+        found.setdefault(row["problem_id"], []).append(row["passed"])
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# Versions and aliases
+
+
+def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evidence) -> str:
+    """The version of the candidate, found or made, with the evidence on it."""
+    name = run.spec.recipe.model.name
+    facts = _facts(run, candidate)
+    logged = tracking.complete(
+        client, run.environment, train=candidate, experiment=tracking.experiment_name(run.spec.recipe),
+        metrics=_final_metrics(run, evidence), tags=facts, prompt=_first_prompt(run),
+    )  # fmt: skip
+    identity = {tracking.KEY_TAG: candidate.manifest["key"], "digest": candidate.digest}
+    tags = {**identity, **facts, **{f"gate.{name}": str(value) for name, value in asdict(evidence).items()}}
+    version = _version_of(client, name, identity)
+    if version is not None:
+        _set_tags(client, name, version, tags)
+        return version
+    _create_registered_model(client, name)
+    made = client.create_model_version(
+        name, source=logged.model_uri, run_id=logged.run_id, model_id=logged.model_id, tags=tags
+    )
+    log.info("registered version %s of %s from %s", made.version, name, candidate.uri)
+    return str(made.version)
+
+
+def _set_tags(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set those that differ: one call each is all that MLflow has."""
+    present = client.get_model_version(name, version).tags
+    for tag, value in tags.items():
+        if present.get(tag) != value:
+            client.set_model_version_tag(name, version, tag, value)
+
+
+def _facts(run: Run, candidate: Artifact) -> dict[str, str]:
+    return {
+        "uri": candidate.uri,
+        "digest": candidate.digest,
+        "algorithm": run.spec.recipe.scoring.scorer,
+        "dataset": run.spec.recipe.name,
+        "data_digest": _present(run, "pull_data").digest,
+        "code_version": candidate.manifest["versions"]["mlops-tasks"],
+        "dag_run": run.name,
+    }
+
+
+def _final_metrics(run: Run, evidence: Evidence) -> dict[str, float]:
+    found = {f"gate/{name}": getattr(evidence, name) for name in ("baseline", "difference", "lower_bound", "mcnemar_p")}
+    for name, index in (("gate", CANDIDATE_GATE), ("report", CANDIDATE_REPORT)):
+        found |= {
+            f"{name}/pass_at_{k}": share for k, share in _present(run, "judge", index).metrics["pass_at_k"].items()
+        }
+    return found
+
+
+def _first_prompt(run: Run) -> str:
+    table = pq.read_table(_present(run, "generate", CANDIDATE_GATE).path("completions.parquet"), columns=["prompt"])
+    return str(table["prompt"][0].as_py())
+
+
+def _version_of(client: MlflowClient, name: str, identity: Mapping[str, str]) -> str | None:
+    which = " AND ".join([f"name = '{name}'", *(f"tags.{tag} = '{value}'" for tag, value in identity.items())])
+    return min((str(found.version) for found in client.search_model_versions(which)), key=int, default=None)
+
+
+def _create_registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) -> tuple[Outcome, str]:
+    name, pinned = run.spec.recipe.model.name, run.spec.champion
+    now = _champion(client, name)  # MLflow's aliases have no compare-and-swap: read just before the move
+    if (now and now.digest) != (pinned and pinned.digest):
+        verdict = "stale"
+        reason = (
+            f"The evidence is stale: it compares with {evidence.compared_with}, and the champion is "
+            f"{f'version {now.version}' if now else 'no version'} now. Run the DAG again to compare with that."
+        )
+    else:
+        verdict, reason = "passed" if evidence.passed else "refused", _in_words(evidence)
+    _set_tags(client, name, version, {"gate.verdict": verdict, "gate.reason": reason})
+    if verdict != "passed":
+        client.set_registered_model_alias(name, "candidate", version)
+        return "refused", reason
+    if now is not None:
+        client.set_registered_model_alias(name, "previous", now.version)
+    # After `previous`: a kill between the two leaves a champion that the repeated task still finds to be the old one.
+    client.set_registered_model_alias(name, "champion", version)
+    _drop_candidate_alias(client, name, version)
+    return "promoted", reason
+
+
+def _in_words(evidence: Evidence) -> str:
+    return (
+        f"pass@1 is {evidence.candidate:.1%} against {evidence.baseline:.1%} of {evidence.compared_with} on "
+        f"{evidence.num_problems} problems: {100 * evidence.difference:+.1f} points, whose {evidence.confidence:.0%} lower bound "
+        f"{100 * evidence.lower_bound:+.1f} is {'above' if evidence.passed else 'not above'} {100 * evidence.min_difference:+.1f}."
+    )
+
+
+def _drop_candidate_alias(client: MlflowClient, name: str, version: str) -> None:
+    if _aliases(client, name).get("candidate") == version:
+        client.delete_registered_model_alias(name, "candidate")

@@ -1,0 +1,543 @@
+"""Claims about promotion: on a real SQLite registry, and once on a real server with a real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlops_tasks import tracking
+from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.errors import DataError, Unavailable, UserError
+from mlops_tasks.registry import champion, promote
+from mlops_tasks.stage import Champion, Pointer, Run, Spec
+from mlops_tasks.store import Artifact, Store
+from mlops_tasks.tracking import connection
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+# MLflow's own use of SQLAlchemy.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+NAME = "coder"
+RECIPE = Recipe.model_validate(
+    {
+        "name": "demo",
+        "data": {"source": {"kind": "mbpp", "path": "x"}},
+        "model": {"name": NAME, "source": {"kind": "folder", "path": "x"}},
+        "scoring": {"scorer": "uniform"},
+        "train": {"steps": 4},
+        "gate": {"num_resamples": 2000},
+    }
+)
+MEASURED = {
+    "protocol": "docstring-0shot",
+    "prompt_sha256": "p",
+    "num_problems": 40,
+    "num_samples": 1,
+    "temperature": 0.0,
+    "top_p": 1.0,
+}
+PROMPT = '"""\nWrite a function to add two numbers.\n"""\n'
+
+
+def solved(*problems: int, of: int = 40) -> list[list[bool]]:
+    """One program a problem; those at these places pass."""
+    return [[place in problems] for place in range(of)]
+
+
+WEAK, STRONG, STRONGER = solved(*range(10)), solved(*range(30)), solved(*range(38))
+
+
+@dataclass(frozen=True)
+class Night:
+    """Makes the store look as it does when a night's DAG run has come to `promote`."""
+
+    environment: Environment
+    name: str = "monday"
+    weights: str = "first"
+    """Stands for the model; other weights, other bytes."""
+    key: str = "abc"
+    champion: Champion | None = None
+    model: Path | None = None
+    """A real transformers folder, where one is needed."""
+
+    @property
+    def store(self) -> Store:
+        return Store.open(self.environment.store)
+
+    def run(self, candidate: Sequence[Sequence[bool]], baseline: Sequence[Sequence[bool]], **measured: Any) -> Run:
+        """The run, its candidate and its baseline judged with these outcomes (gate set and report set alike)."""
+        spec = Spec(
+            recipe=RECIPE, pins={}, champion=self.champion, fan_out={"generate": 4, "judge": 4}, created="2026-01-01"
+        )
+        prefix = Run.prefix_of(self.environment, "wmtp_daily", self.name)
+        self.store.write_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
+        run = Run.open(self.environment, prefix)
+        self.commit(run, "pull_data", {"test.parquet": b"problems"}, {})
+        base = self.commit(run, "pull_model", {"model/weights": b"base"}, {})
+        trained = self.commit(run, "train", self.training_files(), {"steps": 4}, key=self.key)
+        champion = self.store.artifact_at(self.champion.uri) if self.champion else base
+        assert champion is not None
+        for index, (model, outcomes) in enumerate([(trained, candidate)] * 2 + [(champion, baseline)] * 2):
+            self.evaluate(run, index, model, outcomes, MEASURED | measured if index == 2 else MEASURED)
+        return run
+
+    def training_files(self) -> dict[str, bytes]:
+        curves = b'{"step": 1, "loss": 2.0}\n'
+        if self.model is None:
+            return {"model/weights": self.weights.encode(), "curves.jsonl": curves}
+        return {f"model/{file.name}": file.read_bytes() for file in self.model.iterdir()} | {"curves.jsonl": curves}
+
+    def evaluate(
+        self, run: Run, index: int, model: Artifact, outcomes: Sequence[Sequence[bool]], measured: Mapping[str, Any]
+    ) -> None:
+        inputs = {"model": {"uri": model.uri, "digest": model.digest_of("model/*")}}
+        completions = {"completions.parquet": parquet([{"prompt": PROMPT}]), "note": f"{model.digest}{index}".encode()}
+        generated = self.commit(run, "generate", completions, {}, index=index, inputs=inputs)
+        rows = [
+            {"problem_id": f"p{problem:02}", "sample": sample, "passed": passed}
+            for problem, samples in enumerate(outcomes)
+            for sample, passed in reversed(list(enumerate(samples)))  # whatever order they are stored in
+        ]
+        share = sum(row["passed"] is True for row in rows) / len(rows)
+        inputs = {"completions": {"uri": generated.uri, "digest": generated.digest}}
+        metrics = {**measured, "pass_at_k": {"1": share}}
+        self.commit(run, "judge", {"outcomes.parquet": parquet(rows)}, metrics, index=index, inputs=inputs)
+
+    def commit(
+        self, run: Run, task: str, files: Mapping[str, bytes], metrics: Mapping[str, Any], *,
+        index: int = 0, key: str | None = None, inputs: Mapping[str, Any] | None = None,
+    ) -> Artifact:  # fmt: skip
+        """An artifact of a task, and the pointer that says so."""
+        key = key or f"{self.name}-{task}-{index}"
+        draft = self.store.begin(f"{task}/{key}")
+        for name, data in files.items():
+            (draft.folder / name).parent.mkdir(exist_ok=True)
+            (draft.folder / name).write_bytes(data)
+        record = {"key": key, "metrics": metrics, "inputs": inputs or {}, "versions": {"mlops-tasks": "0.1.0"}}
+        artifact = self.store.commit(draft, {**record, "components": {"config": {"seed": 0}}})
+        made = {"uri": artifact.uri, "digest": artifact.digest, "key": key}
+        run.point(Pointer(task=task, index=index, stage=task, outcome="run", seconds=1.0, **made))
+        return artifact
+
+
+def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with MLflow's tables; making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    with connection(Environment(store="unused", mlflow_uri=f"sqlite:///{path}")) as client:
+        client.search_experiments()
+    return path
+
+
+@pytest.fixture
+def monday(environment: Environment, migrated: Path, tmp_path: Path) -> Night:
+    """The first night ever: no champion, an empty registry."""
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return Night(environment)
+
+
+def tuesday(monday: Night) -> Night:
+    """The next night, with other weights, whose plan has pinned the champion."""
+    pinned = champion(monday.environment, NAME)
+    return replace(monday, name="tuesday", weights="second", key="def", champion=pinned)
+
+
+def registered(environment: Environment) -> tuple[int, dict[str, str]]:
+    """Number of versions, and the aliases."""
+    with connection(environment) as client:
+        versions = client.search_model_versions(f"name = '{NAME}'")
+        model = client.get_registered_model(NAME)
+        return len(versions), {alias: str(version) for alias, version in model.aliases.items()}
+
+
+def tags_of(environment: Environment, version: str) -> dict[str, str]:
+    with connection(environment) as client:
+        return dict(client.get_model_version(NAME, version).tags)
+
+
+def test_first_candidate_ever_is_compared_with_the_base_model(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK)
+    result = promote(run)
+    assert (result["outcome"], result["version"]) == ("promoted", "1")
+    assert registered(monday.environment) == (1, {"champion": "1"})
+    evidence = result["evidence"]
+    assert evidence["compared_with"] == "the base model"
+    assert (evidence["candidate"], evidence["baseline"], evidence["difference"]) == (0.75, 0.25, 0.5)
+    assert 0.3 < evidence["lower_bound"] < 0.5 < evidence["high"] < 0.7
+    assert (evidence["only_candidate"], evidence["only_baseline"]) == (20, 0)
+    assert evidence["mcnemar_p"] == pytest.approx(2 / 2**20)
+    assert "75.0% against 25.0% of the base model on 40 problems: +50.0 points" in result["reason"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_champion_names_the_artifact_that_was_promoted(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK)
+    promote(run)
+    train = run.artifact("train")
+    assert train is not None
+    assert champion(monday.environment, NAME) == Champion(name=NAME, version="1", uri=train.uri, digest=train.digest)
+
+
+def test_evidence_is_on_the_version(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK)
+    promote(run)
+    tags = tags_of(monday.environment, "1")
+    judged = run.artifact("judge", 2)
+    assert judged is not None
+    assert tags["stage_key"] == "abc"
+    assert tags["gate.verdict"] == "passed"
+    assert tags["gate.difference"] == "0.5"
+    assert tags["gate.baseline_outcomes"] == judged.digest
+    assert tags["algorithm"] == "uniform"
+    assert tags["dag_run"] == "wmtp_daily/monday"
+
+
+def test_refused_candidate_is_registered_with_the_reason_and_production_stays(monday: Night) -> None:
+    result = promote(monday.run(WEAK, WEAK))
+    assert result["outcome"] == "refused"
+    assert "+0.0 points, whose 95% lower bound +0.0 is not above +0.0" in result["reason"]
+    assert registered(monday.environment) == (1, {"candidate": "1"})
+    tags = tags_of(monday.environment, "1")
+    assert (tags["gate.verdict"], tags["gate.reason"]) == ("refused", result["reason"])
+    assert champion(monday.environment, NAME) is None
+
+
+def test_better_candidate_takes_the_place_and_the_old_champion_is_kept(monday: Night) -> None:
+    promote(monday.run(STRONG, WEAK))
+    result = promote(tuesday(monday).run(STRONGER, STRONG))
+    assert (result["outcome"], result["version"]) == ("promoted", "2")
+    assert result["evidence"]["compared_with"] == "version 1"
+    assert registered(monday.environment) == (2, {"champion": "2", "previous": "1"})
+
+
+def test_difference_that_chance_explains_is_refused(monday: Night) -> None:
+    promote(monday.run(STRONG, WEAK))
+    lucky = solved(*range(31))  # one problem more
+    result = promote(tuesday(monday).run(lucky, STRONG))
+    assert result["outcome"] == "refused"
+    assert "is not above" in result["reason"]
+    assert registered(monday.environment) == (2, {"champion": "1", "candidate": "2"})
+
+
+def test_promoting_again_changes_nothing(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK)
+    promote(run)
+    result = promote(run)
+    assert (result["outcome"], result["version"]) == ("already champion", "1")
+    assert "the very same bytes" in result["reason"]
+    assert registered(monday.environment) == (1, {"champion": "1"})
+
+
+def test_refused_candidate_that_is_judged_better_later_loses_the_alias_candidate(monday: Night) -> None:
+    promote(monday.run(WEAK, WEAK))
+    again = replace(monday, name="again")
+    assert promote(again.run(STRONG, WEAK))["outcome"] == "promoted"
+    assert registered(monday.environment) == (1, {"champion": "1"})
+
+
+def test_evidence_about_a_champion_that_has_moved_is_stale(monday: Night) -> None:
+    promote(monday.run(STRONG, WEAK))
+    slow = tuesday(monday).run(STRONGER, STRONG)
+    quick = replace(tuesday(monday), name="quick", weights="third", key="ghi")
+    promote(quick.run(STRONGER, STRONG))
+    result = promote(slow)
+    assert result["outcome"] == "refused"
+    assert "stale: it compares with version 1, and the champion is version 2 now" in result["reason"]
+    assert registered(monday.environment) == (3, {"champion": "2", "previous": "1", "candidate": "3"})
+    assert tags_of(monday.environment, "3")["gate.verdict"] == "stale"
+
+
+def test_evidence_against_the_base_model_is_stale_once_there_is_a_champion(monday: Night) -> None:
+    late = replace(monday, name="late", weights="second", key="def").run(STRONGER, WEAK)
+    promote(monday.run(STRONG, WEAK))
+    assert "compares with the base model" in promote(late)["reason"]
+
+
+def test_forced_training_with_other_bytes_is_another_version_of_the_same_run(monday: Night) -> None:
+    promote(monday.run(STRONG, WEAK))
+    forced = replace(tuesday(monday), key="abc")
+    monday.store.quarantine("train/abc", "forced")
+    pinned = forced.champion
+    assert pinned is not None
+    # The champion's own artifact is gone from its key; the pinned one is a copy elsewhere.
+    kept = replace(monday, name="kept", key="kept").run(STRONG, WEAK).artifact("train")
+    assert kept is not None
+    result = promote(replace(forced, champion=pinned.model_copy(update={"uri": kept.uri})).run(STRONGER, STRONG))
+    assert (result["outcome"], result["version"]) == ("promoted", "2")
+    with connection(monday.environment) as client:
+        assert len({version.run_id for version in client.search_model_versions(f"name = '{NAME}'")}) == 1
+
+
+def test_several_programs_a_problem_count_by_their_share(monday: Night) -> None:
+    candidate = [[True, True, True, False]] * 40
+    baseline = [[False, True, False, False]] * 40
+    evidence = promote(monday.run(candidate, baseline))["evidence"]
+    assert (evidence["candidate"], evidence["baseline"], evidence["lower_bound"]) == (0.75, 0.25, 0.5)
+    assert (evidence["only_candidate"], evidence["only_baseline"]) == (40, 0)  # of the first programs
+
+
+def test_models_that_were_asked_differently_are_not_compared(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK, prompt_sha256="other")
+    with pytest.raises(DataError, match=r"not measured alike: prompt_sha256 is p in .* and other in"):
+        promote(run)
+
+
+def test_models_that_were_judged_on_other_problems_are_not_compared(monday: Night) -> None:
+    run = monday.run(solved(*range(30)), solved(of=39))
+    with pytest.raises(DataError, match=r"not of the same problems: p39 in one only \(1 in all\)"):
+        promote(run)
+
+
+def test_outcomes_of_another_model_are_no_evidence(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK)
+    monday.commit(run, "train", {"model/weights": b"trained since"}, {"steps": 4}, key="newer")
+    with pytest.raises(DataError, match=r"does not speak of the model .*train/newer.*Clear generate\[0\]"):
+        promote(run)
+
+
+def test_champion_that_promote_did_not_register_is_named(monday: Night) -> None:
+    with connection(monday.environment) as client:
+        client.create_registered_model(NAME)
+        client.create_model_version(NAME, source="/somewhere")
+        client.set_registered_model_alias(NAME, "champion", "1")
+    with pytest.raises(UserError, match=r"Version 1 of coder is the champion but has no tags"):
+        champion(monday.environment, NAME)
+
+
+def test_looking_for_a_champion_in_an_empty_environment_makes_nothing(tmp_path: Path) -> None:
+    environment = Environment(store=str(tmp_path), mlflow_uri=f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    assert champion(environment, NAME) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_registry_that_is_down_is_reported_within_seconds(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK)
+    down = replace(
+        run, environment=monday.environment.model_copy(update={"mlflow_uri": f"http://127.0.0.1:{free_port()}"})
+    )
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="does not answer"):
+        promote(down)
+    assert time.monotonic() - started < 6
+
+
+WRITES = (
+    "create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts", "finalize_logged_model",
+    "log_outputs", "set_terminated", "create_registered_model", "create_model_version", "set_model_version_tag",
+    "set_registered_model_alias", "delete_registered_model_alias",
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in between may catch it."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, num_writes: int) -> None:
+    """Let that many writes reach MLflow, and end there."""
+    from mlflow.tracking import MlflowClient
+
+    done = 0
+
+    def counted(write: Any) -> Any:
+        def call(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
+            nonlocal done
+            result = write(self, *arguments, **named)
+            done += 1
+            if done == num_writes:
+                raise Killed
+            return result
+
+        return call
+
+    for name in WRITES:
+        monkeypatch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+
+
+def test_killed_after_any_write_and_repeated_there_is_one_version_and_one_champion(
+    monday: Night, tmp_path: Path
+) -> None:
+    promote(monday.run(STRONG, WEAK))
+    run = tuesday(monday).run(STRONGER, STRONG)
+    num_writes, is_killed = 0, True
+    while is_killed:
+        num_writes += 1
+        copy = monday.environment.model_copy(update={"mlflow_uri": f"sqlite:///{tmp_path / f'{num_writes}.db'}"})
+        shutil.copy(tmp_path / "mlflow.db", tmp_path / f"{num_writes}.db")
+        is_killed = is_killed_after(num_writes, replace(run, environment=copy))
+        if is_killed:
+            assert promote(replace(run, environment=copy))["version"] == "2"
+        assert registered(copy) == (2, {"champion": "2", "previous": "1"}), num_writes
+        assert tags_of(copy, "2")["gate.verdict"] == "passed"
+        assert in_mlflow(copy) == (2, 2), num_writes
+    assert num_writes > 12
+
+
+def is_killed_after(num_writes: int, run: Run) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, num_writes)
+        try:
+            promote(run)
+        except Killed:
+            return True
+    return False
+
+
+def in_mlflow(environment: Environment) -> tuple[int, int]:
+    """Number of runs and of logged models."""
+    with connection(environment) as client:
+        (experiment,) = client.search_experiments(filter_string="name LIKE 'wmtp/%'")
+        where = [experiment.experiment_id]
+        return len(client.search_runs(where)), len(client.search_logged_models(where))
+
+
+# The wire
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[str]:
+    """A real MLflow server that keeps the files itself."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(migrated, folder / "mlflow.db")
+    uri = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    try:
+        await_answer(f"{uri}/health", folder / "log")
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def await_answer(url: str, log: Path) -> None:
+    for _ in range(400):
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    pytest.fail(f"the MLflow server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A one-layer Llama over bytes, as `save_pretrained` writes it."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    characters = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    characters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    characters.decoder = decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("tiny")
+    PreTrainedTokenizerFast(tokenizer_object=characters).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=256, bos_token_id=None, eos_token_id=None, pad_token_id=0, **shape)
+    ).save_pretrained(folder)
+    return folder
+
+
+LOAD = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        assert name.partition(".")[0] != "mlops_tasks", "the model needs our package"
+sys.meta_path.insert(0, Refuse())
+import mlflow, pandas
+model = mlflow.pyfunc.load_model("models:/coder@champion")
+answer = model.predict(pandas.DataFrame({"prompt": [sys.argv[1], "x = "]}), params={"max_new_tokens": 5})
+assert "mlops_tasks" not in sys.modules
+print(repr(list(answer["completion"])))
+"""
+
+
+@pytest.mark.slow
+def test_promoted_model_is_loaded_from_a_server_by_a_process_without_this_package(
+    server: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    environment = Environment(store=str(tmp_path / "store"), mlflow_uri=server)
+    run = Night(environment, model=tiny_model).run(STRONG, WEAK)
+    with tracking.curve_logger(
+        environment, stage_key="abc", experiment="wmtp/uniform/demo", params={"seed": 0}
+    ) as logger:
+        logger.log(1, {"loss": 2.0})
+    assert promote(run)["outcome"] == "promoted"
+    assert promote(run)["outcome"] == "already champion"
+    environment_variables = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": server,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-c", LOAD, PROMPT]
+    loaded = subprocess.run(
+        command, env=environment_variables, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.strip() == repr(greedy(tiny_model, [PROMPT, "x = "]))
+    with connection(environment) as client:
+        version = client.get_model_version_by_alias(NAME, "champion")
+        assert [point.value for point in client.get_metric_history(version.run_id, "loss")] == [2.0]
+
+
+def greedy(folder: Path, prompts: Sequence[str]) -> list[str]:
+    """Five bytes after each prompt, chosen one by one."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    completions = []
+    for prompt in prompts:
+        ids = tokenizer(prompt)["input_ids"]
+        for _ in range(5):
+            with torch.no_grad():
+                ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+        completions.append(str(tokenizer.decode(ids[-5:])))
+    return completions
