@@ -1,0 +1,63 @@
+"""The stage `score`: the shards' tables as one, whatever their number.
+
+Owns the check that every training problem is there once. How values came about is `shards`'.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from mlops_tasks.data.problems import read_problems
+from mlops_tasks.errors import DataError
+from mlops_tasks.scoring.scorers import ScoreRow, read_scores, write_scores
+from mlops_tasks.stage import Attempt
+from mlops_tasks.store import Artifact
+
+
+def score(attempt: Attempt) -> dict[str, Any]:
+    """Merge `scores.parquet` of all shards, by id.
+
+    Raises:
+        DataError: a training problem is missing or there twice, or the data has no such problem.
+    """
+    shards = [artifact for name, artifact in attempt.inputs.items() if name.startswith("shard")]
+    tables = [read_scores(shard.path("scores.parquet")) for shard in shards]
+    too_long = sorted((problem_id for shard in shards for problem_id in shard.metrics["too_long"]), key=int)
+    _require_each_once(attempt.inputs["data"], [*too_long, *(problem_id for table in tables for problem_id in table)])
+    rows = {problem_id: row for table in tables for problem_id, row in table.items()}
+    write_scores(attempt.folder / "scores.parquet", rows)
+    return {
+        "num_problems": len(rows),
+        "num_too_long": len(too_long),
+        "too_long": too_long,
+        "num_targets": int(sum(row.is_target.sum() for row in rows.values())),
+        **_means(rows.values()),
+    }
+
+
+def _require_each_once(data: Artifact, found: Iterable[str]) -> None:
+    wanted = Counter(problem.id for problem in read_problems(data.path("train.parquet")))
+    counts = Counter(found)
+    for fault, ids in (("missing from", wanted - counts), ("there twice, or unknown to the data, in", counts - wanted)):
+        if ids:
+            shown = ", ".join(sorted(ids, key=int)[:5])
+            raise DataError(
+                f"{len(ids)} training problems of {data.uri} are {fault} the shards, the first are {shown}. "
+                "Run all tasks of score_shard again."
+            )
+
+
+def _means(rows: Iterable[ScoreRow]) -> dict[str, float]:
+    """Mean nats over all targets, for each model that was run."""
+    means: dict[str, float] = {}
+    for name in ("reference_nats", "base_nats"):
+        columns = [(getattr(row, name), row.is_target) for row in rows]
+        if columns and columns[0][0] is not None:
+            means[f"mean_{name}"] = float(
+                np.mean(np.concatenate([nats[is_target] for nats, is_target in columns]), dtype=np.float64)
+            )
+    return means
