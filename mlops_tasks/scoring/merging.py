@@ -6,7 +6,7 @@ Owns the check that every training problem is there once. How values came about 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def _require_each_once(data: Artifact, found: Iterable[str]) -> None:
             )
 
 
-def _means(rows: Iterable[ScoreRow]) -> dict[str, float]:
+def _means(rows: Collection[ScoreRow]) -> dict[str, float]:
     """Mean nats over all targets, for each model that was run."""
     means: dict[str, float] = {}
     for name in ("reference_nats", "base_nats"):

@@ -62,13 +62,13 @@ def excess(student_nats: V, reference_nats: V, kind: Literal["signed", "abs", "r
     Reference:
         arXiv 2404.07965, equation 3, is `signed`; `abs` also rewards tokens on which the student is already better.
     """
-    difference = student_nats - reference_nats
-    if kind == "signed":
-        return difference
+    score: V = student_nats - reference_nats
     if kind == "abs":
-        return abs(difference)
-    total = student_nats + reference_nats
-    return difference / (total + (total == 0))
+        score = abs(score)
+    elif kind == "relative":
+        total = student_nats + reference_nats
+        score = score / (total + (total == 0))
+    return score
 
 
 def shuffled(

@@ -141,8 +141,8 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in ("version", "truncation", "padding")}
 
 
-def _require_same_tokenizer(base: Artifact, reference: Artifact) -> None:
-    difference = tokenizer_difference(_tokenizer(base), _tokenizer(reference))
+def _require_same_tokenizer(base: Artifact, ours: PreTrainedTokenizerBase, reference: Artifact) -> None:
+    difference = tokenizer_difference(ours, _tokenizer(reference))
     if difference:
         raise UserError(
             f"The tokenizers of the base model {base.uri} and of the reference {reference.uri} differ: {difference}. Their "
@@ -172,11 +172,12 @@ def _block(problems: Sequence[Problem], start: int) -> Sequence[Problem]:
 
 
 def _reference_nats(attempt: Attempt, config: ShardConfig, blocks: Sequence[Sequence[Example]]) -> Nats:
-    folds = config.fold
+    base, folds = attempt.inputs["model"], config.fold
+    ours = _tokenizer(base)
     found: Nats = {}
     for k in range(folds.num_folds if folds else 1):
         reference = attempt.inputs[f"reference{k}"]
-        _require_same_tokenizer(attempt.inputs["model"], reference)
+        _require_same_tokenizer(base, ours, reference)
         unseen = [
             [each for each in block if folds is None or fold_of(folds.seed, each.problem_id, folds.num_folds) == k]
             for block in blocks
