@@ -165,7 +165,7 @@ def test_an_input_that_was_damaged_since_says_what_to_do(environment: Environmen
     run = planned(environment, stages)
     made = execute(run, stages.TASKS["make"], tasks=stages.TASKS)
     next(Path(str(made.uri)).glob("attempts/*/lines.txt")).unlink()
-    with pytest.raises(Unavailable, match="is not whole any more. Clear that task"):
+    with pytest.raises(Unavailable, match=r"is not whole any more. Clear that task"):
         execute(run, stages.TASKS["loud"], tasks=stages.TASKS)
 
 

@@ -1,0 +1,202 @@
+"""Recipes and environments: what loads, what is refused and how, and that no accepted setting is without effect."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_tasks.config import Environment, Recipe, load_environment, load_recipe
+from mlops_tasks.errors import UserError
+from mlops_tasks.keys import without_paths
+from mlops_tasks.pipeline import TASKS
+from mlops_tasks.stage import Spec, Stage
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("recipes/*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    assert load_recipe(path).name
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("environments/*.yaml")), ids=lambda path: path.stem)
+def test_every_environment_loads_with_absolute_places(path: Path) -> None:
+    environment = load_environment(path)
+    assert Path(environment.store).is_absolute()
+    assert environment.mlflow_uri.startswith(("sqlite:////", "http"))
+
+
+def test_a_relative_path_is_relative_to_its_file(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        (CONFIGS / "recipes/mbpp_smollm2.yaml").read_text().replace("../../.wmtp/data/", "here/")
+    )
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert getattr(recipe.data.source, "path", None) == str(tmp_path / "here/mbpp.jsonl")
+
+
+def test_overrides_are_dotted_and_typed() -> None:
+    recipe = load_recipe(
+        CONFIGS / "recipes/demo.yaml",
+        ["train.steps=7", "train.learning_rate=1e-4", "model.name=other", "train.patience=null"],
+    )
+    assert (recipe.train.steps, recipe.train.learning_rate, recipe.model.name, recipe.train.patience) == (
+        7,
+        1e-4,
+        "other",
+        None,
+    )
+
+
+def test_an_override_of_a_kind_starts_that_part_anew() -> None:
+    recipe = load_recipe(
+        CONFIGS / "recipes/demo.yaml", ["scoring.scorer=uniform", "weighting.kind=select", "weighting.top_share=0.5"]
+    )
+    assert recipe.scoring.model_dump() == {"scorer": "uniform"}
+    assert recipe.weighting.model_dump() == {"kind": "select", "top_share": 0.5, "strength": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "is not of the form a.b=value"),
+        ("train.stepz=3", r"train\.stepz is not a setting; check its spelling"),
+        ("train.steps=-1", r"train\.steps is -1: Input should be greater than or equal to 1"),
+        ("train.epochs=2", "exactly one of epochs and steps must be given; got epochs=2"),
+        ("train.steps.more=2", "goes into 'steps', which is 400 and has no parts"),
+        ("train.steps=[", "is not YAML"),
+        (
+            "scoring.scorer=best",
+            "scoring.* Input tag 'best' found using 'scorer' does not match any of the expected tags: 'uniform', 'rho1'",
+        ),
+        ("evaluation.k=[5]", r"k=\[5\]: each k must be from 1 to num_samples=1"),
+        ("evaluation.num_samples=5", "temperature 0 is greedy"),
+        ("evaluation.gate.split=test", "a set that decides must not be the one that is shown"),
+        ("name=a b", "name is 'a b': String should match pattern"),
+    ],
+)
+def test_bad_settings_are_refused_with_their_place(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(CONFIGS / "recipes/demo.yaml", [override])
+
+
+def test_a_missing_file_names_those_beside_it() -> None:
+    with pytest.raises(UserError, match=r"There is no file .*demoo\.yaml\. Beside it: .*demo\.yaml"):
+        load_recipe(CONFIGS / "recipes/demoo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "is not YAML"), ("- 1", "holds list, not a mapping"), ("", "holds NoneType")]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(tmp_path / "r.yaml")
+
+
+# Every leaf has an effect. The recipes below hold every setting there is; `FELT_ELSEWHERE` names those that are in no key
+# and the test that shows what they do.
+
+FELT_ELSEWHERE = {
+    "name": "test_tracking: names the experiment",
+    "model.name": "test_registry: names the registered model",
+    "gate.min_difference": "test_registry",
+    "gate.confidence": "test_registry",
+    "gate.num_resamples": "test_registry",
+}
+TRAIN = {"steps": 5}
+RANDOM = {"kind": "random"}
+GENERATED = {"kind": "generated"}
+BASE: dict[str, Any] = {
+    "name": "n", "data": {"source": GENERATED}, "model": {"name": "m", "source": RANDOM}, "train": TRAIN,
+    "scoring": {"scorer": "uniform"}, "evaluation": {"num_samples": 4, "temperature": 0.5, "top_p": 0.5},
+}  # fmt: skip
+VARIANTS: list[dict[str, Any]] = [
+    {"scoring": {"scorer": "rho1", "reference": {"kind": "trained", "data": GENERATED, "train": TRAIN}}},
+    {"scoring": {"scorer": "rho1", "mode": "static", "reference": {"kind": "cross-fitted", "train": TRAIN}}, "weighting": {"kind": "select"}},
+    {"scoring": {"scorer": "shuffled", "reference": {"kind": "given", "model": RANDOM}}},
+    {"scoring": {"scorer": "random"}, "train": {"epochs": 2.0}, "model": {"name": "m", "source": {"kind": "hub", "repo": "a/b"}}},
+    {"scoring": {"scorer": "position"}, "data": {"source": {"kind": "mbpp", "path": "/x"}}, "model": {"name": "m", "source": {"kind": "folder", "path": "/y"}}},
+]  # fmt: skip
+
+
+def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(tree, dict):
+        for name, child in tree.items():
+            yield from leaves(child, (*place, name))
+    else:
+        yield place
+
+
+def changed_value(name: str, value: Any) -> list[Any]:
+    closed = {
+        "split": ["prompt", "train"], "prompt": ["begin-done-3shot"], "protocol": ["begin-done-3shot"], "precision": ["bfloat16"], "keep": ["best"],
+        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5],
+    }  # fmt: skip
+    if name in closed:
+        return [choice for choice in closed[name] if choice != value]
+    if value is None:
+        return [3, 0.5]
+    if isinstance(value, float):
+        return [value / 2 + 0.01, value * 2 + 0.5, value * 0.9]
+    return [value + 1] if isinstance(value, int) else [f"{value}x"]
+
+
+def keyed_parts(recipe: Recipe) -> list[Any]:
+    environment = Environment(store="s", mlflow_uri="m")
+    fan_out = {task.id: task.fan_out(recipe, environment) for task in TASKS.values() if task.fan_out}
+    spec = Spec(
+        recipe=recipe,
+        pins={"pull_data": "d", "pull_model": "m", "pull_reference": "r"},
+        champion=None,
+        created="",
+        fan_out=fan_out,
+    )
+    parts = [(task.id, index, task.config(spec, index), repr(task.inputs(spec, index))) for task in TASKS.values() for index in range(fan_out.get(task.id, 1)) if isinstance(task.run, Stage)]  # fmt: skip
+    return [without_paths(list(part)) for part in parts]
+
+
+def mutations(variant: dict[str, Any]) -> Iterator[tuple[str, Recipe | None]]:
+    tree = Recipe.model_validate(BASE | variant).model_dump(mode="json")
+    for place in leaves(tree):
+        if place[-1] in (
+            "kind",
+            "scorer",
+            "path",
+        ):  # another kind is another variant; a path is keyed by what lies there
+            continue
+        yield ".".join(place), next(_valid(tree, place), None)
+
+
+def _valid(tree: dict[str, Any], place: tuple[str, ...]) -> Iterator[Recipe]:
+    for value in changed_value(place[-1], _at(tree, place)):
+        other = copy.deepcopy(tree)
+        _at(other, place[:-1])[place[-1]] = value
+        if place[-1] == "epochs":
+            _at(other, place[:-1])["steps"] = None
+        if place[-1] == "steps":
+            _at(other, place[:-1])["epochs"] = None
+        try:
+            yield Recipe.model_validate(other)
+        except ValueError:
+            continue
+
+
+def _at(tree: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        tree = tree[name]
+    return tree
+
+
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=lambda variant: variant["scoring"]["scorer"] + "-" + variant["scoring"].get("mode", "")
+)
+def test_every_setting_of_a_recipe_changes_a_key(variant: dict[str, Any]) -> None:
+    before = keyed_parts(Recipe.model_validate(BASE | variant))
+    for place, mutated in mutations(variant):
+        assert mutated is not None, f"no other valid value was found for {place}"
+        if place not in FELT_ELSEWHERE:
+            assert keyed_parts(mutated) != before, f"{place} is accepted and changes no key"
