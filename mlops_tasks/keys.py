@@ -2,7 +2,7 @@
 
 A key covers the stage's name and generation, its part of the spec, the content digests of its inputs, the code that it
 reaches, the versions of the packages that it declares, and Python's minor version. Never in it: paths, run ids, clocks,
-hosts, devices, workers, ranks. Standard library only: the scheduler computes keys too.
+hosts, devices, workers, ranks. Nothing heavy is imported: the scheduler computes keys too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mlops_tasks.errors import UserError
 from mlops_tasks.store import canonical_json
@@ -173,8 +176,10 @@ def _first_party_imports(tree: ast.Module, module: str) -> list[str]:
 def locked_versions() -> dict[str, str]:
     """Version of each distribution in the committed lock, without local suffixes such as `+cpu`."""
     lines = Path(__file__).with_name("requirements.lock").read_text(encoding="utf-8").splitlines()
-    pairs = (re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^\s;+]+)", line) for line in lines)
-    return {pair[1].lower().replace("_", "-"): pair[2] for pair in pairs if pair}
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    # One package may have a line for each range of Python versions.
+    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    return {canonicalize_name(pin.name): next(iter(pin.specifier)).version.partition("+")[0] for pin in here}
 
 
 def require_locked(packages: Iterable[str]) -> None:

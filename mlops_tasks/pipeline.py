@@ -36,8 +36,8 @@ _MODEL_PACKAGES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "tr
 
 PULL = Stage("pull", "mlops_tasks.data.pull:pull", _MODEL_PACKAGES)
 TRAIN = Stage("train", "mlops_tasks.training:train", _MODEL_PACKAGES)
-SCORE_SHARD = Stage("score_shard", "mlops_tasks.scoring:score_shard", _MODEL_PACKAGES)
-SCORE = Stage("score", "mlops_tasks.scoring:score", ("pyarrow",))
+SCORE_SHARD = Stage("score_shard", "mlops_tasks.scoring.shards:score_shard", _MODEL_PACKAGES)
+SCORE = Stage("score", "mlops_tasks.scoring.merging:score", ("pyarrow",))
 GENERATE = Stage("generate", "mlops_tasks.evaluation.generation:generate", _MODEL_PACKAGES)
 JUDGE = Stage("judge", "mlops_tasks.evaluation.judging:judge", ("numpy", "pyarrow"))
 
