@@ -1,0 +1,380 @@
+"""Ranks: the processes that share one training, how they start and end, and what they say to one another.
+
+Owns the launch, the process group, the device, reductions, and the wish to stop (SIGTERM, SIGINT, SIGHUP). All of it works
+unlaunched too, as one process. What the ranks compute, and when they stop, is `training`'s.
+
+A rank leaves a record of how it ended in a folder of the launcher, because torch's agent reports only the failure that it
+happened to see first, often a survivor that misses its peer, and drops all exit codes on a signal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from tqdm import tqdm
+
+from mlops_tasks import logs
+from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, UserError, WmtpError
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+# Time for a step and a checkpoint; a Spot notice is 120 s.
+GRACE_SECONDS = 110
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FORK_SAFE_THREADS = {"jemalloc_bg_thd"}  # pyarrow's allocator starts it anew in the child
+_HANDLED_BY_TORCH = (*STOP_SIGNALS, signal.SIGQUIT)
+
+_stop = threading.Event()
+
+
+def launch(
+    worker: Callable[..., R],
+    *,
+    num_ranks: int,
+    args: tuple[Any, ...] = (),
+    is_resumable: Callable[[], bool] = lambda: False,
+) -> R:
+    """Run `worker(*args)` in every rank; one rank is this process itself.
+
+    Args:
+        worker: a function of a module; in several ranks its result must be JSON.
+        num_ranks: processes on this machine.
+        args: picklable.
+        is_resumable: whether the work could go on from a checkpoint, asked when ranks were stopped or lost.
+
+    Returns:
+        What rank 0 returned.
+
+    Raises:
+        WmtpError: of the class and with the message of the first rank that failed; `Interrupted` when ranks were stopped
+            or killed and the work is resumable.
+    """
+    if _usable_ranks(num_ranks) == 1:
+        with _noting_stop_signals():
+            return worker(*args)
+    with tempfile.TemporaryDirectory(prefix="wmtp-ranks-") as folder, _signals_restored(_HANDLED_BY_TORCH):
+        ended = _run_agent(worker, args, num_ranks=num_ranks, folder=Path(folder))
+        records = _read_records(Path(folder))
+    if len(records) == num_ranks and all(record.code == 0 for record in records.values()):
+        result: R = records[0].result
+        return result
+    raise _failure(records, ended, num_ranks=num_ranks, is_resumable=is_resumable)
+
+
+def rank() -> int:
+    """This process's number among the ranks; 0 unlaunched."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    """How many ranks there are; 1 unlaunched."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """Where this rank computes: its own CUDA device, Apple's MPS, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", _local_rank())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def stop_requested() -> bool:
+    """Whether this rank was asked to stop; the ranks must agree on a step (see `sum_over_ranks`) before they do."""
+    return _stop.is_set()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a CPU tensor over all ranks; every rank must call it, with the same shape and type."""
+    total = values.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def broadcast(value: R) -> R:
+    """What rank 0 gave, in every rank; a small picklable value."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def gather(value: R) -> list[R]:
+    """What every rank gave, by rank; small picklable values."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[R] = [value] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    sum_over_ranks(torch.zeros(1))
+
+
+# How ranks start.
+
+
+@dataclass(frozen=True)
+class _Record:
+    """How a rank ended."""
+
+    rank: int
+    code: int
+    message: str = ""
+    trace: str = ""
+    result: Any = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How torch's agent ended."""
+
+    signal: signal.Signals | None = None
+    exit_codes: tuple[tuple[int, int], ...] = ()
+    """By rank, of those that the agent saw fail."""
+
+
+def _usable_ranks(wanted: int) -> int:
+    if torch.cuda.is_available():
+        found = torch.cuda.device_count()
+        if wanted > found:
+            raise UserError(
+                f"train.num_ranks of the environment is {wanted}, but this machine has {found} CUDA devices. Set it to {found} or less."
+            )
+    elif torch.backends.mps.is_available() and wanted > 1:
+        log.warning("train.num_ranks is %d, but MPS cannot reduce over processes: training runs in one process", wanted)
+        return 1
+    return wanted
+
+
+def _run_agent(worker: Callable[..., R], args: tuple[Any, ...], *, num_ranks: int, folder: Path) -> _Ending:
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.05,
+        start_method=_start_method(),
+        signals_to_handle=",".join(one.name for one in _HANDLED_BY_TORCH),
+        shutdown_timeout=GRACE_SECONDS,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "agent")),
+    )
+    others = set(multiprocessing.active_children())
+    try:
+        with _quiet_agent():
+            elastic_launch(config, _run_rank)(worker, args, folder, os.getpid())
+    except ChildFailedError as error:
+        return _Ending(exit_codes=tuple((number, failure.exitcode) for number, failure in error.failures.items()))
+    except SignalException as error:
+        return _Ending(signal=error.sigval)
+    finally:
+        # A second signal can make the agent leave ranks behind.
+        for child in set(multiprocessing.active_children()) - others:
+            child.kill()
+            child.join()
+    return _Ending()
+
+
+def _start_method() -> str:
+    """Fork where it is safe, which saves every rank the import of torch and transformers (3 s); spawn elsewhere.
+
+    A fork copies only the thread that calls it: a pool of OpenMP or BLAS threads would be missing in the child, which then
+    waits for it for ever. CUDA does not survive a fork at all, nor do Apple's frameworks.
+    """
+    if sys.platform == "linux" and not torch.cuda.is_available() and _other_threads() <= _FORK_SAFE_THREADS:
+        return "fork"
+    return "spawn"
+
+
+def _other_threads() -> set[str]:
+    """Names of this process's threads beside the main one, those of libraries among them."""
+    threads = Path("/proc/self/task")
+    return {(one / "comm").read_text().strip() for one in threads.iterdir() if one.name != str(os.getpid())}
+
+
+def _run_rank(worker: Callable[..., Any], args: tuple[Any, ...], folder: Path, launcher: int) -> None:
+    """What a rank's process does; it never raises, and leaves its record."""
+    _die_with(launcher)
+    number = int(os.environ["RANK"])
+    _configure_logging(number)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore between processes, which `os._exit` would leak
+    with _noting_stop_signals():
+        try:
+            _join_group()
+            record = _Record(number, 0, result=worker(*args))
+            _write_record(folder, record if number == 0 else _Record(number, 0))
+            dist.destroy_process_group()
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, WmtpError) else 1
+            message = str(error) if isinstance(error, WmtpError) else f"{type(error).__name__}: {error}"
+            _write_record(folder, _Record(number, code, message, traceback.format_exc(), at=time.monotonic()))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # the destructors of a broken process group may wait for ever
+    if _stop.is_set():
+        # Too late to stop at a step: the work is done and recorded. Without the signal the agent would wait for this process.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _die_with(launcher: int) -> None:
+    """End this process when the launcher is gone, by whatever signal: nobody would collect the result."""
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="die-with-launcher", daemon=True).start()
+
+
+def _configure_logging(number: int) -> None:
+    if not logging.getLogger().handlers:
+        logs.configure()
+    if number > 0:
+        logging.getLogger("mlops_tasks").setLevel(logging.WARNING)
+
+
+def _join_group() -> None:
+    here = device()
+    if os.environ["MASTER_ADDR"] == "127.0.0.1":
+        # gloo otherwise looks this machine's name up, which fails or waits where there is no network
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=here)
+    else:
+        dist.init_process_group("gloo")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", _threads_per_rank())))
+
+
+def _threads_per_rank() -> int:
+    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, num_cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def _local_rank() -> int:
+    return int(os.environ["LOCAL_RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+# How ranks end.
+
+
+@contextmanager
+def _noting_stop_signals() -> Iterator[None]:
+    """Turn a signal to stop into a wish, so that a step and a checkpoint are not torn."""
+    _stop.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    with _signals_restored(STOP_SIGNALS):
+        for one in STOP_SIGNALS:
+            signal.signal(one, _note_stop)
+        yield
+
+
+def _note_stop(number: int, frame: FrameType | None) -> None:
+    _stop.set()
+
+
+@contextmanager
+def _signals_restored(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {one: signal.getsignal(one) for one in signals}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Keep the agent's own story of a failure out of the log: `launch` tells it once, and about the right rank."""
+    names = ("torch.distributed.elastic", "torch.multiprocessing")
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith(names)]
+    levels = [one.level for one in loggers]
+    try:
+        for one in loggers:
+            one.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            # Python 3.12 warns of any fork with threads; those here are the agent's store, which no rank uses.
+            warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+
+
+def _write_record(folder: Path, record: _Record) -> None:
+    temporary = folder / f".{record.rank}"
+    temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    temporary.replace(folder / f"{record.rank}.json")
+
+
+def _read_records(folder: Path) -> dict[int, _Record]:
+    records = [_Record(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
+    return {record.rank: record for record in records}
+
+
+def _failure(
+    records: dict[int, _Record], ended: _Ending, *, num_ranks: int, is_resumable: Callable[[], bool]
+) -> WmtpError:
+    told = sorted((record for record in records.values() if record.code in BY_EXIT_CODE), key=lambda one: one.at)
+    if told:
+        return BY_EXIT_CODE[told[0].code](f"Rank {told[0].rank} of {num_ranks}: {told[0].message}")
+    if ended.signal is not None:
+        return _stopped(f"The ranks were stopped by {ended.signal.name}", is_resumable)
+    # A rank that was killed leaves no record; the others fail because they miss it.
+    killed = [number for number, code in ended.exit_codes if code < 0] or sorted(set(range(num_ranks)) - set(records))
+    if killed:
+        names = {number: signal.Signals(-code).name for number, code in ended.exit_codes if code < 0}
+        return _stopped(
+            f"Rank {killed[0]} of {num_ranks} was killed by {names.get(killed[0], 'a signal')}", is_resumable
+        )
+    first = min((record for record in records.values() if record.code), key=lambda one: one.at)
+    log.error("rank %d of %d failed first:\n%s", first.rank, num_ranks, first.trace)
+    return WmtpError(f"Rank {first.rank} of {num_ranks} failed: {first.message}. The traceback is in the log.")
+
+
+def _stopped(what: str, is_resumable: Callable[[], bool]) -> WmtpError:
+    if is_resumable():
+        return Interrupted(f"{what}. A checkpoint is kept: start the task again and it resumes.")
+    return WmtpError(
+        f"{what}, before the first checkpoint. Start the task again; if it recurs, look for a lack of memory."
+    )

@@ -1,0 +1,84 @@
+"""What a micro-batch adds to the loss of a step: model, weights and loss as one module.
+
+Owns how the weights of a micro-batch come about, from fixed scores or from the running student. The maths of a loss is `loss`'s,
+from scores to weights `scoring.weights`'; sums over micro-batches and ranks are `training`'s.
+
+Shape letters: H head, B packed rows, S position, D width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlops_tasks.corpus import Lesson, MicroBatch
+from mlops_tasks.loss import at_tokens, head_balance, mtp_loss, shifted_weights, token_losses
+from mlops_tasks.model import MtpModel
+from mlops_tasks.scoring.scorers import excess
+from mlops_tasks.scoring.weights import batch_weights
+
+
+class StepSums(NamedTuple):
+    """What a micro-batch adds to a step; sums add up over micro-batches and ranks."""
+
+    loss: Tensor
+    """Scalar with gradient."""
+    head_nats_H: Tensor
+    weight_sums: Tensor
+    """Σw, Σw² and Σw·log w over the targets of head 1."""
+
+
+class WeightedLoss(nn.Module):
+    """Model, weights and loss as one module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: MtpModel, lesson: Lesson, *, chunk_rows: int) -> None:
+        super().__init__()
+        self.model = model
+        self.lesson = lesson
+        self.chunk_rows = chunk_rows
+        self.balance_H = head_balance(lesson.train.head_balance, lesson.train.num_heads)
+
+    def forward(self, micro: MicroBatch, num_targets_H: Tensor) -> StepSums:
+        """The loss of a micro-batch.
+
+        Args:
+            micro: on the model's device.
+            num_targets_H: N_k over all micro-batches and ranks of the step.
+        """
+        hidden_BSD = self.hidden(micro)
+        weights_BS = self.weights(micro, hidden_BSD)
+        weights_HBS = shifted_weights(weights_BS, targets_HBS=micro.targets_HBS)
+        found = mtp_loss(
+            self.model,
+            hidden_BSD,
+            targets_HBS=micro.targets_HBS,
+            weights_HBS=weights_HBS,
+            balance_H=self.balance_H.to(hidden_BSD.device),
+            num_targets_H=num_targets_H,
+            chunk_rows=self.chunk_rows,
+        )
+        one_BS = weights_HBS[0]
+        weight_sums = torch.stack([one_BS.sum(), one_BS.square().sum(), torch.xlogy(one_BS, one_BS).sum()])
+        return StepSums(found.loss, found.head_nats_H, weight_sums)
+
+    def hidden(self, micro: MicroBatch) -> Tensor:
+        """The trunk's output for a micro-batch."""
+        return self.model.hidden(micro.batch.input_ids, micro.batch.position_ids)
+
+    def weights(self, micro: MicroBatch, hidden_BSD: Tensor) -> Tensor:
+        """w_BS: the weight of each target token at its own column, 0 elsewhere."""
+        if micro.values_BS is None:
+            return micro.batch.is_target.float()
+        scoring, weighting, scores_BS = self.lesson.scoring, self.lesson.weighting, micro.values_BS
+        assert weighting is not None, f"{scoring.scorer} needs a weighting"
+        if scoring.is_dynamic:
+            nats_BS = token_losses(self.model, hidden_BSD, targets_BS=micro.targets_HBS[0], chunk_rows=self.chunk_rows)
+            scores_BS = excess(at_tokens(nats_BS), micro.values_BS, scoring.excess)
+        return batch_weights(
+            scores_BS,
+            is_target_BS=micro.batch.is_target,
+            document_ids_BS=micro.batch.document_ids,
+            weighting=weighting,
+        )

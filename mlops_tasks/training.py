@@ -1,0 +1,475 @@
+"""The stage `train`: a few named steps around one loop.
+
+Owns the optimiser, the schedule, what a step does, validation, early stopping, when a checkpoint is due, and what is written.
+What is learnt in which order is `corpus`'s, what a micro-batch adds to the loss `objective`'s, processes are `distributed`'s.
+
+An exact resume needs the model, the optimiser and `Progress`; schedule, order of the problems and random numbers are functions
+of (seed, step, rank), so none of their state is kept.
+
+Shape letters: H head, B packed rows, S position, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mlops_tasks import checkpoint, distributed
+from mlops_tasks.config import Train
+from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
+from mlops_tasks.data.tokens import Example, Row
+from mlops_tasks.errors import DataError, Interrupted, UserError
+from mlops_tasks.model import MtpModel
+from mlops_tasks.objective import StepSums, WeightedLoss
+from mlops_tasks.stage import Attempt
+
+log = logging.getLogger(__name__)
+
+MAX_CURVE_POINTS = 500
+NUM_SHOWN_EXAMPLES = 5
+NUM_WEIGHED_EXAMPLES = 64
+SECONDS_BETWEEN_LOG_LINES = 30
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
+
+
+def train(attempt: Attempt) -> dict[str, Any]:
+    """Train a model as the recipe says, on as many ranks as the environment says, from the newest checkpoint if there is one.
+
+    Raises:
+        UserError: settings that do not fit the model or the data.
+        DataError: scores of other tokens, or a loss that is not finite.
+        Interrupted: stopped by a signal or a lost rank, after a checkpoint.
+    """
+    attempt.inputs["model"].folder("model")  # its hash is checked here, once for all ranks
+    return distributed.launch(
+        _train_rank,
+        num_ranks=attempt.environment.train.num_ranks,
+        args=(attempt,),
+        is_resumable=lambda: bool(checkpoint.steps(attempt.store, attempt.prefix)),
+    )
+
+
+@dataclass
+class Progress:
+    """How far a training is."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    num_tokens: int = 0
+    """Tokens that went through the model, prompts among them."""
+    best_step: int = 0
+    best_nats: float = math.inf
+    num_stale: int = 0
+    """Validations since the best one."""
+    curves: list[str] = field(default_factory=list)
+    """Lines of curves.jsonl."""
+
+
+class Watcher(Protocol):
+    """Who is told of each step."""
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take the numbers of a step."""
+
+
+def _train_rank(attempt: Attempt) -> dict[str, Any]:
+    return _Training(attempt).run()
+
+
+class _Training:
+    """One rank's training: what it works with, and how far it is."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self.lesson = Lesson.model_validate(attempt.config)
+        self.resources = attempt.environment.train
+        self.device = distributed.device()
+        self.is_first = distributed.rank() == 0
+        _require_something_to_learn(self.lesson.train)
+        inputs = attempt.inputs
+        self.corpus = load_corpus(self.lesson, data=inputs["data"], model=inputs["model"], scores=inputs.get("scores"))
+        self.model = MtpModel.load(
+            inputs["model"].folder("model"), num_heads=self.lesson.train.num_heads, seed=self.lesson.seed
+        )
+        self.model.check_length(self.lesson.text.max_length)
+        self.model.to(self.device).train()
+        self.loss = WeightedLoss(self.model, self.lesson, chunk_rows=self.resources.loss_chunk_rows)
+        self.parallel = _in_parallel(self.loss)
+        self.optimizer = adamw(self.model, self.lesson.train)
+        # Everything weighs 1 in validation, whatever the training does.
+        self.validation = self._share(self.corpus.validation, None) if self.corpus.validation else []
+        self.progress = Progress()
+        self.watcher: Watcher | None = None
+        self.spoke = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """All steps that are left, and the result."""
+        resumed_from = self._resume()
+        started, tokens_before = time.monotonic(), self.progress.num_tokens
+        with self._watched() as bar:
+            if resumed_from is None:
+                self._validate()
+            while not self._is_done:
+                micro_batches, num_targets_H = self._next_batch()
+                self._after_step(self._learn(micro_batches, num_targets_H))
+                bar.update()
+        tokens_per_second = (self.progress.num_tokens - tokens_before) / (time.monotonic() - started)
+        return self._finish() | {"resumed_from": resumed_from, "tokens_per_second": round(tokens_per_second, 1)}
+
+    @property
+    def _is_done(self) -> bool:
+        return self.progress.step >= self.corpus.num_steps or self._is_stopped_early
+
+    @property
+    def _is_stopped_early(self) -> bool:
+        patience = self.lesson.train.patience
+        return patience is not None and self.progress.num_stale >= patience
+
+    def _share(self, examples: Sequence[Example], values: Values | None) -> list[MicroBatch]:
+        """This rank's micro-batches of examples that all ranks share."""
+        return self.corpus.micro_batches(
+            examples,
+            values,
+            rank=distributed.rank(),
+            num_ranks=distributed.num_ranks(),
+            num_rows=self.resources.micro_batch_rows,
+        )
+
+    def _next_batch(self) -> tuple[list[MicroBatch], Tensor]:
+        """This rank's micro-batches of the step, and N_k over all ranks; here is where all ranks stop together."""
+        micro_batches = self._share(self.corpus.of_step(self.progress.step), self.corpus.values)
+        own_H = torch.stack([micro.num_targets_H() for micro in micro_batches]).sum(0)
+        wishes = torch.tensor([int(distributed.stop_requested())])
+        agreed = distributed.sum_over_ranks(torch.cat([own_H, wishes]))
+        if agreed[-1] > 0:
+            self._stop()
+        return micro_batches, agreed[:-1]
+
+    def _learn(self, micro_batches: Sequence[MicroBatch], num_targets_H: Tensor) -> dict[str, Any]:
+        """One optimiser step; returns its line of curves.jsonl."""
+        train, step = self.lesson.train, self.progress.step
+        torch.manual_seed(_seed(self.lesson.seed, step, distributed.rank()))
+        self.optimizer.zero_grad()
+        on_device_H = num_targets_H.to(self.device)
+        sums = [
+            self._backward(micro, on_device_H, is_last=number == len(micro_batches))
+            for number, micro in enumerate(micro_batches, start=1)
+        ]
+        if step < train.head_warmup_steps:
+            for parameter in self.model.base.parameters():
+                parameter.grad = None
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), train.gradient_clip))
+        total = _total(sums)
+        if not (torch.isfinite(total).all() and math.isfinite(norm)):
+            self._refuse(micro_batches, sums, norm)
+        share = rate_share(
+            step, num_steps=self.corpus.num_steps, warmup_share=train.warmup_share, final_share=train.final_rate_share
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_rate"] * share
+        self.optimizer.step()
+        self.progress.step += 1
+        self.progress.num_tokens += sum(map(len, self.corpus.of_step(step)))
+        return {
+            "step": self.progress.step,
+            **_step_metrics(total, num_targets_H),
+            "learning_rate": train.learning_rate * share,
+            "gradient_norm": norm,
+        }
+
+    def _backward(self, micro: MicroBatch, num_targets_H: Tensor, *, is_last: bool) -> StepSums:
+        """Add the gradients of one micro-batch; the ranks' are summed with the last one."""
+        with nullcontext() if self.parallel is None or is_last else self.parallel.no_sync():
+            with self._autocast():
+                found: StepSums = (self.parallel or self.loss)(micro.to(self.device), num_targets_H)
+            # DistributedDataParallel takes the mean over ranks; N_k has counted all of them already.
+            torch.autograd.backward([found.loss * distributed.num_ranks()])
+        return StepSums(*(part.detach() for part in found))
+
+    def _refuse(self, micro_batches: Sequence[MicroBatch], sums: Sequence[StepSums], norm: float) -> None:
+        bad = [micro.problem_ids for micro, one in zip(micro_batches, sums, strict=True) if not one.loss.isfinite()]
+        by_rank = {number: ids for number, ids in enumerate(distributed.gather(bad)) if ids}
+        where = "; ".join(
+            f"on rank {number}, in micro-batches of the problems {', '.join(one for ids in all_ids for one in ids)}"
+            for number, all_ids in by_rank.items()
+        )
+        what = f"loss is not finite {where}" if where else f"loss is finite but its gradient's norm is {norm}"
+        raise DataError(
+            f"Step {self.progress.step + 1} of {self.corpus.num_steps}: the {what}. "
+            "Lower train.learning_rate, or look at these problems and their scores."
+        )
+
+    def _after_step(self, line: Mapping[str, Any]) -> None:
+        step, num_steps = self.progress.step, self.corpus.num_steps
+        if step % math.ceil(num_steps / MAX_CURVE_POINTS) == 0 or step in (1, num_steps):
+            self._note(line)
+        if step % self.lesson.train.validate_every_steps == 0 or step == num_steps:
+            self._validate()
+        if step % self.resources.checkpoint_every_steps == 0 and not self._is_done:
+            self._save_checkpoint()
+        if self.is_first and time.monotonic() - self.spoke > SECONDS_BETWEEN_LOG_LINES:
+            self.spoke = time.monotonic()
+            log.info("step %d of %d: loss %.4f", step, num_steps, line["loss"])
+
+    def _validate(self) -> None:
+        """Unweighted nats a target token of each head on the validation problems; sets what is best so far."""
+        if not self.corpus.validation:
+            return
+        step, num_steps = self.progress.step, self.corpus.num_steps
+        nats_H = self._validation_nats_H()
+        nats = nats_H[0]
+        if nats is None or not math.isfinite(nats):
+            raise DataError(f"Step {step} of {num_steps}: the validation loss is {nats}. Lower train.learning_rate.")
+        self._note({"step": step, "validation_nats": nats, "validation_head_nats": nats_H})
+        if self.is_first:
+            log.info("step %d of %d: validation %.4f nats a token", step, num_steps, nats)
+        if nats >= self.progress.best_nats:
+            self.progress.num_stale += 1
+            return
+        self.progress.best_nats, self.progress.best_step, self.progress.num_stale = nats, step, 0
+        if self.lesson.train.keep == "best":
+            self._save_checkpoint()
+
+    @torch.no_grad()
+    def _validation_nats_H(self) -> list[float | None]:
+        self.model.eval()
+        sums_2H = torch.zeros(2, self.lesson.train.num_heads, dtype=torch.float64)
+        for micro in self.validation:
+            with self._autocast():
+                found: StepSums = self.loss(micro.to(self.device), torch.ones_like(sums_2H[0], device=self.device))
+            sums_2H += torch.stack([found.head_nats_H.cpu(), micro.num_targets_H()])
+        self.model.train()
+        return _means(*distributed.sum_over_ranks(sums_2H))
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        self.progress.curves.append(json.dumps(line, allow_nan=False))
+        if self.watcher is not None:
+            self.watcher.log(int(line["step"]), line)
+
+    @contextmanager
+    def _watched(self) -> Iterator[tqdm]:
+        """Curves in MLflow if the run has an experiment, and a bar on a terminal; rank 0 only."""
+        with ExitStack() as stack:
+            experiment = self.attempt.labels.get("experiment")
+            if self.is_first and experiment is not None:
+                from mlops_tasks import tracking
+
+                self.watcher = stack.enter_context(
+                    tracking.curve_logger(
+                        self.attempt.environment,
+                        stage_key=self.attempt.key,
+                        experiment=experiment,
+                        params=self.attempt.config,
+                    )
+                )
+            yield stack.enter_context(
+                tqdm(
+                    total=self.corpus.num_steps,
+                    initial=self.progress.step,
+                    desc="train",
+                    unit="step",
+                    disable=not (self.is_first and sys.stderr.isatty()),
+                )
+            )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.lesson.train.precision == "bfloat16")
+
+    def _save_checkpoint(self) -> None:
+        if not self.is_first:
+            return
+        progress, keeps_best = self.progress, self.lesson.train.keep == "best"
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(progress),
+        }
+        place = (self.attempt.store, self.attempt.prefix)
+        checkpoint.save(*place, state, step=progress.step, best_step=progress.best_step if keeps_best else None)
+        checkpoint.prune(*place, keep_last=self.resources.keep_last)
+
+    def _resume(self) -> int | None:
+        """Go on from the newest checkpoint that is whole; returns its step."""
+        place = (self.attempt.store, self.attempt.prefix)
+        step = distributed.broadcast(checkpoint.newest(*place) if self.is_first else None)
+        if step is None:
+            return None
+        state = checkpoint.load(*place, step)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        if self.is_first:
+            log.info("goes on from the checkpoint of step %d of %d", step, self.corpus.num_steps)
+        return step
+
+    def _stop(self) -> NoReturn:
+        self._save_checkpoint()
+        distributed.barrier()  # a rank that ends first ends the others, and rank 0 may still be writing
+        raise Interrupted(
+            f"The training was stopped at step {self.progress.step} of {self.corpus.num_steps}, and a checkpoint is committed. "
+            "Start the task again and it resumes."
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        """Write the result (rank 0) and say what came of it."""
+        progress = self.progress
+        kept_step = progress.best_step if self.lesson.train.keep == "best" else progress.step
+        if self.is_first:
+            if kept_step != progress.step:
+                state = checkpoint.load(self.attempt.store, self.attempt.prefix, kept_step)
+                self.model.load_state_dict(state["model"])
+            self._write()
+        lines = [json.loads(line) for line in progress.curves]
+        validations = {line["step"]: line for line in lines if "validation_nats" in line}
+        last = next(line for line in reversed(lines) if "loss" in line)
+        before, after = validations.get(0, {}), validations.get(kept_step, {})
+        return {
+            "steps": progress.step,
+            "stopped_early": progress.step < self.corpus.num_steps,
+            "kept_step": kept_step,
+            "validation_nats_before": before.get("validation_nats"),
+            "validation_nats_after": after.get("validation_nats"),
+            "validation_head_nats_before": before.get("validation_head_nats"),
+            "validation_head_nats": after.get("validation_head_nats"),
+            "train_tokens": progress.num_tokens,
+            "weight_ess": last["weight_ess"],
+            "weight_entropy": last["weight_entropy"],
+            "num_examples": len(self.corpus.examples),
+            "num_too_long": self.corpus.num_too_long,
+        }
+
+    def _write(self) -> None:
+        folder = self.attempt.folder
+        self.model.save(folder)
+        copy_tokenizer(self.attempt.inputs["model"].folder("model"), folder / "model")
+        (folder / "curves.jsonl").write_text("".join(f"{line}\n" for line in self.progress.curves), encoding="utf-8")
+        report = json.dumps(self._weight_report(), ensure_ascii=False, allow_nan=False)
+        (folder / "weights.json").write_text(report, encoding="utf-8")
+
+    @torch.no_grad()
+    def _weight_report(self) -> dict[str, Any]:
+        """How the weights of some examples are spread with the final model, and a few of them token by token."""
+        self.model.eval()
+        examples = self.corpus.examples[:NUM_WEIGHED_EXAMPLES]
+        weights = {example.problem_id: self._weights_of(example) for example in examples}
+        of_targets = np.concatenate([weights[example.problem_id][example.is_target] for example in examples])
+        counts, edges = np.histogram(of_targets, bins=30, range=(0, max(1.0, float(of_targets.max()))))
+        return {
+            "histogram": {"edges": edges.round(4).tolist(), "counts": counts.tolist()},
+            "examples": [
+                {
+                    "problem_id": example.problem_id,
+                    "tokens": [self.corpus.tokenizer.decode([one]) for one in example.token_ids.tolist()],
+                    "weights": [
+                        round(float(weight), 4) if is_target else None
+                        for weight, is_target in zip(weights[example.problem_id], example.is_target, strict=True)
+                    ],
+                }
+                for example in examples[:NUM_SHOWN_EXAMPLES]
+            ],
+        }
+
+    def _weights_of(self, example: Example) -> npt.NDArray[np.float32]:
+        micro = self.corpus.micro_batch([Row((example,))], self.corpus.values).to(self.device)
+        with self._autocast():
+            found: npt.NDArray[np.float32] = self.loss.weights(micro, self.loss.hidden(micro))[0].cpu().numpy()
+        return found
+
+
+def adamw(model: MtpModel, train: Train) -> torch.optim.AdamW:
+    """The optimiser: trunk and heads each with their peak rate, decay on matrices only."""
+    heads_rate = train.learning_rate if train.new_head_learning_rate is None else train.new_head_learning_rate
+    groups = [
+        {
+            "params": [parameter for parameter in part.parameters() if (parameter.ndim >= 2) == is_matrix],
+            "peak_rate": rate,
+            "weight_decay": train.weight_decay if is_matrix else 0.0,
+        }
+        for part, rate in ((model.base, train.learning_rate), (model.heads, heads_rate))
+        for is_matrix in (True, False)
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        fused=True,
+    )
+
+
+def rate_share(step: int, *, num_steps: int, warmup_share: float, final_share: float) -> float:
+    """The rate of a step (from 0) as a share of the peak: a straight rise, then half a cosine down to `final_share`.
+
+    Example:
+        8 steps, half of them warm-up, final share 0: 0.25 0.5 0.75 1 | 0.85 0.5 0.15 0.
+    """
+    num_warmup = math.ceil(warmup_share * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    done = (step + 1 - num_warmup) / max(1, num_steps - num_warmup)
+    return final_share + (1 - final_share) * (1 + math.cos(math.pi * done)) / 2
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a model's folder holds beside weights and configuration, so that the tokenizer stays the same byte for byte."""
+    for file in sorted(source.iterdir()):
+        is_weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+        if file.is_file() and not is_weights and not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
+
+
+def _require_something_to_learn(train: Train) -> None:
+    if train.num_heads == 1 and train.head_warmup_steps > 0:
+        raise UserError(
+            f"train.head_warmup_steps is {train.head_warmup_steps}, in which only heads 2 and up learn, but train.num_heads is 1. "
+            "Set train.head_warmup_steps to 0, or train.num_heads to 2 or more."
+        )
+
+
+def _in_parallel(loss: WeightedLoss) -> DistributedDataParallel | None:
+    if distributed.num_ranks() == 1:
+        return None
+    return DistributedDataParallel(loss, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _total(sums: Sequence[StepSums]) -> Tensor:
+    """Loss, nats of each head and sums of weights of a step, over micro-batches and ranks: float64 on the CPU."""
+    own = torch.stack([torch.cat([one.loss[None], one.head_nats_H, one.weight_sums]) for one in sums])
+    return distributed.sum_over_ranks(own.cpu().double().sum(0))
+
+
+def _step_metrics(total: Tensor, num_targets_H: Tensor) -> dict[str, Any]:
+    weights, squares, logs = total[-3:].tolist()
+    num = int(num_targets_H[0])
+    # Of p = w/Σw over all targets of the step: entropy is log Σw - Σ(w·log w)/Σw.
+    return {
+        "loss": float(total[0]),
+        "head_nats": _means(total[1:-3], num_targets_H),
+        "weight_ess": weights**2 / (num * squares),
+        "weight_entropy": (math.log(weights) - logs / weights) / math.log(num) if num > 1 else 1.0,
+    }
+
+
+def _means(sums_H: Tensor, counts_H: Tensor) -> list[float | None]:
+    """Mean per head; None for a head that is further ahead than any document is long."""
+    pairs = zip(sums_H.tolist(), counts_H.tolist(), strict=True)
+    return [total / count if count else None for total, count in pairs]
