@@ -1,131 +1,205 @@
 """The stage `pull`: a snapshot of problems or of a model, exactly as pinned by `plan`.
 
 Owns what a snapshot's files are called: `<split>.parquet` for each split (an absent one is an empty table), or `model/` as
-`save_pretrained` writes it. Formats are read in `sources`, made-up problems in `generated`.
+`save_pretrained` writes it. Formats are read in `sources`, digests are `pins`', made-up problems are `generated`'s, what
+equals what is `contamination`'s, and a random model is built in `random_model`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource
+from mlops_tasks.data.contamination import contaminated_pairs
 from mlops_tasks.data.generated import generate_problems
+from mlops_tasks.data.pins import (
+    MODEL_FILES,
+    commit_of,
+    digest_of_files,
+    digest_of_model,
+    digest_of_source,
+    model_files,
+)
 from mlops_tasks.data.problems import SPLITS, Problem, write_problems
-from mlops_tasks.data.sources import contaminated, digest_of_model, digest_of_source, read_mbpp
+from mlops_tasks.data.sources import read_mbpp
 from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
 
-# Weights as safetensors only: a pickle runs code when it is opened.
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_LOOSE_SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja")
+_NUM_PAIRS_TOLD = 50
 
 
 def pull(attempt: Attempt) -> dict[str, Any]:
-    """Write the snapshot and count what is in it.
+    """Write the snapshot, and count what is in it.
+
+    Args:
+        attempt: its config is `{"data": DataSource, "on_contamination": …}` or `{"model": ModelSource}`, and `pin`, the digest
+            that the source had when the run was planned.
 
     Raises:
-        UserError: something that a snapshot needs is missing.
-        DataError: a bad file, contamination, or a source that changed since it was pinned.
+        UserError: a bad file, or something that a model needs is missing.
+        DataError: contamination, or the source has changed since it was planned.
         Unavailable: the hub does not answer.
     """
+    pin: str | None = attempt.config.get("pin")
     if "data" in attempt.config:
-        source: Any = TypeAdapter(DataSource).validate_python(attempt.config["data"])
-        _require_pin(attempt.config["pin"], digest_of_source(source), source)
-        return _pull_problems(source, attempt.folder, attempt.config["on_contamination"])
-    model: Any = TypeAdapter(ModelSource).validate_python(attempt.config["model"])
-    if not isinstance(model, HubModel):  # a hub's pin is the commit that is asked for
-        _require_pin(attempt.config["pin"], digest_of_model(model), model)
-    return _pull_model(model, attempt.folder / "model")
+        data: DataSource = TypeAdapter(DataSource).validate_python(attempt.config["data"])
+        return _pull_problems(data, pin, attempt.config["on_contamination"], attempt.folder)
+    model: ModelSource = TypeAdapter(ModelSource).validate_python(attempt.config["model"])
+    return _pull_model(model, pin, attempt.folder / "model")
 
 
-def _require_pin(pin: str, found: str, source: Any) -> None:
-    if pin != found:
-        raise DataError(
-            f"{getattr(source, 'path', source)} had SHA-256 {pin[:12]}… when the run was planned and has {found[:12]}… now. "
-            "Trigger a new run, and write new data to a new file."
-        )
-
-
-def _pull_problems(source: DataSource, folder: Path, on_contamination: str) -> dict[str, Any]:
+def _pull_problems(
+    source: DataSource, pin: str | None, on_contamination: Literal["refuse", "drop"], folder: Path
+) -> dict[str, Any]:
     problems = generate_problems(source) if isinstance(source, GeneratedData) else read_mbpp(Path(source.path))
-    if not any(problem.split == "train" for problem in problems):
-        raise DataError(
-            f"{getattr(source, 'path', source)} has no problem of the split 'train'; there is nothing to learn from."
-        )
-    problems, dropped = _decontaminated(problems, on_contamination)
+    # Only after reading: a file that is replaced between a check and its reading would be pinned as something else.
+    _require_pin(
+        pin, digest_of_source(source), "the generated data" if isinstance(source, GeneratedData) else source.path
+    )
+    kept, dropped = _decontaminated(problems, on_contamination)
     for split in SPLITS:
-        write_problems(folder / f"{split}.parquet", [problem for problem in problems if problem.split == split])
-    counts = {f"num_{split}": sum(problem.split == split for problem in problems) for split in SPLITS}
-    return {**counts, "dropped_for_contamination": dropped}
+        write_problems(folder / f"{split}.parquet", [problem for problem in kept if problem.split == split])
+    counts = {f"num_{split}": sum(problem.split == split for problem in kept) for split in SPLITS}
+    return {**counts, "num_dropped": len({line.split()[0] for line in dropped}), "dropped": dropped}
+
+
+def _require_pin(pin: str | None, found: str, where: str) -> None:
+    if pin not in (None, found):
+        raise DataError(
+            f"{where} changed while the run was going on: its digest was {pin} when the run was planned and is {found} now. "
+            "Start a new run; and put new data beside the old, under a name of its own."
+        )
 
 
 def _decontaminated(problems: Sequence[Problem], on_contamination: str) -> tuple[list[Problem], list[str]]:
-    pairs = contaminated(problems)
-    lines = [f"{trained.id} (train) and {held.id} ({held.split}) have the same {what}" for trained, held, what in pairs]
+    """The problems that may be used, and one line for each pair that keeps a training problem out."""
+    pairs = contaminated_pairs(problems)
+    lines = [str(pair) for pair in pairs]
     if pairs and on_contamination == "refuse":
+        shown = lines[:_NUM_PAIRS_TOLD] + [f"… and {len(lines) - _NUM_PAIRS_TOLD} more"] * (
+            len(lines) > _NUM_PAIRS_TOLD
+        )
         raise DataError(
-            "Training problems equal evaluation problems:\n  " + "\n  ".join(lines) + "\n"
-            "Remove them from the file, or set data.on_contamination to drop, which leaves these training problems out."
+            "Training problems equal evaluation problems:\n  "
+            + "\n  ".join(shown)
+            + "\nTake them out of the file, or set "
+            "data.on_contamination to 'drop', which leaves these training problems out."
         )
-    dropped = sorted({trained.id for trained, _, _ in pairs}, key=int)
+    dropped = {pair.train.id for pair in pairs}
     if dropped:
-        log.warning(
-            "%d training problems equal evaluation problems and are left out: %s", len(dropped), "; ".join(lines)
+        log.info("%d training problems equal evaluation problems and are left out", len(dropped))
+    kept = [problem for problem in problems if problem.id not in dropped]
+    if not any(problem.split == "train" for problem in kept):
+        raise DataError(
+            f"All {len(dropped)} training problems equal evaluation problems. Give other training problems."
         )
-    return [problem for problem in problems if problem.id not in dropped], dropped
+    return kept, lines
 
 
-def _pull_model(source: ModelSource, folder: Path) -> dict[str, Any]:
+def _pull_model(source: ModelSource, pin: str | None, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
     if isinstance(source, FolderModel):
-        _copy(Path(source.path), folder)
+        _copy(source, pin, folder)
     elif isinstance(source, HubModel):
-        _download(source, folder)
+        _download(source, pin or commit_of(source), folder)
     else:
         from mlops_tasks.data.random_model import build
 
+        _require_pin(pin, digest_of_model(source), "the random model")
         build(source, folder)
-    _require_whole(folder, str(getattr(source, "path", None) or getattr(source, "repo", "the random model")))
-    return {"bytes": sum(path.stat().st_size for path in folder.iterdir())}
+    files = [file.name for file in model_files(folder)]
+    return {"files": files, "bytes": sum((folder / file).stat().st_size for file in files)}
 
 
-def _copy(source: Path, folder: Path) -> None:
-    folder.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in _LOOSE_SUFFIXES:
-            shutil.copyfile(path, folder / path.name)
+def _copy(source: FolderModel, pin: str | None, folder: Path) -> None:
+    origin = Path(source.path)
+    files = model_files(origin)
+    _require_whole(origin, source.path)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    _require_pin(pin, digest_of_files(model_files(folder)), source.path)
 
 
-def _download(source: HubModel, folder: Path) -> None:
+def _download(source: HubModel, commit: str, folder: Path) -> None:
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        cached = snapshot_download(source.repo, revision=source.revision, allow_patterns=_HUB_FILES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise Unavailable(
-            f"The hub did not give {source.repo} at commit {source.revision}: {error}. Try again later."
+        snapshot_download(source.repo, revision=commit, local_dir=folder, allow_patterns=list(MODEL_FILES))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError(
+            f"The hub has no model {source.repo!r} at commit {commit}, or it is not open to you: {error}. Check both names; a "
+            "gated model needs its licence accepted and the token in HF_TOKEN."
         ) from error
-    _copy(Path(cached), folder)
+    except (httpx.HTTPError, OSError) as error:
+        raise Unavailable(
+            f"The hub did not give {source.repo} at commit {commit}: {error}. Try again later."
+        ) from error
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's own bookkeeping
+    _require_whole(folder, f"{source.repo} at commit {commit}")
 
 
-def _require_whole(folder: Path, source: str) -> None:
-    names = {path.name for path in folder.iterdir()}
-    wanted = {
-        "config.json": {"config.json"},
-        "weights (*.safetensors)": {name for name in names if name.endswith(".safetensors")},
-        "a tokenizer (tokenizer.json or tokenizer.model)": {"tokenizer.json", "tokenizer.model", "vocab.json"},
-    }
-    missing = [what for what, any_of in wanted.items() if not names & any_of]
+def _require_whole(folder: Path, where: str) -> None:
+    names = {file.name for file in folder.iterdir()}
+    missing = [
+        *(["config.json"] if "config.json" not in names else []),
+        *_missing_weights(folder, names),
+        *([] if names & {"tokenizer.json", "tokenizer.model", "vocab.json"} else ["a tokenizer (tokenizer.json)"]),
+    ]
     if missing:
         raise UserError(
-            f"{source} is no whole model: {' and '.join(missing)} missing; found {', '.join(sorted(names)) or 'no file'}. "
-            "Write it with model.save_pretrained and tokenizer.save_pretrained."
+            f"{where} is no whole model: {' and '.join(missing)} missing; found {', '.join(sorted(names)) or 'no file'}. "
+            "Write it with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
         )
+    if "model_type" not in _json_object(folder / "config.json"):
+        raise UserError(
+            f"{folder / 'config.json'} has no model_type, so transformers cannot tell what it is. Export it again."
+        )
+    for file in folder.glob("model*.safetensors"):
+        _require_safetensors(file)
+
+
+def _missing_weights(folder: Path, names: set[str]) -> list[str]:
+    if "model.safetensors" in names:
+        return []
+    if "model.safetensors.index.json" in names:
+        index = _json_object(folder / "model.safetensors.index.json")
+        return sorted(set(index.get("weight_map", {"": "model.safetensors"}).values()) - names)
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
+    hint = (
+        f", for {', '.join(pickled)} is a pickle, which runs code when it is opened, and is not read" if pickled else ""
+    )
+    return [f"model.safetensors (weights as safetensors{hint})"]
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}. Export the model again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} holds {type(value).__name__}; expected a JSON object. Export the model again.")
+    return value
+
+
+def _require_safetensors(file: Path) -> None:
+    with file.open("rb") as stream:
+        head = stream.read(9)
+    # Eight bytes of header length, then the header, which is JSON.
+    if len(head) < 9 or head[8:] != b"{" or int.from_bytes(head[:8], "little") + 8 > file.stat().st_size:
+        kind = (
+            "a git-LFS pointer: run `git lfs pull` there"
+            if head.startswith(b"version ")
+            else "cut off or another format"
+        )
+        raise UserError(f"{file} begins with {head!r} and is no safetensors file but {kind}.")

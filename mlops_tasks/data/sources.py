@@ -1,349 +1,337 @@
-"""What others publish, read with care: MBPP's two formats, and one's own problems in them; and what pins a source.
+"""Problems that others publish, read with care: MBPP's two formats, and one's own problems in them.
 
-Owns the splits, the errors of bad files, and the digests by which `plan` pins data and models. Made-up problems are
-`generated`'s; what is done with what was read is `pull`'s. Nothing heavy is imported: the scheduler pins sources too.
+Owns the formats, the official splits and what is said about a bad file. What pins a file is `pins`', made-up problems are
+`generated`'s, and what is done with what was read is `pull`'s.
+
+    mbpp.jsonl             one object a line: task_id, text, code, test_list, test_setup_code, challenge_test_list
+    sanitized-mbpp.json    one list of objects: task_id, prompt, code, test_list, test_imports, source_file
+
+Which of the two a file is shows in its first character; fields of both may be mixed. Problems of one's own may also have
+`split`, `source` and `licence`.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
-from mlops_tasks.config import DataSource, FolderModel, HubModel, MbppData, ModelSource, Split
-from mlops_tasks.errors import DataError, Unavailable, UserError
-from mlops_tasks.store import canonical_json, sha256_of_file
+from mlops_tasks.config import Split
+from mlops_tasks.data.pins import existing_file
+from mlops_tasks.data.problems import SPLITS, Problem
+from mlops_tasks.errors import UserError
+from mlops_tasks.store import sha256_of_file
 
-if TYPE_CHECKING:
-    from mlops_tasks.data.problems import Problem
-
-MAX_RECORD_BYTES = 10_000_000
+MAX_LINE_BYTES = 2**20
 """A longer line is no problem but another kind of file."""
 
-# Google's splits, by the first and last task id.
-_OFFICIAL_SPLITS: tuple[tuple[int, int, Split], ...] = (
+MAX_LIST_BYTES = 2**26
+"""A list is read whole; more problems than this come one a line."""
+
+# First and last task id of MBPP's splits.
+_OFFICIAL: tuple[tuple[int, int, Split], ...] = (
     (1, 10, "prompt"),
     (11, 510, "test"),
     (511, 600, "validation"),
     (601, 974, "train"),
 )
-_REQUIRED = {"code": str, "test_list": list, "task_id": int}
-_OPTIONAL = {
+# SHA-256 of the two files as published under CC BY 4.0.
+_PUBLISHED = {
+    "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f": "mbpp",
+    "ca95deaa9a01ef0a6f439f88bcf0dd3db3563d22f22aad6cae04ebb9a8d8c8e9": "mbpp-sanitized",
+}
+_PUBLISHED_LICENCE = "CC-BY-4.0"
+
+# How other things begin that end up under the name of a data file.
+_MISTAKEN: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a git-LFS pointer: run `git lfs pull` where it was cloned"),
+    (b"<!doctype", "an HTML page, perhaps an error page: download the raw file"),
+    (b"<html", "an HTML page, perhaps an error page: download the raw file"),
+    (b"<?xml", "an XML document, perhaps a store's error message: download the file again"),
+    (b"par1", "a Parquet table: export it as JSON lines"),
+    (b"pk\x03\x04", "a zip archive: unpack it"),
+    (b"\x1f\x8b", "gzip: unpack it"),
+)
+
+_FIELDS: dict[str, type] = {
+    "task_id": int,
+    "text": str,
+    "prompt": str,
+    "code": str,
+    "test_list": list,
     "test_setup_code": str,
     "test_imports": list,
     "challenge_test_list": list,
-    "split": str,
     "source_file": str,
+    "split": str,
+    "source": str,
+    "licence": str,
 }
-_LICENCE = "CC-BY-4.0"
-
-
-def digest_of_source(source: DataSource) -> str:
-    """What pins the data: SHA-256 of the file, or of the settings of made-up problems.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    if isinstance(source, MbppData):
-        return sha256_of_file(_existing_file(Path(source.path)))
-    return hashlib.sha256(canonical_json(source.model_dump(mode="json"))).hexdigest()
-
-
-def digest_of_model(source: ModelSource) -> str:
-    """What pins a model: SHA-256 over a folder's names and contents, a hub's commit, or SHA-256 of a random model's settings.
-
-    Raises:
-        UserError: no such folder, repository or revision.
-        Unavailable: the hub does not answer.
-    """
-    if isinstance(source, FolderModel):
-        return _digest_of_folder(Path(source.path))
-    if isinstance(source, HubModel):
-        return _commit_on_hub(source)
-    return hashlib.sha256(canonical_json(source.model_dump(mode="json"))).hexdigest()
-
-
-def _digest_of_folder(folder: Path) -> str:
-    if not folder.is_dir():
-        raise UserError(
-            f"There is no model folder {folder}. Set model.source.path to a folder written by save_pretrained."
-        )
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = [[path.relative_to(folder).as_posix(), sha256_of_file(path)] for path in files]
-    return hashlib.sha256(canonical_json(listed)).hexdigest()
-
-
-def _commit_on_hub(source: HubModel) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        commit = HfApi().model_info(source.repo, revision=source.revision).sha
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError(
-            f"The hub has no {source.repo} at revision {source.revision}, or it is not open to you: {error}. "
-            "Check model.source, or set HF_TOKEN for a gated model."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise Unavailable(
-            f"The hub did not say what {source.repo} at {source.revision} is: {error}. Try again later."
-        ) from error
-    assert commit is not None
-    return commit
-
-
-def read_mbpp(path: Path) -> list[Problem]:
-    """Read problems in MBPP's format: JSON lines, or one JSON list (the sanitized edition).
-
-    Raises:
-        UserError: there is no such file.
-        DataError: with file, line (or number in the list), field, what was found and what was expected.
-    """
-    problems: list[Problem] = []
-    seen: dict[str, str] = {}
-    for where, record in _records(_existing_file(path)):
-        problem = _problem(record, where, source=path.stem)
-        if problem.id in seen:
-            raise DataError(
-                f"{where}: task_id {problem.id} is the id of {seen[problem.id]} already. Give each problem its own."
-            )
-        seen[problem.id] = where
-        problems.append(problem)
-    if not problems:
-        raise DataError(f"{path} is empty; expected one problem a line. Fetch the file again.")
-    return problems
-
-
-def _existing_file(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(
-            f"There is no data file {path}. Set data.source.path to the .jsonl or .json file (see docs/data.md)."
-        )
-    return path
-
-
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each record with where it stands."""
-    _refuse_other_kinds(path)
-    if path.suffix == ".json":
-        yield from _records_of_list(path)
-        return
-    with path.open("rb") as stream:
-        for number in range(1, 10**9):
-            line = stream.readline(MAX_RECORD_BYTES + 1)
-            if not line:
-                return
-            where = f"{path}, line {number}"
-            if len(line) > MAX_RECORD_BYTES:
-                raise DataError(
-                    f"{where} is longer than {MAX_RECORD_BYTES:,} bytes; expected one problem a line. Is it another kind of file?"
-                )
-            if line.strip():
-                yield where, _record(_json(_text(line, where), where), where)
-
-
-def _records_of_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    data = path.read_bytes()
-    tree = _json(_text(data, str(path)), str(path)) if data.strip() else []
-    if not isinstance(tree, list):
-        raise DataError(
-            f"{path} holds {_kind(tree)}; expected a list of problems (a .json file), or one problem a line (.jsonl)."
-        )
-    for number, record in enumerate(tree, start=1):
-        where = f"{path}, problem {number}"
-        yield where, _record(record, where)
-
-
-def _refuse_other_kinds(path: Path) -> None:
-    with path.open("rb") as stream:
-        head = stream.read(512).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
-        raise DataError(
-            f"{path} is an HTML page, not data: the download answered with an error page. Fetch the file itself."
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path} is a git-LFS pointer, not data. Run `git lfs pull` where it came from.")
-
-
-def _text(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}. Save the file as UTF-8."
-        ) from error
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not JSON: {error.msg} at character {error.pos}, near {text[max(0, error.pos - 20) :][:40]!r}. Mend or remove it."
-        ) from error
-
-
-def _record(tree: Any, where: str) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        raise DataError(
-            f"{where} holds {_kind(tree)}; expected an object with {', '.join(_REQUIRED)} and text (or prompt)."
-        )
-    return tree
-
-
-def _problem(record: dict[str, Any], where: str, *, source: str) -> Problem:
-    from mlops_tasks.data.problems import Problem
-
-    prompt = "prompt" if "prompt" in record and "text" not in record else "text"
-    for name, kind in {prompt: str, **_REQUIRED}.items():
-        if name not in record:
-            raise DataError(f"{where}: field {name} is missing; found {', '.join(record) or 'nothing'}. Add it.")
-        _require_type(record[name], kind, name, where)
-    for name, kind in _OPTIONAL.items():
-        if name in record:
-            _require_type(record[name], kind, name, where)
-    tests = _lines_of(record["test_list"], "test_list", where)
-    solution = _unix(record["code"])
-    setup = "\n".join(
-        [*_lines_of(record.get("test_imports", []), "test_imports", where), _unix(record.get("test_setup_code", ""))]
-    ).strip("\n")
-    for name in (prompt, "code"):
-        if not record[name].strip():
-            raise DataError(f"{where}: field {name} is blank. Write it, or remove the problem.")
-    if not tests:
-        raise DataError(
-            f"{where}: field test_list is empty; expected at least one assert. Without one nothing can be judged."
-        )
-    return Problem(
-        id=str(record["task_id"]),
-        prompt=_unix(record[prompt]).strip(),
-        solution=solution,
-        tests=tests,
-        setup=setup,
-        entry_point=_entry_point(solution, tests, where),
-        split=_split(record, where),
-        source=source,
-        licence=_LICENCE if "split" not in record else "unknown",
-    )
-
-
-def _require_type(value: Any, kind: type, name: str, where: str) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{where}: field {name} is {_kind(value)} ({str(value)[:60]!r}); expected {_KINDS[kind]}.")
-
-
 _KINDS: dict[type, str] = {
     str: "a string",
     list: "a list",
     int: "a whole number",
     dict: "an object",
     bool: "true or false",
-    float: "a number",
+    float: "a number with a fraction",
     type(None): "null",
 }
 
 
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), type(value).__name__)
+@dataclass(frozen=True)
+class _Place:
+    """Where something was read."""
+
+    path: Path
+    line: int
+
+    def refuse(self, found: str, todo: str) -> NoReturn:
+        raise UserError(f"{self}: {found} {todo}")
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}"
 
 
-def _lines_of(values: Sequence[Any], name: str, where: str) -> tuple[str, ...]:
-    for value in values:
-        _require_type(value, str, f"{name}[…]", where)
-    return tuple(_unix(value).strip() for value in values)
+@dataclass(frozen=True)
+class _Record:
+    """One object of a file, and where it begins."""
+
+    place: _Place
+    values: dict[str, Any]
+
+    def refuse(self, field: str, found: str, expected: str) -> NoReturn:
+        self.place.refuse(f"field {field!r} is {found}; expected {expected}.", "Mend it, or take the problem out.")
+
+    def text(self, field: str) -> str:
+        """A string, lines ended by \\n."""
+        return _unix(self.values.get(field, ""))
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """A list of strings, lines ended by \\n."""
+        values = self.values.get(field, [])
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                self.refuse(f"{field}[{index}]", _shown(value), "a string")
+        return tuple(_unix(value) for value in values)
+
+
+def read_mbpp(path: Path) -> list[Problem]:
+    """Read problems in one of MBPP's formats, in the file's order.
+
+    Raises:
+        UserError: no such file, or it is bad: file, line, field, what was found and what was expected.
+    """
+    published = _PUBLISHED.get(sha256_of_file(existing_file(path)))
+    problems: list[Problem] = []
+    lines: dict[str, int] = {}
+    for record in _records(path):
+        problem = _problem(record, published)
+        if problem.id in lines:
+            record.refuse("task_id", f"{problem.id}, as in line {lines[problem.id]}", "an id that no other problem has")
+        lines[problem.id] = record.place.line
+        problems.append(problem)
+    if not problems:
+        raise UserError(f"{path} is empty; expected at least one problem. Fetch the file again.")
+    if not any(problem.split == "train" for problem in problems):
+        counts = ", ".join(f"{sum(problem.split == split for problem in problems)} {split}" for split in SPLITS)
+        raise UserError(
+            f"{path} has no training problem (it has {counts}), so there is nothing to learn from. "
+            "Add some: task_id 601 to 974, or the field split with the value 'train'."
+        )
+    return problems
+
+
+def _records(path: Path) -> Iterator[_Record]:
+    with path.open("rb") as stream:
+        head = stream.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, what in _MISTAKEN:
+        if head.lower().startswith(start):
+            raise UserError(f"{path} begins with {head[:24]!r} and is {what}.")
+    return _records_of_list(path) if head.startswith(b"[") else _records_of_lines(path)
+
+
+def _records_of_lines(path: Path) -> Iterator[_Record]:
+    with path.open("rb") as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            place = _Place(path, number := number + 1)
+            if len(line) > MAX_LINE_BYTES:
+                place.refuse(
+                    f"longer than {MAX_LINE_BYTES:,} bytes; expected one problem a line.", "Is it another kind of file?"
+                )
+            if text := _decoded(line, place).strip():
+                yield _record(_parsed(text, 0, place)[0], place)
+
+
+def _records_of_list(path: Path) -> Iterator[_Record]:
+    size = path.stat().st_size
+    if size > MAX_LIST_BYTES:
+        raise UserError(
+            f"{path} is one list of {size:,} bytes; expected at most {MAX_LIST_BYTES:,}. Write one problem a line (.jsonl)."
+        )
+    text = _decoded(path.read_bytes(), _Place(path, 1))
+    at = _after_blanks(text, text.index("[") + 1)
+    # Value by value instead of at once, so that each record's line is known.
+    while text[at : at + 1] != "]":
+        place = _Place(path, text.count("\n", 0, at) + 1)
+        value, at = _parsed(text, at, place)
+        yield _record(value, place)
+        at = _after_blanks(text, at)
+        if text[at : at + 1] == ",":
+            at = _after_blanks(text, at + 1)
+        elif text[at : at + 1] != "]":
+            _refuse_json(
+                _Place(path, text.count("\n", 0, at) + 1), f"{text[at : at + 20]!r} where ',' or ']' should be"
+            )
+
+
+def _decoded(data: bytes, place: _Place) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = place.line + data.count(b"\n", 0, error.start)
+        _Place(place.path, line).refuse(
+            f"not UTF-8: byte 0x{data[error.start]:02x} in {data[max(0, error.start - 12) : error.start + 4]!r}.",
+            "Save the file as UTF-8.",
+        )
+
+
+def _parsed(text: str, at: int, place: _Place) -> tuple[Any, int]:
+    """A JSON value and where it ends."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, at)
+        if at == 0 and end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except json.JSONDecodeError as error:
+        _refuse_json(place, f"{error.msg} in {text[max(0, error.pos - 20) : error.pos + 20]!r}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        _refuse_json(place, str(error))
+    return value, end
+
+
+def _refuse_json(place: _Place, found: str) -> NoReturn:
+    place.refuse(f"broken JSON: {found}; expected one object a line, or one list of objects.", "Fetch the file again.")
+
+
+def _after_blanks(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
+def _record(value: Any, place: _Place) -> _Record:
+    if not isinstance(value, dict):
+        place.refuse(f"{_shown(value)}; expected an object with the fields of a problem.", "See docs/data.md.")
+    record = _Record(place, value)
+    for field, found in value.items():
+        if not _is_unicode(found):
+            record.refuse(field, "half of a surrogate pair", "whole characters")
+        if field not in _FIELDS:
+            place.refuse(
+                f"unknown field {field!r}; known are {', '.join(_FIELDS)}.", "Check its spelling, or take it out."
+            )
+        if not isinstance(found, _FIELDS[field]) or isinstance(found, bool):
+            record.refuse(field, _shown(found), _KINDS[_FIELDS[field]])
+    return record
+
+
+def _problem(record: _Record, published: str | None) -> Problem:
+    if "text" in record.values and "prompt" in record.values:
+        record.refuse("prompt", "given beside 'text'", "only one of the two")
+    asked = "prompt" if "prompt" in record.values else "text"
+    for field in ("task_id", asked, "code", "test_list"):
+        if field not in record.values:
+            record.place.refuse(
+                f"field {field!r} is missing; found {', '.join(record.values) or 'no field'}.",
+                "Add it, or take the problem out.",
+            )
+        if record.values[field] in ("", []) or not str(record.values[field]).strip():
+            record.refuse(field, "empty", _KINDS[_FIELDS[field]] + " with something in it")
+    solution, tests = record.text("code").strip("\n"), record.texts("test_list")
+    setup = "\n".join(part for part in (*record.texts("test_imports"), record.text("test_setup_code")) if part)
+    return Problem(
+        id=_id(record),
+        prompt=record.text(asked).strip(),
+        solution=solution,
+        tests=tests,
+        setup=setup,
+        entry_point=_entry_point(record, solution, tests, setup),
+        split=_split(record),
+        source=published or record.values.get("source", "own"),
+        licence=_PUBLISHED_LICENCE if published else record.values.get("licence", "unknown"),
+    )
+
+
+def _id(record: _Record) -> str:
+    task_id: int = record.values["task_id"]
+    if task_id < 0:
+        record.refuse("task_id", str(task_id), "0 or more")
+    return str(task_id)
+
+
+def _split(record: _Record) -> Split:
+    task_id: int = record.values["task_id"]
+    if "split" in record.values:
+        for split in SPLITS:
+            if split == record.values["split"]:
+                return split
+        record.refuse("split", repr(record.values["split"]), f"one of {', '.join(SPLITS)}")
+    for first, last, split in _OFFICIAL:
+        if first <= task_id <= last:
+            return split
+    record.refuse("task_id", f"{task_id}, which is in no split of MBPP (1 to 974)", "a field 'split' beside it")
+
+
+def _entry_point(record: _Record, solution: str, tests: tuple[str, ...], setup: str) -> str:
+    """The first thing that the solution defines and a test names."""
+    defined = {name for node in _syntax_tree(record, "code", solution).body for name in _names_bound_by(node)}
+    _syntax_tree(record, "test_setup_code", setup)
+    trees = [_syntax_tree(record, f"test_list[{index}]", test) for index, test in enumerate(tests)]
+    named = [node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    used = next((name for name in named if name in defined), None)
+    if used is None:
+        record.refuse(
+            "test_list",
+            f"about {', '.join(sorted(set(named))) or 'nothing'}",
+            f"a test of what the code defines ({', '.join(sorted(defined)) or 'nothing'})",
+        )
+    return used
+
+
+def _syntax_tree(record: _Record, field: str, source: str) -> ast.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in somebody's regular expression
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        place = f" in its line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        what = error.msg if isinstance(error, SyntaxError) else str(error)
+        record.refuse(field, f"no Python: {what}{place}", "a program that parses")
+
+
+def _names_bound_by(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{_KINDS.get(type(value), type(value).__name__)} ({text if len(text) <= 60 else text[:57] + '…'})"
 
 
 def _unix(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _split(record: dict[str, Any], where: str) -> Split:
-    if "split" in record:
-        known = [split for _, _, split in _OFFICIAL_SPLITS]
-        chosen = next((split for split in known if split == record["split"]), None)
-        if chosen is None:
-            raise DataError(f"{where}: field split is {record['split']!r}; expected one of {', '.join(known)}.")
-        return chosen
-    task = record["task_id"]
-    for first, last, split in _OFFICIAL_SPLITS:
-        if first <= task <= last:
-            return split
-    raise DataError(
-        f"{where}: task_id {task} is not in MBPP's splits (1 to 974). Add a field split to problems of your own."
-    )
-
-
-def _entry_point(solution: str, tests: Sequence[str], where: str) -> str:
-    """The first thing that the solution defines and the tests name."""
-    defined = _defined_names(solution, where)
-    for number, test in enumerate(tests):
-        try:
-            tree = ast.parse(test)
-        except SyntaxError as error:
-            raise DataError(
-                f"{where}: test_list[{number}] does not parse: {error.msg} in {test[:60]!r}. Mend it."
-            ) from error
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and node.id in defined:
-                return node.id
-    raise DataError(
-        f"{where}: no test calls anything that the code defines ({', '.join(sorted(defined)) or 'nothing'}). Mend test_list or code."
-    )
-
-
-def _defined_names(solution: str, where: str) -> set[str]:
-    try:
-        tree = ast.parse(solution)
-    except (SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{where}: field code does not parse as Python: {error}. Mend it, or remove the problem."
-        ) from error
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-    return names | {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-
-
-# Contamination: a training problem that equals an evaluation problem in what it asks or in how it is solved.
-
-
-def contaminated(problems: Sequence[Problem]) -> list[tuple[Problem, Problem, str]]:
-    """Pairs of a training problem and a held-out one that are equal, with `text` or `code` as what is equal.
-
-    Texts are compared without case, punctuation at the end and spacing; code as syntax trees without docstrings.
-    """
-    pairs: list[tuple[Problem, Problem, str]] = []
-    for what, form in (("text", _text_form), ("code", _code_form)):
-        held: dict[str, Problem] = {}
-        for problem in problems:
-            if problem.split in ("validation", "test"):
-                held.setdefault(form(problem), problem)
-        pairs += [
-            (problem, held[form(problem)], what)
-            for problem in problems
-            if problem.split == "train" and form(problem) in held
-        ]
-    return pairs
-
-
-def _text_form(problem: Problem) -> str:
-    return " ".join(problem.prompt.lower().split()).rstrip(".!? ")
-
-
-def _code_form(problem: Problem) -> str:
-    tree = ast.parse(problem.solution)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-            node.body = [
-                child
-                for child in node.body
-                if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant))
-            ] or [ast.Pass()]
-    return ast.dump(tree)
