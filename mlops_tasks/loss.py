@@ -102,10 +102,9 @@ def token_losses(model: MtpModel, hidden_BSD: Tensor, *, targets_BS: Tensor, chu
     """
     nats_N = torch.zeros(targets_BS.numel(), device=targets_BS.device)
     hidden_ND = hidden_BSD.detach().flatten(0, 1)
-    with _same_autocast(hidden_BSD.device):
-        for rows in torch.split(_rows_with_target(targets_BS), chunk_rows):
-            log_probabilities = _log_softmax(model.head_logits(hidden_ND[rows], 1))
-            nats_N[rows] = -_of_targets(log_probabilities, targets_BS.flatten()[rows]).float()
+    for rows in torch.split(_rows_with_target(targets_BS), chunk_rows):
+        log_probabilities = _log_softmax(model.head_logits(hidden_ND[rows], 1))
+        nats_N[rows] = -_of_targets(log_probabilities, targets_BS.flatten()[rows]).float()
     return nats_N.view_as(targets_BS)
 
 
@@ -147,8 +146,7 @@ def mtp_loss(
         # A Function's forward always runs without gradient mode, so it must be told.
         wants_gradient=torch.is_grad_enabled() and (hidden_BSD.requires_grad or bool(parameters)),
     )
-    with _same_autocast(hidden_BSD.device):
-        return MtpLoss(*_ChunkedLoss.apply(work, hidden_BSD, *parameters))  # type: ignore[no-untyped-call]
+    return MtpLoss(*_ChunkedLoss.apply(work, hidden_BSD, *parameters))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -243,17 +241,3 @@ def _log_softmax(logits_NV: Tensor) -> Tensor:
 
 def _of_targets(log_probabilities_NV: Tensor, targets_N: Tensor) -> Tensor:
     return log_probabilities_NV.gather(1, targets_N[:, None])[:, 0]
-
-
-def _same_autocast(device: torch.device) -> torch.autocast:
-    """Autocast as it is, but without its cache of weights.
-
-    A weight that is cast first under no_grad (the dynamic scores do so) would be cached without its graph and get no gradient.
-    """
-    kind = device.type
-    return torch.autocast(
-        kind,
-        dtype=torch.get_autocast_dtype(kind),
-        enabled=torch.is_autocast_enabled(kind),
-        cache_enabled=False,
-    )

@@ -479,6 +479,13 @@ def test_validation_under_no_grad_gives_the_same_numbers() -> None:
     assert torch.equal(found.head_nats_H, expected.head_nats_H)
 
 
+def test_validation_makes_no_gradients() -> None:
+    with torch.no_grad():
+        without = peak_bytes(num_heads=4, chunk_rows=16)
+    # The output layer's gradient alone is 4096 · 16 numbers.
+    assert without < peak_bytes(num_heads=4, chunk_rows=16) - 4 * 4096 * 16
+
+
 def test_a_wholly_frozen_model_has_a_loss_without_gradient() -> None:
     model = tiny().requires_grad_(False)
     assert not loss_of(model, texts()).loss.requires_grad
@@ -587,7 +594,7 @@ def peak_bytes(*, num_heads: int, chunk_rows: int, length: int = 256, is_naive: 
             nats = nn.functional.cross_entropy(torch.stack(heads).flatten(0, 1), targets.flatten(), reduction="none")
             (nats * weights.flatten()).sum().backward()  # type: ignore[no-untyped-call]
         else:
-            mtp_loss(
+            loss = mtp_loss(
                 model,
                 hidden,
                 targets_HBS=targets,
@@ -595,7 +602,9 @@ def peak_bytes(*, num_heads: int, chunk_rows: int, length: int = 256, is_naive: 
                 balance_H=head_balance("equal", num_heads),
                 num_targets_H=(targets != -100).sum((1, 2)),
                 chunk_rows=chunk_rows,
-            ).loss.backward()  # type: ignore[no-untyped-call]
+            ).loss
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
     return counted.peak
 
 

@@ -58,9 +58,11 @@ def bytes_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    made: PreTrainedTokenizerFast = fast(
         tokenizer_object=tokenizer, **{"eos_token": "<end>", "pad_token": "<pad>", **special}
     )
+    return made
 
 
 def write_model(folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
