@@ -6,13 +6,12 @@ Owns what `equal` means. Whether such a problem ends the run or is left out is t
 from __future__ import annotations
 
 import ast
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mlops_tasks.data.problems import Problem
+from mlops_tasks.data.problems import Problem, parse_quietly
 
 _JUDGED_ON = ("validation", "test")
 
@@ -45,9 +44,7 @@ def text_form(problem: Problem) -> str:
 
 def code_form(problem: Problem) -> str:
     """The solution's syntax tree without docstrings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in somebody's regular expression
-        tree = ast.parse(problem.solution)
+    tree = parse_quietly(problem.solution)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node

@@ -6,6 +6,8 @@ turning a problem into text is `prompts`'.
 
 from __future__ import annotations
 
+import ast
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -69,6 +71,17 @@ class Problem(BaseModel):
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
     """Sort by id as a number, so that 9 comes before 10."""
     return sorted(problems, key=lambda problem: int(problem.id))
+
+
+def parse_quietly(source: str) -> ast.Module:
+    r"""The syntax tree of somebody's program, without the warnings that are its author's affair, such as for "\d".
+
+    Raises:
+        SyntaxError: it is no Python; ValueError, RecursionError and MemoryError happen too.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:

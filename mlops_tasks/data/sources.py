@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, NoReturn
 
 from mlops_tasks.config import Split
 from mlops_tasks.data.pins import existing_file
-from mlops_tasks.data.problems import SPLITS, Problem
+from mlops_tasks.data.problems import SPLITS, Problem, parse_quietly
 from mlops_tasks.errors import UserError
 from mlops_tasks.store import sha256_of_file
 
@@ -304,9 +303,7 @@ def _entry_point(record: _Record, solution: str, tests: tuple[str, ...], setup: 
 
 def _syntax_tree(record: _Record, field: str, source: str) -> ast.Module:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in somebody's regular expression
-            return ast.parse(source)
+        return parse_quietly(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         place = f" in its line {error.lineno}" if isinstance(error, SyntaxError) else ""
         what = error.msg if isinstance(error, SyntaxError) else str(error)
