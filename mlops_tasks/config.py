@@ -337,6 +337,12 @@ class Recipe(Settings):
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _soft_by_default(cls, tree: Any) -> Any:
+        weighting = tree.get("weighting") if isinstance(tree, dict) else None
+        return {**tree, "weighting": {"kind": "soft", **weighting}} if isinstance(weighting, dict) else tree
+
     @property
     def reference(self) -> GivenReference | TrainedReference | CrossFittedReference | None:
         """The reference that the scorer needs, if any."""

@@ -26,7 +26,7 @@ from mlops_tasks.config import (
     Uniform,
     load_recipe,
 )
-from mlops_tasks.data.sources import digest_of_model, digest_of_source
+from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences
 from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task

@@ -51,6 +51,11 @@ def test_overrides_are_dotted_and_typed() -> None:
     )
 
 
+def test_weights_are_soft_unless_said_otherwise() -> None:
+    recipe = load_recipe(CONFIGS / "recipes/demo.yaml", ["weighting.temperature=0.3"])
+    assert recipe.weighting.model_dump(include={"kind", "temperature"}) == {"kind": "soft", "temperature": 0.3}
+
+
 def test_an_override_of_a_kind_starts_that_part_anew() -> None:
     recipe = load_recipe(
         CONFIGS / "recipes/demo.yaml", ["scoring.scorer=uniform", "weighting.kind=select", "weighting.top_share=0.5"]
