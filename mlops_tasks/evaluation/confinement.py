@@ -1,0 +1,232 @@
+"""What a process gives up before it runs a program that nobody has read.
+
+Owns the limits, the capabilities and the system calls (a seccomp filter, put in place through ctypes: no package, no root,
+no namespace is needed, so it is the same in a pod, in a container as root and for an ordinary user). When to give them up
+is `harness`'s. A confined process is one thread: it starts neither process nor thread, has no network, changes no file
+anywhere and touches no other process. What it still can: read what its user may read.
+
+Only the standard library is imported here, and it loads everywhere; `confine` works on Linux alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import os
+import platform
+import resource
+import signal
+import struct
+
+MEMORY_BYTES = 2**30
+"""Address space of a program."""
+
+# System calls that are refused, with their numbers on x86_64 and aarch64 (None: it has no such call).
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    # network, and the way round the filter
+    "socket": (41, 198),
+    "io_uring_setup": (425, 425),
+    # processes and threads
+    "fork": (57, None),
+    "vfork": (58, None),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    # other processes
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    # files; opening one to write is refused by its flags
+    "openat2": (437, 437),
+    "creat": (85, None),
+    "mkdir": (83, None),
+    "mkdirat": (258, 34),
+    "rmdir": (84, None),
+    "unlink": (87, None),
+    "unlinkat": (263, 35),
+    "rename": (82, None),
+    "renameat": (264, 38),
+    "renameat2": (316, 276),
+    "link": (86, None),
+    "linkat": (265, 37),
+    "symlink": (88, None),
+    "symlinkat": (266, 36),
+    "mknod": (133, None),
+    "mknodat": (259, 33),
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "truncate": (76, 45),
+    "ftruncate": (77, 46),
+    "fallocate": (285, 47),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    # memory that no limit counts or that outlives the process
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    # the system
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "mount_setattr": (442, 442),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "open_by_handle_at": (304, 265),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    # the confinement itself
+    "prctl": (157, 167),
+    "seccomp": (317, 277),
+}
+_OPEN: tuple[tuple[tuple[int | None, int | None], int], ...] = (
+    ((2, None), 1),
+    ((257, 56), 2),
+)  # numbers, which argument
+_PRLIMIT = (302, 261)
+_WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
+
+# linux/audit.h: what the kernel calls the two machines.
+_AUDIT = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_X32 = 0x40000000  # x86_64 numbers from here on are a second, 32-bit set of the same calls
+
+# linux/filter.h and linux/seccomp.h
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
+
+# linux/prctl.h and linux/capability.h
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def confine(*, cpu_seconds: float, memory_bytes: int = MEMORY_BYTES) -> None:
+    """Give everything up, for good. Call it in a fresh child with one thread.
+
+    Raises:
+        OSError: the system does not grant a part of it; the process must not run the program then.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
+    _limit(cpu_seconds, memory_bytes)
+    _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
+    _drop_capabilities(libc)
+    code = refusing_filter(platform.machine())
+    instructions = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
+    _prctl(libc, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.create_string_buffer(program, len(program)))
+
+
+def is_supported() -> bool:
+    """Whether this system has what `confine` needs; that it works is shown by trying."""
+    return platform.system() == "Linux" and platform.machine() in _AUDIT
+
+
+def _limit(cpu_seconds: float, memory_bytes: int) -> None:
+    whole = math.ceil(cpu_seconds + 0.2)
+    limits = {
+        resource.RLIMIT_CPU: whole,  # behind the timer below, which knows fractions and which a program can stop
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NOFILE: 64,
+        resource.RLIMIT_NPROC: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in limits.items():
+        resource.setrlimit(kind, (most, most))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    # Not another user: root's interpreter often lies where only root may read. Without capabilities root is one user among
+    # others, and `no_new_privs` keeps it so.
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _check(libc.capset(header, bytes(24)), "capset")
+
+
+def _prctl(libc: ctypes.CDLL, option: int, value: int, pointer: object = 0) -> None:
+    # prctl reads longs; ctypes passes a bare int as 32 bits.
+    long = ctypes.c_ulong
+    third = pointer if isinstance(pointer, ctypes.Array) else long(0)
+    _check(libc.prctl(ctypes.c_int(option), long(value), third, long(0), long(0)), f"prctl({option})")
+
+
+def _check(result: int, call: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def refusing_filter(machine: str) -> bytes:
+    """The seccomp program for a machine: refused calls fail with EPERM, everything else goes on.
+
+    A refused call must not kill: a program that tries one gets an exception and its verdict, like any other.
+    """
+    column, audit = _AUDIT[machine]
+    refuse = _ERRNO | errno.EPERM
+    steps = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
+    if machine == "x86_64":
+        steps += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, refuse)]
+    for numbers in _REFUSED.values():
+        if (number := numbers[column]) is not None:
+            steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, refuse)]
+    for numbers, argument in _OPEN:
+        if (number := numbers[column]) is not None:
+            steps += _unless(number, argument, (_ANY_BIT, 0, 1, _WRITES))
+    # A limit of its own, but not one of the process that judges it.
+    steps += _unless(_PRLIMIT[column], 0, (_EQUAL, 1, 0, 0))
+    return b"".join(struct.pack("HBBI", *step) for step in [*steps, (_RETURN, 0, 0, _ALLOW)])
+
+
+def _unless(number: int, argument: int, test: tuple[int, int, int, int]) -> list[tuple[int, int, int, int]]:
+    """Steps for one call: `test` looks at the low half of an argument and jumps over the refusal."""
+    load = (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)
+    return [(_EQUAL, 0, 4, number), load, test, (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]

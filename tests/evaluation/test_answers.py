@@ -1,0 +1,65 @@
+"""Signs that a program reads its answer off a shown test."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlops_tasks.evaluation.answers import reads_answer
+
+
+@pytest.mark.parametrize(
+    ("test", "program"),
+    [
+        ("assert area(3, 7) == 21", "def area(a, b):\n    return 21"),
+        (
+            "assert area(3, 7) == 21",
+            "def area(a, b):\n    x = a * b\n    if a == 3:\n        return 21\n    return x + 1",
+        ),
+        ("assert area(3, 7) == 21", "area = lambda a, b: 21"),
+        ("assert f([1, 2, 3]) == [3, 2, 1]", "def f(x):\n    result = [3, 2, 1]\n    return result"),
+        ("assert f([1, 2, 3]) == (3, 2, 1)", "def f(x):\n    return [3, 2, 1]"),
+        ("assert set(f('a')) == set(['a', 'b', 'c'])", "def f(x):\n    return {'c', 'b', 'a'}"),
+        ("assert f('x') == {'a': 1, 'b': 2}", "def f(x):\n    return {'b': 2, 'a': 1}"),
+        ("assert is_even(4) == True", "def is_even(n):\n    return True"),
+        ("assert is_even(4)", 'def is_even(n):\n    """Tell."""\n    return True'),
+        ("assert not is_even(5)", "def is_even(n):\n    return False"),
+        (
+            "assert kind('python') == 'word'",
+            "def kind(x):\n    if x == 'python':\n        return 'word'\n    return ''",
+        ),
+        ("assert kind('python') == 'word'", "def kind(x):\n    return 'word'"),
+        ("assert half(1) == 0.5", "def half(x):\n    return 0.5 if x == 1 else x / 3"),
+    ],
+)
+def test_a_copied_answer_is_noticed(test: str, program: str) -> None:
+    assert reads_answer(program, [test])
+
+
+@pytest.mark.parametrize(
+    ("test", "program"),
+    [
+        ("assert area(3, 7) == 21", "def area(a, b):\n    return a * b"),
+        ("assert area(3, 7) == 21", "def area(a, b):\n    return a * b  # 21\nassert area(3, 7) == 21"),
+        ("assert area(3, 7) == 21", 'def area(a, b):\n    """area(3, 7) == 21"""\n    return a * b'),
+        ("assert is_even(4) == True", "def is_even(n):\n    if n % 2 == 0:\n        return True\n    return False"),
+        ("assert kind(4) == 'even'", "def kind(n):\n    if n % 2:\n        return 'odd'\n    return 'even'"),
+        ("assert first([5, 6]) == 5", "def first(x):\n    if len(x) < 5:\n        return x[0]\n    return 5"),
+        ("assert f(1) == 1", "def f(n):\n    if n == 1:\n        return 1\n    return n * f(n - 1)"),
+        ("assert area(3, 7) == 21", "def area(a, b: return 21"),
+        ("assert f(20) == 10", "def f(n):\n    return n // 2 % 10"),
+    ],
+)
+def test_a_program_that_works_its_answer_out_is_not_blamed(test: str, program: str) -> None:
+    assert not reads_answer(program, [test])
+
+
+def test_only_a_shown_test_counts() -> None:
+    assert not reads_answer("def f(x):\n    return 21", [])
+    assert not reads_answer("def f(x):\n    return 21", ["assert f(3) == 22"])
+
+
+def test_published_solutions_are_hardly_ever_blamed(mbpp_folder: Path) -> None:
+    rows = [json.loads(line) for line in (mbpp_folder / "mbpp.jsonl").read_text().splitlines()]
+    blamed = [row["task_id"] for row in rows if reads_answer(row["code"], row["test_list"][:1])]
+    assert len(blamed) <= 2

@@ -1,0 +1,74 @@
+"""The seccomp program, read by an interpreter of its own; that the kernel takes it is shown in test_sandbox."""
+
+import errno
+import struct
+
+import pytest
+
+from mlops_tasks.evaluation.confinement import refusing_filter
+
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+REFUSED = 0x00050000 | errno.EPERM
+ALLOWED = 0x7FFF0000
+KILLED = 0x80000000
+
+
+def decision(code: bytes, *, audit: int, number: int, arguments: tuple[int, ...] = ()) -> int:
+    """Run a BPF program on one system call, as linux/filter.h describes the instructions."""
+    words = [*arguments, *[0] * (6 - len(arguments))]
+    data = struct.pack("IIQ6Q", number, audit, 0, *words)
+    steps = [struct.unpack_from("HBBI", code, at) for at in range(0, len(code), 8)]
+    at, accumulator = 0, 0
+    while True:
+        kind, if_true, if_false, operand = steps[at]
+        at += 1
+        if kind == 0x20:
+            (accumulator,) = struct.unpack_from("I", data, operand)
+        elif kind == 0x06:
+            return operand
+        else:
+            holds = {0x15: accumulator == operand, 0x35: accumulator >= operand, 0x45: bool(accumulator & operand)}[
+                kind
+            ]
+            at += if_true if holds else if_false
+
+
+# Numbers from the kernel's own tables: socket, clone, execve, kill, unlinkat, ptrace, prctl.
+@pytest.mark.parametrize(
+    ("machine", "numbers"),
+    [("x86_64", (41, 56, 59, 62, 263, 101, 157)), ("aarch64", (198, 220, 221, 129, 35, 117, 167))],
+)
+def test_dangerous_calls_are_refused(machine: str, numbers: tuple[int, ...]) -> None:
+    code = refusing_filter(machine)
+    for number in numbers:
+        assert decision(code, audit=MACHINES[machine], number=number) == REFUSED
+
+
+# read, write, mmap, exit_group, getrandom
+@pytest.mark.parametrize(("machine", "numbers"), [("x86_64", (0, 1, 9, 231, 318)), ("aarch64", (63, 64, 222, 94, 278))])
+def test_what_every_program_does_is_allowed(machine: str, numbers: tuple[int, ...]) -> None:
+    code = refusing_filter(machine)
+    for number in numbers:
+        assert decision(code, audit=MACHINES[machine], number=number) == ALLOWED
+
+
+@pytest.mark.parametrize(("machine", "openat"), [("x86_64", 257), ("aarch64", 56)])
+def test_a_file_is_opened_to_read_and_never_to_write(machine: str, openat: int) -> None:
+    code, audit = refusing_filter(machine), MACHINES[machine]
+    read_only, write_only, read_write, create, truncate, close_on_exec = 0, 1, 2, 0o100, 0o1000, 0o2000000
+    assert decision(code, audit=audit, number=openat, arguments=(0, 0, read_only | close_on_exec)) == ALLOWED
+    for flags in (write_only, read_write, read_only | create, read_only | truncate, write_only | close_on_exec):
+        assert decision(code, audit=audit, number=openat, arguments=(0, 0, flags)) == REFUSED
+
+
+@pytest.mark.parametrize(("machine", "prlimit"), [("x86_64", 302), ("aarch64", 261)])
+def test_only_a_process_own_limits_can_be_set(machine: str, prlimit: int) -> None:
+    code, audit = refusing_filter(machine), MACHINES[machine]
+    assert decision(code, audit=audit, number=prlimit, arguments=(0,)) == ALLOWED
+    assert decision(code, audit=audit, number=prlimit, arguments=(4711,)) == REFUSED
+
+
+def test_calls_by_another_machine_s_numbers_are_no_way_round() -> None:
+    code = refusing_filter("x86_64")
+    assert decision(code, audit=0x40000003, number=1) == KILLED  # 32-bit x86
+    assert decision(code, audit=MACHINES["x86_64"], number=0x40000000 | 41) == REFUSED  # x32

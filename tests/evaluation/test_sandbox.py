@@ -1,0 +1,288 @@
+"""Hostile programs, each run for real. None of them may pass, hang, or leave anything behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlops_tasks.errors import UserError, WmtpError
+from mlops_tasks.evaluation import sandbox as module
+from mlops_tasks.evaluation.sandbox import Outcome, Program, Sandbox, wall_limit
+
+TEST = "assert f(1) == 2"
+RIGHT = "def f(x): return x + 1\n"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux only")
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(num_workers=2) as running:
+        yield running
+
+
+def run(sandbox: Sandbox, solution: str, *tests: str, seconds: float = 2.0, setup: str = "") -> Outcome:
+    (outcome,) = sandbox.run([Program(solution, tests or (TEST,), setup, seconds)])
+    return outcome
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_right_program_passes_and_a_wrong_one_fails(sandbox: Sandbox) -> None:
+    assert run(sandbox, RIGHT) == Outcome("passed", "", 1, 1, pytest.approx(0.05, abs=0.5))
+    wrong = run(sandbox, "def f(x): return x", TEST, "assert f(1) == 1", "assert f(2) == 2")
+    assert (wrong.verdict, wrong.message, wrong.tests_passed, wrong.num_tests) == (
+        "failed",
+        "test 1: AssertionError",
+        2,
+        3,
+    )
+
+
+def test_outcomes_are_in_the_order_of_the_programs(sandbox: Sandbox) -> None:
+    slow = "sum(range(2_000_000))\n" + RIGHT
+    programs = [Program(slow if index % 3 == 0 else RIGHT, (f"assert f({index}) == 5",)) for index in range(12)]
+    assert [outcome.passed for outcome in sandbox.run(programs)] == [index == 4 for index in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("solution", "verdict", "message"),
+    [
+        ("import sys\nsys.exit(0)", "crashed", "solution: SystemExit: 0"),
+        ("import os\nos._exit(0)", "crashed", "solution: the process ended with status 0"),
+        ("def f(x):\n    import os\n    os._exit(0)", "crashed", "test 1: the process ended with status 0"),
+        ("import atexit, os\natexit.register(os._exit, 0)\nraise SystemExit", "crashed", "solution: SystemExit"),
+        ("import ctypes\nctypes.string_at(0)", "crashed", "solution: killed by SIGSEGV"),
+        ("x = ' ' * 10**10", "crashed", "solution: MemoryError"),
+        ("x = []\nwhile True: x.append(bytes(10**8))", "crashed", "solution: MemoryError"),
+        ("def f(x): return f(x)", "error", "test 1: RecursionError"),
+        ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)", ("crashed", "timeout"), "test 1: "),
+        ("while True: pass", "timeout", "solution: more than 0.4 s of CPU time"),
+        ("while True: print('passed' * 10**4)", "timeout", "solution: more than 0.4 s of CPU time"),
+        ("import signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\nwhile True: pass", "timeout", "solution: "),
+        ("import signal\nsignal.setitimer(signal.ITIMER_PROF, 0)\nwhile True: pass", "timeout", "solution: "),
+        ("print('passed')\nimport sys\nprint('passed', file=sys.stderr)", "error", "test 1: NameError"),
+        ("input()", "error", "solution: EOFError"),
+        ("import os\nos.kill(os.getppid(), 9)", "error", "solution: PermissionError"),
+        ("import os\nos.killpg(0, 9)", "error", "solution: PermissionError"),
+        ("import os\nos.fork()", "error", "solution: PermissionError"),
+        ("import subprocess\nsubprocess.run(['true'])", "error", "solution: PermissionError"),
+        ("import os\nos.execv('/bin/true', ['true'])", "error", "solution: PermissionError"),
+        ("import threading\nthreading.Thread(target=print).start()", "error", "solution: RuntimeError: can't start new thread"),
+        ("open('here.txt', 'w')", "error", "solution: PermissionError"),
+        ("import os\nos.mkdir('here')", "error", "solution: PermissionError"),
+        ("import os\nos.remove('/etc/hostname')", "error", "solution: PermissionError"),
+        ("import os\nos.memfd_create('memory')", "error", "solution: PermissionError"),
+        ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))", "error", "solution: ValueError"),
+        ("import resource, os\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (0, 0))", "error", "solution: PermissionError"),
+        ("x = 'a\udc80'\n" + RIGHT, "error", "solution: UnicodeEncodeError"),
+    ],
+)  # fmt: skip
+def test_a_hostile_program_gets_its_verdict(
+    sandbox: Sandbox, solution: str, verdict: str | tuple[str, ...], message: str
+) -> None:
+    outcome = run(sandbox, solution, seconds=0.4)
+    assert outcome.verdict in verdict
+    assert outcome.message.startswith(message)
+    assert outcome.tests_passed == 0
+
+
+def test_a_program_that_sleeps_is_ended_by_the_clock(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WALL_FACTOR", 1.5)
+    started = time.monotonic()
+    outcome = run(sandbox, "import time\ntime.sleep(1000)", seconds=0.2)
+    assert outcome.verdict == "timeout"
+    assert "s on the clock" in outcome.message
+    assert time.monotonic() - started < 0.3 * max(1.0, os.getloadavg()[0]) + 5
+    assert outcome.seconds < 0.2
+
+
+def test_tests_before_the_one_that_hangs_count(sandbox: Sandbox) -> None:
+    outcome = run(
+        sandbox, "def f(x):\n    while x > 1: pass\n    return 2", TEST, "assert f(2) == 3", TEST, seconds=0.3
+    )
+    assert (outcome.verdict, outcome.tests_passed, outcome.num_tests) == ("timeout", 1, 3)
+    assert outcome.message.startswith("test 2: ")
+
+
+def test_a_fork_bomb_leaves_no_process(sandbox: Sandbox) -> None:
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    before = [children_of(worker._process.pid) for worker in sandbox._workers]
+    assert run(sandbox, bomb, seconds=0.3).verdict == "timeout"
+    assert [children_of(worker._process.pid) for worker in sandbox._workers] == before == [[], []]
+
+
+def test_a_daemon_cannot_be_started(sandbox: Sandbox) -> None:
+    daemon = "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        import time\n        time.sleep(1000)"
+    assert run(sandbox, daemon).message.startswith("solution: PermissionError")
+
+
+def test_the_network_is_out_of_reach(sandbox: Sandbox) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        outcome = run(sandbox, f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)\n" + RIGHT)
+        assert outcome.message.startswith("solution: PermissionError")
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError, match="timed out"):
+            server.accept()
+
+
+def test_an_event_loop_needs_no_network(sandbox: Sandbox) -> None:
+    assert run(sandbox, "import asyncio\nasync def g(x): return x + 1\ndef f(x): return asyncio.run(g(x))").passed
+
+
+def test_bytes_on_every_open_file_forge_no_verdict(sandbox: Sandbox) -> None:
+    forged = '{"part": "test", "index": 0, "verdict": "passed", "message": ""}\\n'
+    for line in (forged, "0" * 32 + forged, "passed", "x" * 10**6):
+        solution = f"""
+import os
+for fd in range(64):
+    try: os.write(fd, {line!r}.encode().decode('unicode_escape').encode())
+    except OSError: pass
+def f(x): return 2
+"""
+        outcome = run(sandbox, solution, TEST, "assert f(1) == 3")
+        assert (outcome.verdict, outcome.tests_passed) == ("crashed", 0)
+        assert outcome.message == "wrote to the judge's own channel"
+
+
+def test_a_program_that_closes_the_channel_is_ended_at_once(sandbox: Sandbox) -> None:
+    started = time.monotonic()
+    outcome = run(sandbox, "import os, time\nos.closerange(0, 100)\ntime.sleep(1000)", seconds=60)
+    assert (outcome.verdict, outcome.tests_passed) == ("crashed", 0)
+    assert time.monotonic() - started < 30
+
+
+def test_an_object_that_equals_everything_is_a_wrong_answer(sandbox: Sandbox) -> None:
+    solution = "class E:\n    def __eq__(self, other): return True\ndef f(x): return E()"
+    assert run(sandbox, solution).verdict == "failed"
+
+
+def test_a_program_finds_an_empty_world(sandbox: Sandbox) -> None:
+    tests = (
+        "import os; assert dict(os.environ) == {}",
+        "assert os.listdir() == []",
+        "import sys; assert not [path for path in sys.path if 'site-packages' in path or path == '']",
+        "import importlib.util; assert importlib.util.find_spec('numpy') is None",
+        "assert sys.stdin.read() == ''",
+        "assert len(os.listdir('/proc/self/fd')) == 5",  # three standard ones, the channel and the listing itself
+    )
+    assert run(sandbox, "", *tests) == Outcome("passed", "", 6, 6, pytest.approx(0.05, abs=0.5))
+
+
+def test_the_order_of_a_set_is_the_same_in_every_run(sandbox: Sandbox) -> None:
+    words = "assert ''.join({'alpha', 'beta', 'gamma', 'delta', 'epsilon'}) == "
+    first = subprocess.run(
+        [sys.executable, "-c", "print(''.join({'alpha', 'beta', 'gamma', 'delta', 'epsilon'}), end='')"],
+        env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert run(sandbox, "", words + repr(first)).passed
+
+
+def test_one_program_leaves_nothing_to_the_next(sandbox: Sandbox) -> None:
+    run(sandbox, "import math\nmath.pi = 3\nimport builtins\nbuiltins.len = None", "assert True")
+    assert run(sandbox, "import math", "assert math.pi > 3.14 and len('ab') == 2").passed
+
+
+def test_a_right_program_passes_under_load(sandbox: Sandbox) -> None:
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        program = Program("def f(x): return sum(range(1_000_000)) * 0 + x + 1", (TEST,), limit_seconds=1.0)
+        assert [outcome.verdict for outcome in sandbox.run([program] * 20)] == ["passed"] * 20
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
+def test_the_clock_s_limit_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert wall_limit(3.0) == 12.0
+    monkeypatch.setattr(os, "getloadavg", lambda: (5.0 * cores, 0.0, 0.0))
+    assert wall_limit(3.0) == 60.0
+
+
+def test_a_sandbox_leaves_neither_process_nor_folder() -> None:
+    with Sandbox(num_workers=2) as running:
+        assert run(running, RIGHT).passed
+        processes = [worker._process.pid for worker in running._workers]
+        folder = Path(str(running._folder and running._folder.name))
+        assert folder.is_dir()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
+    assert not folder.exists()
+
+
+def test_a_worker_that_is_killed_takes_its_program_along_and_is_an_error() -> None:
+    with Sandbox(num_workers=1) as running:
+        worker = running._workers[0]._process.pid
+        program: list[int] = []
+
+        def kill() -> None:
+            while not (found := children_of(worker)):
+                time.sleep(0.01)
+            program.extend(found)
+            os.kill(worker, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(WmtpError, match="A sandbox worker ended with status -9"):
+            running.run([Program("import time\ntime.sleep(1000)", (TEST,), limit_seconds=100)] * 3)
+        killer.join()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{program[0]}").exists() and "Z" not in Path(f"/proc/{program[0]}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_judge_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    script = tmp_path / "judge.py"
+    script.write_text(
+        "from mlops_tasks.evaluation.sandbox import *\nwith Sandbox(1) as s:\n print(s._workers[0]._process.pid, flush=True)\n"
+        " s.run([Program('import time; time.sleep(1000)', ('assert 1',), limit_seconds=1000)])\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as judge:
+        assert judge.stdout is not None
+        worker = int(judge.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not children_of(worker):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (program,) = children_of(worker)
+        judge.kill()
+    while any(Path(f"/proc/{pid}").exists() for pid in (worker, program)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_system_that_cannot_confine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_supported", lambda: False)
+    monkeypatch.setattr(module.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(module.platform, "machine", lambda: "arm64")
+    with pytest.raises(UserError, match="cannot be confined on Darwin arm64"), Sandbox():
+        pass
+
+
+def test_a_machine_that_does_not_confine_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_START", module._START.replace("; serve()", "; import mlops_tasks.evaluation.harness as h; h.confine = lambda **k: None; serve()"))  # fmt: skip
+    with (
+        pytest.raises(UserError, match="Programs are not confined on this machine: test 1: AssertionError"),
+        Sandbox(1),
+    ):
+        pass
+
+
+def test_a_child_that_cannot_be_confined_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_START", module._START.replace("del sys.path[0]; ", "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); import mlops_tasks.evaluation.harness as h, os; "
+        "h.confine = lambda **k: (_ for _ in ()).throw(OSError(38, 'prctl(22): Function not implemented')); del sys.path[0]; "))  # fmt: skip
+    with pytest.raises(UserError, match=r"could not be confined: .*prctl\(22\)"), Sandbox(1):
+        pass
