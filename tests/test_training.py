@@ -1,0 +1,655 @@
+"""The stage `train` on models of two layers: the same however it is cut up, killed or resumed; and what it writes.
+
+Trainings that are stopped or killed, or have two ranks, run in processes of their own (see `train_process`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from mlops_tasks import checkpoint, distributed, tracking, training
+from mlops_tasks.config import Environment, SoftWeights, Text, Train, TrainResources
+from mlops_tasks.data.problems import Problem, read_problems, write_problems
+from mlops_tasks.data.tokens import Example, encode
+from mlops_tasks.errors import DataError, Interrupted, UserError
+from mlops_tasks.model import MtpModel
+from mlops_tasks.scoring.scorers import ScoreRow, write_scores
+from mlops_tasks.scoring.weights import document_weights
+from mlops_tasks.stage import Attempt
+from mlops_tasks.store import Artifact, Store
+
+# Parts of a spec that differ from the plain one below.
+RHO1 = {"scoring": {"scorer": "rho1", "mode": "dynamic", "excess": "signed"}, "weighting": {"kind": "soft"}}
+POSITION = {"scoring": {"scorer": "position"}, "weighting": {"kind": "soft"}}
+TEXT = Text(max_length=256)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store.open(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def inputs(store: Store) -> dict[str, Artifact]:
+    """Problems of uneven length, two models that share a tokenizer of bytes, and scores."""
+    data = store.begin("pull/data")
+    for split, ids in {"train": range(1, 21), "validation": range(21, 25), "prompt": range(0)}.items():
+        write_problems(data.folder / f"{split}.parquet", [problem(number, split) for number in ids])
+    found = {"data": store.commit(data, {})}
+    tokenizer = byte_tokenizer()
+    for name, model in {"model": llama(len(tokenizer)), "gpt2": gpt2(len(tokenizer))}.items():
+        draft = store.begin(f"pull/{name}")
+        model.save_pretrained(draft.folder / "model")
+        tokenizer.save_pretrained(draft.folder / "model")
+        found[name] = store.commit(draft, {})
+    scores = store.begin("score/k")
+    rows = {example.problem_id: row(example) for example in examples(found)}
+    write_scores(scores.folder / "scores.parquet", rows)
+    return {**found, "scores": store.commit(scores, {})}
+
+
+def problem(number: int, split: str) -> Problem:
+    body = "".join(f"    x = x + {step}\n" for step in range(number % 5))
+    return Problem(
+        id=str(number),
+        prompt=f"Add {number}.",
+        solution=f"def f(x):\n{body}    return x\n",
+        tests=("assert f(1)",),
+        entry_point="f",
+        split=split,
+        source="test",
+        licence="unknown",
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {token: number for number, token in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def llama(vocab_size: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def gpt2(vocab_size: int) -> GPT2LMHeadModel:
+    """With dropout, so that a resume is exact only if its random numbers are."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=256))
+
+
+def examples(inputs: Mapping[str, Artifact]) -> list[Example]:
+    tokenizer = AutoTokenizer.from_pretrained(inputs["model"].folder("model"))
+    return encode(read_problems(inputs["data"].path("train.parquet")), tokenizer, TEXT)[0]
+
+
+def row(example: Example) -> ScoreRow:
+    rng = np.random.default_rng(int(example.problem_id))
+    nats = rng.exponential(2, len(example)).astype(np.float32) * example.is_target
+    return ScoreRow(example.token_ids.astype(np.int32), example.is_target, reference_nats=nats, score=-nats)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What attempts are made of."""
+
+    store: Store
+    inputs: dict[str, Artifact]
+    scratch: Path
+
+    def attempt(
+        self,
+        name: str,
+        *,
+        model: str = "model",
+        train: Mapping[str, Any] | None = None,
+        resources: Mapping[str, Any] | None = None,
+        **spec: Any,
+    ) -> Attempt:
+        """A training of 6 steps of 8 problems; attempts of one name share their checkpoints."""
+        wanted = {"num_heads": 3, "steps": 6, "batch_size": 8, "learning_rate": 1e-2, "validate_every_steps": 2}
+        plain = {"scoring": {"scorer": "uniform"}, "weighting": None, "seed": 0, "fold": None}
+        config = {**plain, **spec, "text": TEXT, "train": Train(**{**wanted, **(train or {})})}
+        folder = self.scratch / f"{name}-{len(list(self.scratch.iterdir()))}"
+        folder.mkdir()
+        used = ["data"] + ["scores"] * (config["scoring"] != plain["scoring"])
+        return Attempt(
+            config=json.loads(json.dumps(config, default=lambda part: part.model_dump(mode="json"))),
+            inputs={**{one: self.inputs[one] for one in used}, "model": self.inputs[model]},
+            folder=folder,
+            environment=Environment(
+                store=self.store.uri, mlflow_uri="http://127.0.0.1:9", train=TrainResources(**(resources or {}))
+            ),
+            store=self.store,
+            key=name,
+            prefix=f"train/{self.scratch.name}-{name}",
+        )
+
+
+@pytest.fixture
+def given(store: Store, inputs: dict[str, Artifact], tmp_path: Path) -> Given:
+    return Given(store, inputs, tmp_path)
+
+
+def curves(attempt: Attempt, kind: str = "loss") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (attempt.folder / "curves.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind in line]
+
+
+def files(attempt: Attempt) -> dict[str, bytes]:
+    return {
+        path.relative_to(attempt.folder).as_posix(): path.read_bytes()
+        for path in attempt.folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def weights(attempt: Attempt) -> dict[str, torch.Tensor]:
+    return load_file(attempt.folder / "model" / "model.safetensors")
+
+
+def require_close(found: Attempt, expected: Attempt) -> None:
+    """The same losses, gradients and weights up to the order of additions."""
+    assert len(curves(found)) == len(curves(expected)) > 0
+    for mine, other in zip(curves(found), curves(expected), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert mine["head_nats"] == pytest.approx(other["head_nats"], rel=1e-5)
+        assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+        assert mine["weight_ess"] == pytest.approx(other["weight_ess"], rel=1e-5)
+    for mine, other in zip(curves(found, "validation_nats"), curves(expected, "validation_nats"), strict=True):
+        assert mine["validation_head_nats"] == pytest.approx(other["validation_head_nats"], rel=1e-5)
+
+
+# However it is cut up
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_micro_batches_do_not_change_a_step(given: Given, rows: int) -> None:
+    whole, cut = (given.attempt(f"rows{n}", resources={"micro_batch_rows": n}, **RHO1) for n in (8, rows))
+    training.train(whole)
+    training.train(cut)
+    require_close(cut, whole)
+
+
+def test_two_runs_of_a_seed_are_identical_and_another_seed_differs(given: Given) -> None:
+    first, second, other = (
+        given.attempt(name, model="gpt2", seed=seed, **RHO1) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
+    )
+    for attempt in (first, second, other):
+        training.train(attempt)
+    assert files(first) == files(second)
+    assert files(first)["model/model.safetensors"] != files(other)["model/model.safetensors"]
+
+
+def test_strength_0_is_the_uniform_training_bit_for_bit(given: Given) -> None:
+    uniform, weighted = (
+        given.attempt("uniform"),
+        given.attempt("none", **{**RHO1, "weighting": {"kind": "soft", "strength": 0}}),
+    )
+    training.train(uniform)
+    training.train(weighted)
+    assert files(uniform)["model/model.safetensors"] == files(weighted)["model/model.safetensors"]
+
+
+# Ranks, signals and death
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Starts trainings in processes of their own."""
+
+    server: subprocess.Popen[str]
+    scratch: Path
+
+    def ask(self, request: str) -> int:
+        assert self.server.stdin
+        assert self.server.stdout
+        self.server.stdin.write(f"{request}\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def start(self, attempt: Attempt) -> int:
+        path = attempt.folder.with_suffix(".pickle")
+        path.write_bytes(pickle.dumps(attempt))
+        return self.ask(str(path))
+
+    def end(self, process: int) -> int:
+        return self.ask(f"wait {process}")
+
+    def train(self, attempt: Attempt) -> dict[str, Any]:
+        assert self.end(self.start(attempt)) == 0
+        metrics: dict[str, Any] = json.loads(attempt.folder.with_suffix(".json").read_text())
+        return metrics
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    if sys.platform != "linux":
+        pytest.skip("watches processes in /proc")
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("train_process.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as server:
+        yield Processes(server, tmp_path_factory.mktemp("processes"))
+        assert server.stdin
+        server.stdin.close()
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def checkpoints(attempt: Attempt) -> list[int]:
+    return checkpoint.steps(attempt.store, attempt.prefix)
+
+
+def children(process: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def long(given: Given, name: str, *, num_ranks: int) -> Attempt:
+    resources = {"checkpoint_every_steps": 2, "num_ranks": num_ranks}
+    train = {"steps": 24, "validate_every_steps": 12}
+    return given.attempt(name, model="gpt2", train=train, resources=resources, **RHO1)
+
+
+def test_two_ranks_equal_one_process(given: Given, processes: Processes) -> None:
+    # In a batch of 20 problems the ranks get 5 rows and 4; in a batch of one problem the second rank gets none.
+    for size in (20, 1):
+        alone, both = (
+            given.attempt(
+                f"{n}x{size}",
+                train={"batch_size": size, "steps": 4},
+                resources={"num_ranks": n, "micro_batch_rows": 2},
+                **RHO1,
+            )
+            for n in (1, 2)
+        )
+        training.train(alone)
+        processes.train(both)
+        require_close(both, alone)
+
+
+def test_killed_training_resumes_to_the_same_bytes(given: Given, processes: Processes) -> None:
+    unbroken, broken, resumed = (long(given, name, num_ranks=1) for name in ("unbroken", "broken", "broken"))
+    processes.train(unbroken)
+    process = processes.start(broken)
+    wait_for(lambda: len(checkpoints(broken)) >= 2)
+    os.kill(process, signal.SIGKILL)
+    assert processes.end(process) == -signal.SIGKILL
+    assert not (broken.folder / "curves.jsonl").exists()
+    newest = checkpoints(broken)[-1]
+    assert processes.train(resumed)["resumed_from"] == newest
+    assert files(resumed) == files(unbroken)
+
+
+def test_sigterm_checkpoints_and_both_ranks_resume_to_the_same_bytes(given: Given, processes: Processes) -> None:
+    unbroken, broken, resumed = (long(given, name, num_ranks=2) for name in ("unbroken", "broken", "broken"))
+    processes.train(unbroken)
+    process = processes.start(broken)
+    wait_for(lambda: bool(checkpoints(broken)))
+    ranks = children(process)
+    os.kill(process, signal.SIGTERM)
+    assert processes.end(process) == Interrupted.exit_code
+    assert "was stopped at step" in broken.folder.with_suffix(".error").read_text()
+    assert len(ranks) == 2
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    stopped_at = checkpoints(broken)[-1]
+    assert processes.train(resumed)["resumed_from"] == stopped_at
+    assert files(resumed) == files(unbroken)
+
+
+def test_lost_rank_ends_the_other_with_an_interruption(given: Given, processes: Processes) -> None:
+    attempt = long(given, "lost", num_ranks=2)
+    process = processes.start(attempt)
+    wait_for(lambda: bool(checkpoints(attempt)))
+    ranks = children(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    assert processes.end(process) == Interrupted.exit_code
+    assert "was killed by" in attempt.folder.with_suffix(".error").read_text()
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def test_bad_scores_end_two_ranks_with_65_and_name_the_problem(
+    given: Given, processes: Processes, store: Store
+) -> None:
+    draft = store.begin(f"score/bad-{given.scratch.name}")
+    rows = {example.problem_id: row(example) for example in examples(given.inputs)}
+    rows["7"] = replace(rows["7"], token_ids=rows["7"].token_ids[::-1].copy())
+    write_scores(draft.folder / "scores.parquet", rows)
+    bad = replace(given, inputs={**given.inputs, "scores": store.commit(draft, {})})
+    attempt = bad.attempt("bad", resources={"num_ranks": 2}, **RHO1)
+    assert processes.end(processes.start(attempt)) == DataError.exit_code
+    assert "for problem 7, which has" in attempt.folder.with_suffix(".error").read_text()
+
+
+# Stopped in one process
+
+
+@contextmanager
+def stopping_at(monkeypatch: pytest.MonkeyPatch, boundary: int) -> Iterator[None]:
+    """A wish to stop that comes before the given step of this process, from 0."""
+    asked = iter(range(1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "stop_requested", lambda: next(asked) == boundary)
+        yield
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_resume_is_exact_with_early_stopping_and_best(given: Given, monkeypatch: pytest.MonkeyPatch, keep: str) -> None:
+    train = {"keep": keep, "patience": 3, "steps": 16, "learning_rate": 0.03, "validate_every_steps": 1}
+    unbroken, *parts = (
+        given.attempt(name, model="gpt2", train=train, resources={"keep_last": 1}) for name in ["whole", *["cut"] * 3]
+    )
+    expected = training.train(unbroken)
+    for part, boundary in zip(parts, (2, 4), strict=False):
+        with (
+            stopping_at(monkeypatch, boundary),
+            pytest.raises(Interrupted, match=r"stopped at step \d+ of 16, and a checkpoint is committed"),
+        ):
+            training.train(part)
+    found = training.train(parts[2])
+    assert files(parts[2]) == files(unbroken)
+    # The best step lies before the checkpoint that is gone on from, and the end after it.
+    assert expected["kept_step"] == (5 if keep == "best" else 8)
+    assert expected["steps"] == 8
+    assert found["resumed_from"] == 6
+    assert expected["resumed_from"] is None
+    rest = {"resumed_from", "tokens_per_second"}
+    assert {name: found[name] for name in found.keys() - rest} == {
+        name: expected[name] for name in expected.keys() - rest
+    }
+
+
+def test_broken_checkpoint_is_passed_over(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken, *parts = (
+        given.attempt(name, resources={"checkpoint_every_steps": 2}) for name in ("whole", "cut", "cut")
+    )
+    training.train(unbroken)
+    with stopping_at(monkeypatch, 3), pytest.raises(Interrupted, match="stopped at step 3"):
+        training.train(parts[0])
+    newest = given.store.find(f"{parts[0].prefix}/checkpoints/step-00000003")
+    assert newest
+    newest.path("state.pt").write_bytes(b"short")
+    assert training.train(parts[1])["resumed_from"] == 2
+    assert files(parts[1]) == files(unbroken)
+
+
+def test_only_the_last_checkpoints_are_kept(given: Given) -> None:
+    attempt = given.attempt("kept", resources={"checkpoint_every_steps": 1, "keep_last": 2})
+    training.train(attempt)
+    assert checkpoints(attempt) == [4, 5]
+
+
+# What is learnt
+
+
+def test_loss_falls_and_metrics_say_what_happened(given: Given) -> None:
+    attempt = given.attempt("plain", **RHO1)
+    metrics = training.train(attempt)
+    assert metrics["steps"] == metrics["kept_step"] == 6
+    assert metrics["stopped_early"] is False
+    assert metrics["validation_nats_before"] == pytest.approx(math.log(257), rel=0.02)
+    assert metrics["validation_nats_after"] < metrics["validation_nats_before"] - 0.5
+    assert len(metrics["validation_head_nats"]) == 3
+    assert metrics["num_examples"] == 20
+    assert metrics["train_tokens"] > 6 * 8 * 50
+    assert metrics["tokens_per_second"] > 0
+    assert metrics["weight_ess"] == curves(attempt)[-1]["weight_ess"] < 1
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_curves_have_a_line_a_step_and_one_a_validation(given: Given) -> None:
+    attempt = given.attempt("curves")
+    training.train(attempt)
+    assert [line["step"] for line in curves(attempt)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in curves(attempt, "validation_nats")] == [0, 2, 4, 6]
+    assert curves(attempt)[0].keys() == {
+        "step", "loss", "head_nats", "learning_rate", "gradient_norm", "weight_ess", "weight_entropy",
+    }  # fmt: skip
+    assert curves(attempt)[0]["weight_ess"] == curves(attempt)[0]["weight_entropy"] == pytest.approx(1)
+    nats = curves(attempt)[0]["head_nats"]
+    assert curves(attempt)[0]["loss"] == pytest.approx(nats[0] + 0.1875 * nats[1] + 0.1125 * nats[2], rel=1e-5)
+
+
+def test_validation_is_the_mean_loss_of_transformers_itself(given: Given) -> None:
+    attempt = given.attempt("validated", train={"num_heads": 1}, **RHO1)
+    metrics = training.train(attempt)
+    model = AutoModelForCausalLM.from_pretrained(attempt.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(attempt.folder / "model")
+    held = encode(read_problems(given.inputs["data"].path("validation.parquet")), tokenizer, TEXT)[0]
+    nats = [nats_of(model, one)[one.is_target] for one in held]
+    assert metrics["validation_nats_after"] == pytest.approx(float(torch.cat(nats).mean()), rel=1e-4)
+
+
+@torch.no_grad()
+def nats_of(model: Any, example: Example) -> torch.Tensor:
+    """Loss of each token given those before it, by transformers' logits; 0 for the first one."""
+    ids = torch.from_numpy(example.token_ids)
+    nats = torch.nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none")
+    return torch.cat([torch.zeros(1), nats])
+
+
+def test_dynamic_weights_are_of_the_excess_of_the_student_itself(given: Given) -> None:
+    attempt = given.attempt("dynamic", **RHO1)
+    training.train(attempt)
+    model = AutoModelForCausalLM.from_pretrained(attempt.folder / "model")
+    shown = json.loads((attempt.folder / "weights.json").read_text())["examples"]
+    by_id = {example.problem_id: example for example in examples(given.inputs)}
+    for one in shown:
+        example = by_id[one["problem_id"]]
+        reference = torch.from_numpy(row(example).reference_nats)
+        scores = (nats_of(model, example) - reference)[example.is_target]
+        expected = document_weights(scores, SoftWeights(kind="soft"))
+        assert [weight for weight in one["weights"] if weight is not None] == pytest.approx(expected.tolist(), abs=2e-3)
+        assert [weight is not None for weight in one["weights"]] == example.is_target.tolist()
+
+
+def test_stored_scores_weigh_as_they_are(given: Given) -> None:
+    attempt = given.attempt("stored", **POSITION)
+    training.train(attempt)
+    shown = json.loads((attempt.folder / "weights.json").read_text())["examples"][0]
+    example = next(one for one in examples(given.inputs) if one.problem_id == shown["problem_id"])
+    scores = torch.from_numpy(row(example).score)[example.is_target]
+    expected = document_weights(scores, SoftWeights(kind="soft"))
+    assert [weight for weight in shown["weights"] if weight is not None] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_warm_up_teaches_new_heads_only(given: Given) -> None:
+    attempt = given.attempt("warm", train={"head_warmup_steps": 6})
+    training.train(attempt)
+    before = load_file(given.inputs["model"].path("model/model.safetensors"))
+    assert all(torch.equal(value, before[name]) for name, value in weights(attempt).items())
+    heads = load_file(attempt.folder / "heads.safetensors")
+    assert all(heads[f"{index}.outer.weight"].abs().sum() > 0 for index in (0, 1))
+
+
+def test_patience_stops_and_best_is_what_is_kept(given: Given) -> None:
+    train = {"steps": 50, "learning_rate": 0.5, "patience": 3, "keep": "best", "validate_every_steps": 1}
+    attempt = given.attempt("patient", train=train)
+    metrics = training.train(attempt)
+    validations = {line["step"]: line["validation_nats"] for line in curves(attempt, "validation_nats")}
+    best = min(validations, key=lambda step: validations[step])
+    assert metrics["stopped_early"] is True
+    assert metrics["steps"] == best + 3 < 50
+    assert metrics["kept_step"] == best
+    assert metrics["validation_nats_after"] == validations[best]
+    kept = MtpModel.load(attempt.folder / "model", num_heads=3, seed=0)
+    kept.load_heads(attempt.folder / "heads.safetensors")
+    state = checkpoint.load(given.store, attempt.prefix, best)["model"]
+    assert all(torch.equal(value, state[name]) for name, value in kept.state_dict().items())
+
+
+def test_bfloat16_is_close_to_float32(given: Given) -> None:
+    full, half = (given.attempt(kind, train={"precision": kind}, **RHO1) for kind in ("float32", "bfloat16"))
+    training.train(full)
+    training.train(half)
+    assert curves(half)[0]["loss"] == pytest.approx(curves(full)[0]["loss"], rel=1e-2)
+    assert curves(half)[0]["loss"] != curves(full)[0]["loss"]
+    assert weights(half)["model.embed_tokens.weight"].dtype == torch.float32
+
+
+# What is refused
+
+
+def test_loss_that_is_not_finite_names_step_rank_and_problems(given: Given) -> None:
+    attempt = given.attempt("explodes", train={"learning_rate": 1e30, "gradient_clip": 1e30, "batch_size": 2})
+    with pytest.raises(
+        DataError, match=r"Step \d of 6: the loss is not finite on rank 0, in micro-batches of the problems \d+, \d+\."
+    ):
+        training.train(attempt)
+    assert not (attempt.folder / "model").exists()
+
+
+def test_warm_up_of_heads_that_are_not_there_is_refused(given: Given) -> None:
+    with pytest.raises(UserError, match=r"train\.head_warmup_steps is 2, .* but train\.num_heads is 1"):
+        training.train(given.attempt("headless", train={"num_heads": 1, "head_warmup_steps": 2}))
+
+
+def test_longer_documents_than_the_model_has_positions_are_refused(given: Given) -> None:
+    with pytest.raises(UserError, match=r"text\.max_length is 512 but LlamaForCausalLM has 256 positions"):
+        training.train(
+            replace(given.attempt("long"), config={**given.attempt("long").config, "text": {"max_length": 512}})
+        )
+
+
+# What is written, and who is told
+
+
+def test_result_is_a_plain_model_with_its_tokenizer_and_heads_beside_it(given: Given) -> None:
+    many, one = given.attempt("many"), given.attempt("one", train={"num_heads": 1})
+    training.train(many)
+    training.train(one)
+    assert {"heads.safetensors", "curves.jsonl", "weights.json"} <= files(many).keys()
+    assert "heads.safetensors" not in files(one)
+    source = given.inputs["model"].folder("model")
+    assert files(many)["model/tokenizer.json"] == (source / "tokenizer.json").read_bytes()
+    assert AutoModelForCausalLM.from_pretrained(many.folder / "model").num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(many.folder / "model").eos_token == "<end>"
+
+
+def test_weights_file_shows_tokens_and_a_histogram(given: Given) -> None:
+    attempt = given.attempt("shown")
+    training.train(attempt)
+    report = json.loads((attempt.folder / "weights.json").read_text())
+    first = report["examples"][0]
+    assert len(report["examples"]) == 5
+    assert "return x" in "".join(first["tokens"])
+    assert len(first["tokens"]) == len(first["weights"])
+    assert first["weights"][0] is None
+    assert first["weights"][-1] == 1.0
+    assert len(report["histogram"]["edges"]) == len(report["histogram"]["counts"]) + 1
+    assert sum(report["histogram"]["counts"]) == sum(int(one.is_target.sum()) for one in examples(given.inputs))
+
+
+def test_curves_go_to_the_experiment_of_the_run(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, Mapping[str, Any]]] = []
+    asked: dict[str, Any] = {}
+
+    class Recorder:
+        def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+            told.append((step, metrics))
+
+    @contextmanager
+    def recorder(environment: Environment, **facts: Any) -> Iterator[Recorder]:
+        asked.update(facts)
+        yield Recorder()
+
+    monkeypatch.setattr(tracking, "curve_logger", recorder)
+    attempt = replace(given.attempt("told"), labels={"experiment": "wmtp/uniform/demo"})
+    training.train(attempt)
+    assert asked == {"stage_key": "told", "experiment": "wmtp/uniform/demo", "params": attempt.config}
+    assert [json.dumps(line) for _, line in told] == (attempt.folder / "curves.jsonl").read_text().splitlines()
+
+
+def test_training_goes_on_when_no_tracking_server_answers(given: Given) -> None:
+    attempt = replace(given.attempt("alone"), labels={"experiment": "wmtp/uniform/demo"})
+    assert training.train(attempt)["steps"] == 6
+
+
+def test_terminal_gets_a_bar_and_a_log_a_line_now_and_then(
+    given: Given, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_LOG_LINES", 0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with caplog.at_level(logging.INFO):
+        training.train(given.attempt("bar"))
+    assert "6/6" in capsys.readouterr().err
+    assert "step 3 of 6: loss" in caplog.text
+
+
+# Pieces
+
+
+def test_rate_rises_then_falls_by_a_cosine() -> None:
+    shares = [training.rate_share(step, num_steps=8, warmup_share=0.5, final_share=0) for step in range(8)]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0])
+    assert training.rate_share(7, num_steps=8, warmup_share=0.5, final_share=0.1) == pytest.approx(0.1)
+    assert training.rate_share(0, num_steps=1, warmup_share=0.0, final_share=0.1) == pytest.approx(0.1)
+
+
+def test_decay_is_on_matrices_only_and_heads_have_their_rate(given: Given) -> None:
+    model = MtpModel.load(given.inputs["gpt2"].folder("model"), num_heads=2, seed=0)
+    train = Train(steps=1, learning_rate=1e-3, new_head_learning_rate=1e-2, weight_decay=0.1)
+    groups = training.adamw(model, train).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for group in groups:
+        assert {one.ndim >= 2 for one in group["params"]} == {group["weight_decay"] == 0.1}
+        is_head = any(one is group["params"][0] for one in model.heads.parameters())
+        assert group["peak_rate"] == (1e-2 if is_head else 1e-3)
+
+
+def test_spread_of_weights_by_hand() -> None:
+    # Weights 2, 2, 0, 0: half of the tokens count, and the entropy is log 2 of log 4.
+    total = torch.tensor([1.0, 6.0, 3.0, 4.0, 8.0, 4 * math.log(2)], dtype=torch.float64)
+    metrics = training._step_metrics(total, torch.tensor([4, 0]))
+    assert metrics["weight_ess"] == pytest.approx(0.5)
+    assert metrics["weight_entropy"] == pytest.approx(0.5)
+    assert metrics["head_nats"] == [1.5, None]

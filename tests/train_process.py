@@ -1,0 +1,40 @@
+"""Runs trainings in processes of their own: reads paths of pickled attempts, forks for each, prints the process's id.
+
+A process that has imported torch is forked, because importing it anew would cost seconds a training. `wait ID` prints an exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import sys
+from pathlib import Path
+
+from mlops_tasks import logs, training
+from mlops_tasks.errors import WmtpError
+
+
+def run(path: Path) -> int:
+    logs.configure()
+    try:
+        metrics = training.train(pickle.loads(path.read_bytes()))
+    except WmtpError as error:
+        logging.getLogger("mlops_tasks").error("%s", error)
+        path.with_suffix(".error").write_text(str(error))
+        return error.exit_code
+    path.with_suffix(".json").write_text(json.dumps(metrics))
+    return 0
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        request = line.strip()
+        if request.startswith("wait "):
+            _, status = os.waitpid(int(request.removeprefix("wait ")), 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+        elif (process := os.fork()) == 0:
+            os._exit(run(Path(request)))
+        else:
+            print(process, flush=True)
