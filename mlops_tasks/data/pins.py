@@ -6,12 +6,12 @@ Owns the digests and which files make a model. The scheduler plans too, so nothi
 from __future__ import annotations
 
 import hashlib
-import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mlops_tasks.config import DataSource, FolderModel, HubModel, MbppData, ModelSource
-from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.data.hub import commit_of
+from mlops_tasks.errors import UserError
 from mlops_tasks.store import canonical_json, sha256_of_file
 
 MODEL_FILES = (
@@ -79,32 +79,6 @@ def model_files(folder: Path) -> list[Path]:
         ),
         key=lambda file: file.name,
     )
-
-
-def commit_of(source: HubModel) -> str:
-    """The commit that a revision stands for now; a whole commit hash is taken as it is, without asking."""
-    if re.fullmatch(r"[0-9a-f]{40}", source.revision):
-        return source.revision
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        commit = HfApi().model_info(source.repo, revision=source.revision, timeout=30).sha
-    except HFValidationError as error:
-        raise UserError(f"{source.repo!r} cannot be the name of a model on the hub: {error}.") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError(
-            f"The hub has no model {source.repo!r} at revision {source.revision!r}, or it is not open to you: {error}. "
-            "Check both names; a gated model needs its licence accepted and the token in HF_TOKEN."
-        ) from error
-    except (httpx.HTTPError, OSError) as error:
-        raise Unavailable(
-            f"The hub did not say which commit {source.repo} at {source.revision} is: {error}. Try again later, or give a "
-            "commit as the revision."
-        ) from error
-    assert commit is not None, "model_info always names the commit"
-    return commit
 
 
 def existing_file(path: Path) -> Path:

@@ -1,8 +1,8 @@
 """The stage `pull`: a snapshot of problems or of a model, exactly as pinned by `plan`.
 
 Owns what a snapshot's files are called: `<split>.parquet` for each split (an absent one is an empty table), or `model/` as
-`save_pretrained` writes it. Formats are read in `sources`, digests are `pins`', made-up problems are `generated`'s, what
-equals what is `contamination`'s, and a random model is built in `random_model`.
+`save_pretrained` writes it; and what a whole model is. Formats are read in `sources`, digests are `pins`', the hub is `hub`'s,
+made-up problems are `generated`'s, what equals what is `contamination`'s, and a random model is built in `random_model`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,11 @@ from pydantic import TypeAdapter
 from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource
 from mlops_tasks.data.contamination import contaminated_pairs
 from mlops_tasks.data.generated import generate_problems
-from mlops_tasks.data.pins import (
-    MODEL_FILES,
-    commit_of,
-    digest_of_files,
-    digest_of_model,
-    digest_of_source,
-    model_files,
-)
+from mlops_tasks.data.hub import commit_of, download
+from mlops_tasks.data.pins import MODEL_FILES, digest_of_files, digest_of_model, digest_of_source, model_files
 from mlops_tasks.data.problems import SPLITS, Problem, write_problems
 from mlops_tasks.data.sources import read_mbpp
-from mlops_tasks.errors import DataError, Unavailable, UserError
+from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
@@ -110,7 +104,9 @@ def _pull_model(source: ModelSource, pin: str | None, folder: Path) -> dict[str,
     if isinstance(source, FolderModel):
         _copy(source, pin, folder)
     elif isinstance(source, HubModel):
-        _download(source, pin or commit_of(source), folder)
+        commit = pin or commit_of(source)
+        download(source, commit, folder, MODEL_FILES)
+        _require_whole(folder, f"{source.repo} at commit {commit}")
     else:
         from mlops_tasks.data.random_model import build
 
@@ -127,26 +123,6 @@ def _copy(source: FolderModel, pin: str | None, folder: Path) -> None:
     for file in files:
         shutil.copyfile(file, folder / file.name)
     _require_pin(pin, digest_of_files(model_files(folder)), source.path)
-
-
-def _download(source: HubModel, commit: str, folder: Path) -> None:
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        snapshot_download(source.repo, revision=commit, local_dir=folder, allow_patterns=list(MODEL_FILES))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError(
-            f"The hub has no model {source.repo!r} at commit {commit}, or it is not open to you: {error}. Check both names; a "
-            "gated model needs its licence accepted and the token in HF_TOKEN."
-        ) from error
-    except (httpx.HTTPError, OSError) as error:
-        raise Unavailable(
-            f"The hub did not give {source.repo} at commit {commit}: {error}. Try again later."
-        ) from error
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's own bookkeeping
-    _require_whole(folder, f"{source.repo} at commit {commit}")
 
 
 def _require_whole(folder: Path, where: str) -> None:
