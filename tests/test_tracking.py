@@ -38,7 +38,9 @@ CURVE = [
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database with MLflow's tables; making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    path = tmp_path_factory.getbasetemp() / "mlflow-empty.db"  # one for all files that have this fixture
+    if path.exists():
+        return path
     with connection(Environment(store="unused", mlflow_uri=f"sqlite:///{path}")) as client:
         client.search_experiments()
     return path

@@ -1,0 +1,214 @@
+"""Charts of inline SVG and boxes: lines, histograms, intervals, shares. They take their colours from the page's style sheet.
+
+Each has a size of its own and scales with its place. What is drawn is said in `sections`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlops_tasks.report.markup import Child, Markup, element
+
+_WIDTH, _HEIGHT = 520.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 14.0, 40.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    emphasis: float = 1.0
+    """Opacity: lines of one family differ by it, in the dark too."""
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, if it has one."""
+
+    label: str
+    value: float
+    interval: Sequence[float] | None = None
+    """Lower and upper end."""
+    kind: str = "candidate"
+    """Class in the style sheet: candidate or baseline."""
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        span = self.high - self.low or 1.0
+        return self.start + (value - self.low) / span * (self.end - self.start)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) from `low` to `high`, about `count` of them.
+
+    >>> ticks(0, 10)
+    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    """
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(place * step, 12) for place in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> Markup:
+    """Lines over a common x axis, with a legend below."""
+    points = [point for one in series for point in one.points]
+    x = _Scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT, _WIDTH - _RIGHT)
+    bottom, top = min(p[1] for p in points), max(p[1] for p in points)
+    margin = 0.06 * (top - bottom or abs(top) or 1.0)
+    y = _Scale(max(0.0, bottom - margin) if bottom >= 0 else bottom - margin, top + margin, _HEIGHT - _BOTTOM, _TOP)
+    drawn = [_line(one, x, y) for one in series]
+    return element(
+        "figure",
+        element("figcaption", title, element("small", y_label) if y_label else None),
+        _svg(title, _axes(x, y, x_label), drawn),
+        _legend(series) if len(series) > 1 else None,
+    )
+
+
+def _line(series: Series, x: _Scale, y: _Scale) -> Markup:
+    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in series.points)
+    shared = {"class_": "dashed" if series.is_dashed else None, "opacity": series.emphasis}
+    if len(series.points) == 1:
+        return element(
+            "circle", cx=x(series.points[0][0]), cy=y(series.points[0][1]), r=3, class_="dot", opacity=series.emphasis
+        )
+    return element("g", element("polyline", points=path, class_="line"), **shared)
+
+
+def _legend(series: Iterable[Series]) -> Markup:
+    keys = (
+        element(
+            "li", element("i", class_="dashed" if one.is_dashed else None, style=f"opacity:{one.emphasis:g}"), one.label
+        )
+        for one in series
+    )
+    return element("ul", keys, class_="legend")
+
+
+def _axes(x: _Scale, y: _Scale, x_label: str) -> Markup:
+    rows = [
+        [
+            element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y(value), y2=y(value), class_="grid"),
+            element("text", number(value), x=_LEFT - 8, y=y(value) + 4, class_="tick", text_anchor="end"),
+        ]
+        for value in ticks(y.low, y.high, 4)
+    ]
+    columns = [
+        element("text", number(value), x=x(value), y=_HEIGHT - _BOTTOM + 18, class_="tick", text_anchor="middle")
+        for value in ticks(x.low, x.high, 5)
+    ]
+    labels = [
+        element("text", x_label, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 4, class_="axis", text_anchor="middle"),
+    ]
+    return element("g", rows, columns, labels)
+
+
+def histogram(
+    edges: Sequence[float], counts: Sequence[int], *, x_label: str, y_label: str, title: str, mark: float | None = None
+) -> Markup:
+    """Counts between edges; `mark` is a value with a line of its own."""
+    x = _Scale(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT)
+    y = _Scale(0, max(max(counts, default=1), 1) * 1.05, _HEIGHT - _BOTTOM, _TOP)
+    bars = [
+        element(
+            "rect",
+            x=x(low) + 0.5,
+            y=y(count),
+            width=max(x(high) - x(low) - 1, 0.5),
+            height=y(0) - y(count),
+            class_="bar",
+            rx=1,
+        )
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+        if count
+    ]
+    line = None if mark is None else element("line", x1=x(mark), x2=x(mark), y1=_TOP, y2=y(0), class_="mark")
+    return element(
+        "figure",
+        element("figcaption", title, element("small", y_label) if y_label else None),
+        _svg(title, _axes(x, y, x_label), bars, line),
+    )
+
+
+def estimates(
+    rows: Sequence[Estimate], *, low: float, high: float, mark: tuple[float, str] | None = None, is_signed: bool = False
+) -> Markup:
+    """Dots with whiskers, one below the other on a common axis; values are shares, shown times 100.
+
+    Boxes placed in per cent, not SVG, so that labels keep their size on a phone.
+
+    Args:
+        rows: top to bottom.
+        low: where the axis starts.
+        high: where it ends.
+        mark: a threshold and its name.
+        is_signed: show + too; for differences.
+    """
+    x = _Scale(low, high, 0.0, 100.0)
+    places = ticks(low, high, 6)
+    behind = [element("i", class_="g", style=f"left:{x(place):.2f}%") for place in places]
+    if mark:
+        behind.append(element("i", class_="m", style=f"left:{x(mark[0]):.2f}%"))
+    labels = [element("span", f"{100 * place:g}", style=f"left:{x(place):.2f}%") for place in places]
+    named = mark and element("span", mark[1], style=f"left:{x(mark[0]):.2f}%")
+    return element(
+        "div",
+        [element("span"), element("span", named, class_="axis"), element("span")] if mark else None,
+        [_estimate(row, x, behind, is_signed=is_signed) for row in rows],
+        [element("span"), element("span", labels, class_="axis"), element("span")],
+        class_="estimates",
+    )
+
+
+def _estimate(row: Estimate, x: _Scale, behind: Sequence[Markup], *, is_signed: bool) -> list[Markup]:
+    whisker = None
+    if row.interval is not None:
+        low, high = (min(max(end, x.low), x.high) for end in row.interval)
+        whisker = element("i", class_="whisker", style=f"left:{x(low):.2f}%;width:{x(high) - x(low):.2f}%")
+    dot = element("i", class_="dot", style=f"left:{x(row.value):.2f}%")
+    return [
+        element("span", row.label, class_="label"),
+        element("span", behind, whisker, dot, class_=f"track {row.kind}"),
+        element("b", f"{100 * row.value:+.1f}" if is_signed else f"{100 * row.value:.1f}%"),
+    ]
+
+
+def shares(parts: Sequence[tuple[str, int]]) -> Markup:
+    """One bar cut by counts; each part's class is its name."""
+    total = sum(count for _, count in parts) or 1
+    return element(
+        "div",
+        [
+            element("span", class_=f"v-{name}", style=f"flex-grow:{count}", title=f"{name}: {count} of {total}")
+            for name, count in parts
+            if count
+        ],
+        class_="shares",
+    )
+
+
+def number(value: float) -> str:
+    """A tick's label: thousands as k, no needless digits."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:g}"
+
+
+def _svg(title: str, *children: Child) -> Markup:
+    return element("svg", *children, viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}", role="img", aria_label=title)

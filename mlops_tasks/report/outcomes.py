@@ -1,0 +1,198 @@
+"""The part of a report on how good the models are: the verdict, the scores, how the programs ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from mlops_tasks.report import charts
+from mlops_tasks.report.charts import Estimate
+from mlops_tasks.report.facts import VERDICTS, Facts, absent, percent, pill, section
+from mlops_tasks.report.markup import Markup, element
+
+_SETS = {"gate": "which decide", "report": "which are only shown"}
+Measured: TypeAlias = tuple[str, str, dict[str, Any]]
+"""candidate or baseline, gate or report, metrics."""
+
+
+def verdict(facts: Facts) -> Markup:
+    """The head of the page: what came of this night, in one line and a few numbers."""
+    promotion = facts.promotion
+    outcome = promotion.get("outcome", "none")
+    words = {
+        "promoted": ("promoted", "Version {version} of {name} is the new champion"),
+        "refused": ("refused", "Version {version} of {name} stays a candidate"),
+        "already champion": ("already champion", "Version {version} of {name} is the champion already"),
+        "none": ("no decision", "The candidate of {name} has not been decided on"),
+    }
+    label, headline = words[outcome]
+    recipe = facts.run.spec.recipe
+    return element(
+        "header",
+        element(
+            "div",
+            element("div", pill(label, outcome.split()[0]), _eyebrow(facts), class_="eyebrow"),
+            element("h1", headline.format(version=promotion.get("version"), name=recipe.model.name)),
+            element("p", promotion.get("reason") or facts.why_absent("promote"), class_="lead"),
+            element("dl", _tiles(facts), class_="tiles"),
+            class_="inner",
+        ),
+    )
+
+
+def _eyebrow(facts: Facts) -> Iterable[Markup]:
+    recipe = facts.run.spec.recipe
+    words = (
+        f"recipe {recipe.name}",
+        f"scorer {recipe.scoring.scorer}",
+        f"{recipe.train.num_heads} heads",
+        facts.run.name,
+        facts.run.spec.created[:16].replace("T", " "),
+    )
+    return (element("span", word) for word in words)
+
+
+def _tiles(facts: Facts) -> Iterable[Markup]:
+    for who, label in (("candidate", "candidate"), ("baseline", facts.baseline)):
+        scores = facts.scores(who, "gate")
+        if scores:
+            yield _tile(f"pass@1, {label}", percent(scores["pass_at_k"]["1"]), _range(scores.get("pass_at_1_interval")))
+    evidence = facts.promotion.get("evidence") or {}
+    if evidence:
+        low, high = 100 * evidence["low"], 100 * evidence["high"]
+        yield _tile(
+            "difference, points",
+            f"{100 * evidence['difference']:+.1f}",
+            f"{low:+.1f} to {high:+.1f}",
+        )
+        yield _tile(
+            "McNemar's p",
+            f"{evidence['mcnemar_p']:.2g}",
+            f"{evidence['only_candidate']} won, {evidence['only_baseline']} lost",
+        )
+    train = facts.artifact("train")
+    if train and train.metrics.get("validation_nats_after") is not None:
+        before, after = train.metrics.get("validation_nats_before"), train.metrics["validation_nats_after"]
+        yield _tile("validation loss, nats", f"{after:.3f}", "" if before is None else f"before: {before:.3f}")
+
+
+def _tile(term: str, value: str, detail: str) -> Markup:
+    return element(
+        "div",
+        element("dt", term),
+        element("dd", value, class_="big"),
+        element("dd", detail, class_="small"),
+        class_="tile",
+    )
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
+
+
+def evaluation(facts: Facts) -> Markup:
+    """pass@k with intervals, the difference that the gate decided on, and how the programs ended."""
+    measured = [
+        (who, where, scores)
+        for where in _SETS
+        for who in ("candidate", "baseline")
+        if (scores := facts.scores(who, where))
+    ]
+    if not measured:
+        return section("evaluation", "Evaluation", absent(facts.why_absent("judge")))
+    scores = measured[0][2]
+    how = (
+        f"Every program was run against its problem's tests. Protocol {scores['protocol']}, {scores['num_samples']} "
+        f"program{'s' if scores['num_samples'] > 1 else ''} a problem, temperature {scores['temperature']:g}, top-p {scores['top_p']:g}. "
+        f"The baseline is the {facts.baseline}."
+    )
+    return section(
+        "evaluation",
+        "Evaluation",
+        element("p", how),
+        _difference(facts),
+        _scores(facts, measured),
+        _endings(facts, measured),
+    )
+
+
+def _difference(facts: Facts) -> Markup | None:
+    evidence = facts.promotion.get("evidence")
+    if not evidence:
+        return None
+    reach = max(abs(evidence["low"]), abs(evidence["high"]), abs(evidence["min_difference"]), 0.02) * 1.1
+    rows = [
+        Estimate("difference", evidence["difference"], (evidence["low"], evidence["high"])),
+        Estimate("its lower bound", evidence["lower_bound"], kind="baseline"),
+    ]
+    caption = (
+        f"Candidate minus baseline on the gate set, in points of pass@1: paired bootstrap over {evidence['num_problems']} problems. "
+        f"The gate wants the one-sided {evidence['confidence']:.0%} lower bound above the dashed line."
+    )
+    chart = charts.estimates(
+        rows,
+        low=-reach,
+        high=reach,
+        mark=(evidence["min_difference"], "gate"),
+        is_signed=True,
+    )
+    return element("div", element("h3", "Is it better?"), element("p", caption, class_="note"), chart, class_="card")
+
+
+def _scores(facts: Facts, measured: Sequence[Measured]) -> Markup:
+    rows = [
+        Estimate(f"{where} set, {label}: pass@{k}", share, scores.get("pass_at_1_interval") if k == "1" else None, who)
+        for who, where, scores in measured
+        for label in ("candidate" if who == "candidate" else facts.baseline,)
+        for k, share in scores["pass_at_k"].items()
+    ]
+    sets = {where: scores["num_problems"] for _, where, scores in measured}
+    text = "; ".join(
+        f"the {where} set is {count} problems of the split {getattr(facts.run.spec.recipe.evaluation, where).split}, {_SETS[where]}"
+        for where, count in sets.items()
+    )
+    reach = max(row.interval[1] if row.interval else row.value for row in rows)
+    chart = charts.estimates(rows, low=0, high=min(1.0, max(1.08 * reach, 0.05)))
+    return element(
+        "div",
+        element("h3", "pass@k"),
+        element("p", f"{text[0].upper()}{text[1:]}. Whiskers are 95% intervals of pass@1.", class_="note"),
+        chart,
+        class_="card",
+    )
+
+
+def _endings(facts: Facts, measured: Sequence[Measured]) -> Markup:
+    rows = []
+    for who, where, scores in measured:
+        counts = scores["verdicts"]
+        other = sum(count for name, count in counts.items() if name not in VERDICTS)
+        reading = scores.get("num_passed_reading_answer")
+        rows.append(
+            element(
+                "tr",
+                element("td", f"{who}, {where} set"),
+                element("td", charts.shares([*((name, counts.get(name, 0)) for name in VERDICTS), ("other", other)])),
+                element("td", counts.get("passed", 0), class_="n"),
+                element("td", "–" if reading is None else reading, class_="n"),
+                element("td", percent(scores["exact_match"]), class_="n"),
+            )
+        )
+    head = element(
+        "tr",
+        element("th", "programs of"),
+        element("th", "ended as"),
+        [element("th", word, class_="n") for word in ("passed", "of these, read off", "exact match")],
+    )
+    legend = element(
+        "ul", [element("li", element("b", class_=f"v-{name}"), name) for name in VERDICTS], class_="legend"
+    )
+    note = "“Read off”: the program holds an answer that a test in its prompt shows, so that passing it proves little."
+    return element(
+        "div",
+        element("h3", "How the programs ended"),
+        element("div", element("table", head, rows), class_="scroll"),
+        legend,
+        element("p", note, class_="message"),
+        class_="card",
+    )
