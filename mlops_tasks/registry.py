@@ -190,9 +190,8 @@ def _baseline(run: Run) -> Artifact:
 def _require_judged(run: Run, index: int, model: Artifact) -> None:
     """The outcomes must come, through the completions, from this very model."""
     completions, outcomes = _present(run, "generate", index), _present(run, "judge", index)
-    if outcomes.manifest["inputs"]["completions"]["digest"] != completions.digest or completions.manifest["inputs"][
-        "model"
-    ]["digest"] != model.digest_of("model/*"):
+    judged, asked = outcomes.manifest["inputs"]["completions"], completions.manifest["inputs"]["model"]
+    if (judged["digest"], asked["digest"]) != (completions.digest, model.digest_of("model/*")):
         raise DataError(
             f"{outcomes.uri} does not speak of the model {model.uri}: judge[{index}] or generate[{index}] of {run.name} is older "
             f"than what it reads. Clear generate[{index}] and all below it."
