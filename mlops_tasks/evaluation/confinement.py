@@ -179,7 +179,9 @@ def _limit(cpu_seconds: float, memory_bytes: int) -> None:
         resource.RLIMIT_NPROC: 0,
         resource.RLIMIT_CORE: 0,
     }
-    for kind, most in limits.items():
+    for kind, wanted in limits.items():
+        _, hard = resource.getrlimit(kind)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)  # a shell's own limit may be lower
         resource.setrlimit(kind, (most, most))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)

@@ -206,11 +206,7 @@ class _StopWatch:
         self.num_tail_tokens = max(len(stop.encode()) for stop in STOPS[protocol]) + 1
 
     def __call__(self, token_ids: list[int]) -> bool:
-        # The tail is cheap to decode and nearly always says no; a first token may lose a space there, so the whole decides.
-        return self._stops(token_ids[-self.num_tail_tokens :]) and self._stops(token_ids)
-
-    def _stops(self, token_ids: Sequence[int]) -> bool:
-        return cut_at_stop(_text(self.tokenizer, token_ids), self.protocol)[1]
+        return cut_at_stop(_text(self.tokenizer, token_ids[-self.num_tail_tokens :]), self.protocol)[1]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

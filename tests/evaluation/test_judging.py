@@ -56,6 +56,7 @@ def test_each_completion_gets_the_verdict_that_it_earns() -> None:
             ("10", 1, "def square(x): return 121"),
             ("9", 0, DOUBLE + "\n\n"),
             ("9", 1, "def double(x): return x + 1"),
+            ("9", 2, "def double(x): return 60"),
             ("10", 0, "def square(x): return x ** 2"),
         )
     )
@@ -64,12 +65,14 @@ def test_each_completion_gets_the_verdict_that_it_earns() -> None:
     ] == [
         ("9", 0, "passed", 3, 3),
         ("9", 1, "failed", 1, 3),
+        ("9", 2, "failed", 1, 3),
         ("10", 0, "passed", 2, 2),
         ("10", 1, "passed", 2, 2),
     ]
-    assert [row["exact_match"] for row in rows] == [True, False, False, False]
-    assert [row["reads_answer"] for row in rows] == [False, False, False, True]
-    assert rows[2]["program"] == (
+    assert [row["exact_match"] for row in rows] == [True, False, False, False, False]
+    # 60 is the answer of a test that the prompt does not show.
+    assert [row["reads_answer"] for row in rows] == [False, False, False, False, True]
+    assert rows[3]["program"] == (
         "def square(x): return x ** 2\nnine = square(3)\nassert square(11) == 121\nassert square(3) == nine\n"
     )
 

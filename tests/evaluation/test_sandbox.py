@@ -106,6 +106,12 @@ def test_a_program_that_sleeps_is_ended_by_the_clock(sandbox: Sandbox, monkeypat
     assert outcome.seconds < 0.2
 
 
+def test_a_limit_counts_fractions_of_a_second(sandbox: Sandbox) -> None:
+    outcome = run(sandbox, "while True: pass", seconds=0.3)
+    assert outcome.message == "solution: more than 0.3 s of CPU time"
+    assert 0.2 < outcome.seconds < 0.8
+
+
 def test_tests_before_the_one_that_hangs_count(sandbox: Sandbox) -> None:
     outcome = run(
         sandbox, "def f(x):\n    while x > 1: pass\n    return 2", TEST, "assert f(2) == 3", TEST, seconds=0.3
@@ -262,6 +268,17 @@ def test_a_judge_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in (worker, program)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_limits_of_the_shell_may_be_lower_than_ours() -> None:
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50)); resource.setrlimit(resource.RLIMIT_CPU, (50, 50))\n"
+        "from mlops_tasks.evaluation.sandbox import *\n"
+        "with Sandbox(1) as s: print(s.run([Program('x = 1', ('assert x == 1',), limit_seconds=1000)])[0].verdict)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "passed\n"
+    )
 
 
 def test_a_system_that_cannot_confine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
