@@ -458,8 +458,7 @@ def test_token_weights_colour_the_code_and_the_prompt_has_none(environment: Envi
     seen = Reader(page(run))
     heats = [float(style.removeprefix("--w:")) for style in seen.attributes("style") if style.startswith("--w:")]
     learnt = [weight for weight in one["weights"] if weight is not None]
-    top = max(learnt)
-    assert heats[: len(learnt)] == pytest.approx([0.85 * weight / top for weight in learnt], abs=1e-3)
+    assert heats[: len(learnt)] == pytest.approx([0.85 * weight / 3.0 for weight in learnt], abs=1e-3)
     assert len(seen.of_class("given")) == 2 * one["weights"].count(None)
 
 
@@ -499,6 +498,13 @@ def test_run_that_has_only_been_planned_says_what_is_missing(
     assert "has not been decided on" in shown
     assert "The task judge had not ended when this page was written." in shown
     assert "The task train had not ended" in shown
+
+
+def test_set_whose_baseline_is_not_judged_yet_says_so(environment: Environment) -> None:
+    run = finished_run(environment)
+    run.file("judge.2.json").unlink()
+    shown = Reader(page(run)).shown
+    assert shown.count("The task judge had not ended when this page was written.") == 1
 
 
 def test_uniform_training_without_curves_is_said_to_have_none(environment: Environment) -> None:

@@ -72,6 +72,12 @@ class Facts:
         rows: list[dict[str, Any]] = pq.read_table(judged.path("outcomes.parquet")).to_pylist()
         return rows
 
+    def why_unjudged(self, where: str) -> str:
+        """The reason why one of the two evaluations on a set cannot be shown."""
+        places = [_place(who, where) for who in ("candidate", "baseline")]
+        missing = next(place for place in places if self.artifact("judge", place) is None)
+        return self.why_absent("judge", missing)
+
     def problems(self, where: str) -> dict[str, Problem]:
         """The problems of the gate or the report set by id."""
         data = self.artifact("pull_data")

@@ -11,7 +11,9 @@ from mlops_tasks.report.facts import Facts, absent, percent, section
 from mlops_tasks.report.markup import Markup, element, join
 
 _HEAT = 0.85
-"""Opacity of the largest weight."""
+"""Opacity of the top of the scale."""
+_TOP = 3.0
+"""The scale reaches at least so far, so that uniform weights look pale and runs can be compared."""
 
 
 def training(facts: Facts) -> Markup:
@@ -130,9 +132,9 @@ def _share(metrics: Mapping[str, Any], name: str) -> str:
 
 def _heat_map(shown: Sequence[Mapping[str, Any]]) -> Markup:
     heading = element("h3", "On real code")
-    top = max((weight for one in shown for weight in one["weights"] if weight is not None), default=0.0)
-    if not top:
+    if not shown:
         return join([heading, absent("The training kept no weighed examples.")])
+    top = max([_TOP, *(weight for one in shown for weight in one["weights"] if weight is not None)])
     scale = element(
         "p",
         "0",
@@ -140,7 +142,7 @@ def _heat_map(shown: Sequence[Mapping[str, Any]]) -> Markup:
         f"{top:.2f}. Grey is the prompt, which is given and not learnt; point at a token for its weight.",
         class_="message",
     )
-    return join([heading, scale, [_weighed(one, top) for one in shown]])
+    return join([heading, scale, element("div", [_weighed(one, top) for one in shown], class_="grid2")])
 
 
 def _weighed(one: Mapping[str, Any], top: float) -> Markup:

@@ -19,20 +19,19 @@ def verdict(facts: Facts) -> Markup:
     """The head of the page: what came of this night, in one line and a few numbers."""
     promotion = facts.promotion
     outcome = promotion.get("outcome", "none")
-    words = {
-        "promoted": ("promoted", "Version {version} of {name} is the new champion"),
-        "refused": ("refused", "Version {version} of {name} stays a candidate"),
-        "already champion": ("already champion", "Version {version} of {name} is the champion already"),
-        "none": ("no decision", "The candidate of {name} has not been decided on"),
-    }
-    label, headline = words[outcome]
+    label, before, after = {
+        "promoted": ("promoted", "Version {} of ", " is the new champion"),
+        "refused": ("refused", "Version {} of ", " stays a candidate"),
+        "already champion": ("already champion", "Version {} of ", " is the champion already"),
+        "none": ("no decision", "The candidate of ", " has not been decided on"),
+    }[outcome]
     recipe = facts.run.spec.recipe
     return element(
         "header",
         element(
             "div",
             element("div", pill(label, outcome.split()[0]), _eyebrow(facts), class_="eyebrow"),
-            element("h1", headline.format(version=promotion.get("version"), name=recipe.model.name)),
+            element("h1", before.format(promotion.get("version")), element("span", recipe.model.name), after),
             element("p", promotion.get("reason") or facts.why_absent("promote"), class_="lead"),
             element("dl", _tiles(facts), class_="tiles"),
             class_="inner",
@@ -45,7 +44,7 @@ def _eyebrow(facts: Facts) -> Iterable[Markup]:
     words = (
         f"recipe {recipe.name}",
         f"scorer {recipe.scoring.scorer}",
-        f"{recipe.train.num_heads} heads",
+        f"{recipe.train.num_heads} head{'s' if recipe.train.num_heads > 1 else ''}",
         facts.run.name,
         facts.run.spec.created[:16].replace("T", " "),
     )

@@ -34,7 +34,7 @@ def flips(facts: Facts) -> Markup:
 def _flips_of(facts: Facts, where: str) -> Markup:
     ours, theirs = facts.outcomes("candidate", where), facts.outcomes("baseline", where)
     if ours is None or theirs is None:
-        return join([element("h3", f"{where.capitalize()} set"), absent(facts.why_absent("judge"))])
+        return join([element("h3", f"{where.capitalize()} set"), absent(facts.why_unjudged(where))])
     first, other = _first_programs(ours), _first_programs(theirs)
     won = [id for id in first if id in other and first[id]["passed"] and not other[id]["passed"]]
     lost = [id for id in first if id in other and other[id]["passed"] and not first[id]["passed"]]
@@ -128,7 +128,7 @@ def examples(facts: Facts) -> Markup:
     """Some programs of the candidate on the report set, of every way to end."""
     rows = facts.outcomes("candidate", "report")
     if rows is None:
-        return section("examples", "What it writes", absent(facts.why_absent("judge", 1)))
+        return section("examples", "What it writes", absent(facts.why_unjudged("report")))
     problems = facts.problems("report")
     chosen = _one_of_each_kind(rows)
     shown = [

@@ -35,8 +35,10 @@ def tasks(facts: Facts) -> Markup:
     )
     hits = sum(pointer.outcome == "hit" for pointer in found)
     text = (
-        f"{duration(spent)} in all. {hits} of {len(found)} tasks were hits: their results were in the store already"
-        + (f", which saved {duration(spared)} (hollow bars)." if hits else ".")
+        f"{duration(spent)} in all. {hits} of {len(found)} tasks were hits: their results were in the store already, "
+        f"which saved {duration(spared)} (hollow bars)."
+        if hits
+        else f"{duration(spent)} in all. No task was a hit."
     )
     return section(
         "tasks", "Tasks", element("p", text), element("div", element("table", head, rows), class_="card scroll")

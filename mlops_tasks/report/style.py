@@ -27,6 +27,7 @@ code, pre, .mono { font-family: ui-monospace, "SF Mono", "Cascadia Code", Menlo,
 header { padding: 44px 0 30px; }
 .eyebrow { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; color: var(--muted); font-size: 14px; }
 h1 { font-size: clamp(26px, 4.6vw, 40px); line-height: 1.15; letter-spacing: -.02em; margin: 14px 0 10px; text-wrap: balance; }
+h1 span { white-space: nowrap; }
 .lead { font-size: 18px; max-width: 70ch; margin: 0; color: var(--muted); }
 nav { position: sticky; top: 0; z-index: 2; background: color-mix(in srgb, var(--paper) 90%, transparent); backdrop-filter: blur(8px); border-block: 1px solid var(--line); }
 nav .inner { display: flex; gap: 20px; overflow-x: auto; scrollbar-width: none; }
