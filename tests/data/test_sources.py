@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -233,8 +234,14 @@ def test_a_line_of_100_mb_is_refused_without_being_read_whole(tmp_path: Path) ->
     with path.open("wb") as stream:
         stream.write(json.dumps(record()).encode() + b"\n" + b'{"text": "')
         stream.truncate(100_000_000)
-    with pytest.raises(UserError, match=r"line 2: longer than 1,048,576 bytes; expected one problem a line"):
-        read_mbpp(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"line 2: longer than 1,048,576 bytes; expected one problem a line"):
+            read_mbpp(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10_000_000
 
 
 def test_a_list_too_large_to_be_read_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
