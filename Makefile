@@ -1,0 +1,48 @@
+# `make` alone prints what there is to make.
+
+PYTHON ?= python3
+RECIPE ?= demo
+
+BIN := .venv/bin
+LOCK := mlops_tasks/requirements.lock
+READY := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ui test check lock clean
+
+help: ## print these lines
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything, at the locked versions
+
+# Torch comes first, so that a build that is already on this machine (for the CPU, or for its CUDA) is taken.
+$(READY): pyproject.toml $(LOCK)
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; it must be 3.11 to 3.13: make PYTHON=python3.13")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv; the first time takes some minutes."
+	$(BIN)/pip install --quiet --constraint $(LOCK) $$(grep -o '^torch==[0-9.]*' $(LOCK))
+	$(BIN)/pip install --quiet --constraint $(LOCK) --editable '.[airflow,dev]'
+	@touch $@
+
+demo: $(READY) ## run the whole day once on a tiny model; RECIPE=name runs another of configs/recipes
+	@$(BIN)/python -m scripts.demo $(RECIPE)
+
+ui: $(READY) ## open Airflow and MLflow on localhost, until Ctrl-C
+	@$(BIN)/python -m scripts.ui
+
+test: $(READY) ## run all tests, with branch coverage and its floor
+	$(BIN)/python -m pytest --cov
+
+check: $(READY) ## ruff (format and lint) and mypy --strict
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+lock: $(READY) ## resolve all versions anew
+	$(BIN)/pip install --quiet uv
+	@echo '# Written by `make lock`: every version that this project is tested with. pip reads it as a constraints file, and keys name it.' > $(LOCK).new
+	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-header --python-version 3.11 pyproject.toml >> $(LOCK).new
+	mv $(LOCK).new $(LOCK)
+
+clean: ## remove what runs and tests made; .venv stays
+	rm -rf .wmtp build dist htmlcov .coverage* .mypy_cache .pytest_cache .ruff_cache

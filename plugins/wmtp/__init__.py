@@ -1,0 +1,45 @@
+"""What a DAG file needs: one factory for the tasks of the pipeline, and the form of a trigger.
+
+Which operator a task becomes depends on the environment file, which is read when the DAG is parsed; task ids, edges and
+params do not. What the tasks do is in `mlops_tasks`, which knows nothing of Airflow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.sdk import XComArg
+
+from mlops_tasks.config import Environment, load_environment
+from wmtp.local import RETRY_POLICY, LocalPlan, LocalStage
+from wmtp.trigger import CHECKOUT, params
+
+__all__ = ["RETRY_POLICY", "environment", "params", "stage"]
+
+
+def environment_file() -> str:
+    """The environment file of this Airflow: `WMTP_ENVIRONMENT`, or the laptop's of this checkout."""
+    return os.environ.get("WMTP_ENVIRONMENT") or str(CHECKOUT / "configs/environments/laptop.yaml")
+
+
+def environment() -> Environment:
+    """Where this Airflow runs its stages."""
+    return load_environment(environment_file())
+
+
+def stage(task_id: str, *, index: XComArg | Sequence[int] | None = None, **operator: Any) -> Any:
+    """The operator of one task of the pipeline.
+
+    Args:
+        task_id: an id of `mlops_tasks.pipeline.TASKS`, or `plan`.
+        index: what the task is mapped over; None: it is not mapped.
+        operator: anything that an operator takes, such as `execution_timeout`.
+    """
+    kind = LocalPlan if task_id == "plan" else LocalStage
+    settings = {"task_id": task_id, "environment_file": environment_file(), **operator}
+    if index is None:
+        return kind(**settings)
+    # Airflow takes the length of any other sequence from its text.
+    return kind.partial(**settings).expand(index=index if isinstance(index, XComArg) else list(index))

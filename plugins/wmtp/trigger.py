@@ -1,0 +1,60 @@
+"""What a trigger of the daily run may say: the typed form in Airflow's UI, and the check of a conf from elsewhere.
+
+Airflow holds known params against their schema and lets unknown ones pass; here they are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Param
+from pydantic import Field, ValidationError
+
+from mlops_tasks.config import Settings
+from mlops_tasks.errors import UserError
+from mlops_tasks.pipeline import TASKS
+from mlops_tasks.stage import Stage
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+_RECIPES = CHECKOUT / "configs" / "recipes"
+
+
+class Trigger(Settings):
+    """The choices of one run."""
+
+    recipe: str = Field("demo", examples=sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+    """What to learn: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
+    overrides: tuple[str, ...] = ()
+    """Settings to change, one a line: train.steps=200"""
+    force: tuple[str, ...] = Field((), examples=[task.id for task in TASKS.values() if isinstance(task.run, Stage)])
+    """Tasks to run anew although their results are there."""
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Trigger:
+        """The choices in a run's params.
+
+        Raises:
+            UserError: a param that there is not, or one of the wrong type.
+        """
+        try:
+            return cls.model_validate(dict(params))
+        except ValidationError as error:
+            flaws = [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()]
+            raise UserError(
+                f"The conf of this trigger does not fit: {'; '.join(flaws)}. "
+                f"It may say {', '.join(cls.model_fields)}; trigger the DAG anew."
+            ) from None
+
+    @property
+    def recipe_file(self) -> Path:
+        """Where the recipe lies; a relative path is below the checkout."""
+        is_name = Path(self.recipe).name == self.recipe and not self.recipe.endswith((".yaml", ".yml"))
+        return _RECIPES / f"{self.recipe}.yaml" if is_name else CHECKOUT / self.recipe
+
+
+def params() -> dict[str, Param]:
+    """The form: one typed field for each choice, with its description."""
+    properties = Trigger.model_json_schema()["properties"]
+    return {name: Param(**schema) for name, schema in properties.items()}

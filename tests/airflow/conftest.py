@@ -1,0 +1,122 @@
+"""A place of its own for each Airflow that a test starts, and a pipeline of toys for it to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+# In the process of the tests Airflow is a library: it configures no logging and makes no folder in the user's home.
+os.environ["_AIRFLOW__AS_LIBRARY"] = "1"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test's Airflow is: its home, and an environment file with a store beside it."""
+
+    home: Path
+    folder: Path
+
+    @property
+    def environment_file(self) -> Path:
+        return self.folder / "environment.json"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if "AIRFLOW" not in name}
+        return {
+            **kept,
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "WMTP_ENVIRONMENT": str(self.environment_file),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def processes(self) -> list[psutil.Process]:
+        """Those with the folder or the home somewhere in their command line."""
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(str(self.folder) in word or str(self.home) in word for word in process.info["cmdline"] or [])
+        ]
+
+    def wait_until(self, is_so: Callable[[], object], *, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            assert time.monotonic() < deadline, f"not so after {seconds} s"
+            time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Toys(Place):
+    """The toy pipeline; the folder holds what the toys are told, and what they did."""
+
+    def tell(self, name: str, text: str = "yes") -> None:
+        (self.folder / name).write_text(text)
+
+    @property
+    def starts(self) -> list[str]:
+        """What was started as a process, in order."""
+        file = self.folder / "starts"
+        return file.read_text().split() if file.exists() else []
+
+    @property
+    def variables(self) -> dict[str, str]:
+        here = Path(__file__).parent
+        return {
+            **super().variables,
+            "AIRFLOW__CORE__DAGS_FOLDER": str(here / "toys" / "dags"),
+            "PYTHONPATH": os.pathsep.join([str(here), str(CHECKOUT / "plugins")]),
+            "TOYS": str(self.folder),
+        }
+
+    def start(self, *tasks: str, conf: object = None) -> subprocess.Popen[str]:
+        """A process that runs tasks as Airflow's worker does."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "toys.run_task", json.dumps(conf or {}), *tasks],
+            env=self.variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def _prepared(kind: type[Place], home: Path, folder: Path) -> Iterator[Place]:
+    place = kind(home, folder)
+    environment = {"deployment": "toys", "store": "store", "mlflow_uri": "sqlite:///mlflow.db"}
+    place.environment_file.write_text(json.dumps(environment))
+    yield place
+    for process in place.processes():
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests, because its database takes some seconds to make."""
+    return tmp_path_factory.mktemp("airflow")
+
+
+@pytest.fixture
+def toys(airflow_home: Path, tmp_path: Path) -> Iterator[Place]:
+    yield from _prepared(Toys, airflow_home, tmp_path)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    (tmp_path / "airflow").mkdir()
+    yield from _prepared(Place, tmp_path / "airflow", tmp_path)
+
+
+@pytest.fixture
+def checkout() -> str:
+    return str(CHECKOUT)

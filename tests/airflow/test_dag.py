@@ -1,0 +1,107 @@
+"""What the DAG files say, as Airflow reads them, and that reading them loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DAGS = sorted((CHECKOUT / "dags").glob("*.py"))
+
+READ = """
+import json, sys
+sys.path[:0] = ["plugins", "dags"]
+import wmtp_daily
+heavy = ("torch", "transformers", "mlflow", "optuna", "boto3", "pyarrow", "pandas", "numpy", "kubernetes")
+loaded = [name for name in heavy if name in sys.modules]
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag("dags")
+dag = bag.dags["wmtp_daily"]
+print("READ", json.dumps({
+    "loaded": loaded,
+    "errors": bag.import_errors,
+    "dags": sorted(bag.dags),
+    "dag": {name: str(getattr(dag, name)) for name in ("schedule", "catchup", "max_active_runs", "start_date", "doc_md")},
+    "params": dag.params.dump(),
+    "tasks": {task.task_id: {
+        "below": sorted(task.downstream_task_ids), "mapped": task.is_mapped, "owner": task.owner, "doc": task.doc_md,
+        "retries": task.retries, "rule": task.trigger_rule, "policy": type(task.retry_policy).__name__,
+        "hours": task.execution_timeout and task.execution_timeout.total_seconds() / 3600,
+    } for task in dag.tasks},
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    home = tmp_path_factory.mktemp("airflow")
+    environment = {"AIRFLOW_HOME": str(home), "PATH": "/usr/bin:/bin", "HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", READ], cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("READ"))[5:])
+    return found
+
+
+def test_every_dag_file_is_read_without_an_error(read: dict[str, Any]) -> None:
+    assert read["errors"] == {}
+    assert read["dags"] == [path.stem for path in DAGS]
+
+
+def test_reading_the_dag_loads_nothing_heavy(read: dict[str, Any]) -> None:
+    assert read["loaded"] == []
+
+
+@pytest.mark.parametrize("path", DAGS, ids=lambda path: path.name)
+def test_a_dag_file_has_less_than_80_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 80
+
+
+def test_the_shape_is_the_pipeline(read: dict[str, Any]) -> None:
+    assert {name: task["below"] for name, task in read["tasks"].items()} == {
+        "plan": ["pull_data", "pull_model", "pull_reference", "reference"],
+        "pull_data": ["reference"],
+        "pull_model": ["reference"],
+        "pull_reference": ["reference"],
+        "reference": ["score_shard"],
+        "score_shard": ["score"],
+        "score": ["train"],
+        "train": ["generate"],
+        "generate": ["judge"],
+        "judge": ["promote"],
+        "promote": ["report"],
+        "report": [],
+    }
+    assert [name for name, task in read["tasks"].items() if task["mapped"]] == [
+        "reference",
+        "score_shard",
+        "generate",
+        "judge",
+    ]
+
+
+def test_every_task_has_an_owner_retries_a_time_limit_and_a_description(read: dict[str, Any]) -> None:
+    for name, task in read["tasks"].items():
+        assert task["owner"] == "wmtp", name
+        assert task["retries"] == 2, name
+        assert task["policy"] == "ExceptionRetryPolicy", name
+        assert 0 < task["hours"] <= 12, name
+        assert task["rule"] == "none_failed", f"{name} would be skipped with what is above it"
+        assert task["doc"], name
+
+
+def test_it_runs_every_day_and_one_at_a_time(read: dict[str, Any]) -> None:
+    dag = read["dag"]
+    assert (dag["schedule"], dag["catchup"], dag["max_active_runs"]) == ("@daily", "False", "1")
+    assert dag["start_date"].startswith("2026-01-01")
+    assert "The daily run" in dag["doc_md"]
+
+
+def test_the_defaults_of_the_form_are_those_of_the_trigger(read: dict[str, Any]) -> None:
+    assert read["params"] == {"recipe": "demo", "overrides": [], "force": []}
