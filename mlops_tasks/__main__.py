@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the return value is the exit code (see `errors`)."""
     options = _parser().parse_args(arguments)
     logs.configure(verbose=options.verbose)
+    # transformers draws a bar for every file that it reads or writes, on a terminal or not.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return int(options.answer(options, load_environment(options.env), sys.stdout) or 0)
     except WmtpError as error:

@@ -31,6 +31,7 @@ from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences
 from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task
 from mlops_tasks.store import Artifact, Store
+from mlops_tasks.tracking import experiment_name
 
 _MODEL_PACKAGES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
 
@@ -210,7 +211,7 @@ def _num_references(recipe: Recipe, environment: Environment) -> int:
 
 
 def _training_labels(spec: Spec) -> dict[str, str]:
-    return {"experiment": f"wmtp/{spec.recipe.scoring.scorer}/{spec.recipe.name}"}
+    return {"experiment": experiment_name(spec.recipe)}
 
 
 TASKS: dict[str, Task] = {

@@ -272,8 +272,8 @@ def _keyed_artifact(run: Run, wanted: Input) -> Artifact | None:
 def _champion_artifact(run: Run) -> Artifact:
     champion = run.spec.champion
     assert champion is not None
-    artifact = run.store.artifact_at(champion.uri)
-    if artifact is None or artifact.digest != champion.digest:
+    artifact = run.store.version_at(champion.uri, champion.digest)
+    if artifact is None:
         raise UserError(
             f"Champion {champion.name} version {champion.version} points to {champion.uri}, which is not in the store. "
             f"Restore it there, or take the alias `champion` from {champion.name} to start from the base model."

@@ -350,11 +350,7 @@ class Store:
         data = self.backend.read(f"{prefix}/{MANIFEST}")
         if data is None:
             return None
-        try:
-            manifest = json.loads(data)
-            flaw = self._flaw(prefix, manifest)
-        except (ValueError, KeyError, TypeError) as error:
-            flaw = f"the manifest cannot be read: {error!r}"
+        manifest, flaw = self._inspected(prefix, data)
         if flaw is None:
             return Artifact(self, prefix, manifest)
         log.warning("%s/%s is no hit: %s; quarantined", self.uri, prefix, flaw)
@@ -372,6 +368,19 @@ class Store:
                 f"{uri} is not in the store {self.uri}. Set `store` in the environment file to the store that holds it."
             )
         return self.find(uri.removeprefix(f"{self.uri}/"))
+
+    def version_at(self, uri: str, digest: str) -> Artifact | None:
+        """The artifact that had this digest, also where another one took its place since (see `force`), or None."""
+        current = self.artifact_at(uri)
+        if current is not None and current.digest == digest:
+            return current
+        prefix = uri.removeprefix(f"{self.uri}/")
+        for name in self.children(f"{prefix}/quarantine"):
+            data = self.backend.read(f"{prefix}/quarantine/{name}") or b""
+            manifest, flaw = self._inspected(prefix, data)
+            if flaw is None and manifest["digest"] == digest:
+                return Artifact(self, prefix, manifest)
+        return None
 
     def quarantine(self, prefix: str, reason: str) -> None:
         """Take the manifest away, so that the artifact is no hit any more; its files stay for a look."""
@@ -401,6 +410,14 @@ class Store:
     def create_json(self, name: str, value: object) -> bool:
         """Write a small JSON file if there is none; False if there is."""
         return self.backend.create(name, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False).encode())
+
+    def _inspected(self, prefix: str, data: bytes) -> tuple[dict[str, Any], str | None]:
+        """A manifest, and what is wrong with it or with the files that it lists."""
+        try:
+            manifest = json.loads(data)
+            return manifest, self._flaw(prefix, manifest)
+        except (ValueError, KeyError, TypeError) as error:
+            return {}, f"the manifest cannot be read: {error!r}"
 
     def _flaw(self, prefix: str, manifest: dict[str, Any]) -> str | None:
         base = f"{prefix}/attempts/{manifest['attempt']}"

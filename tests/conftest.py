@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from mlops_tasks.config import Environment
+
+# Models here are so small that threads only wait for one another; set before anything loads torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TOY_STAGES = '''
 """A two-stage pipeline over text files."""
