@@ -137,8 +137,12 @@ class Corpus:
             At least one micro-batch, so that all ranks do the same; one without targets where there is no row for this rank.
         """
         rows = pack(examples, self.lesson.text.max_length)
-        mine = rows[rank::num_ranks] or [_without_targets(rows[0])]
+        mine = rows[rank::num_ranks] or [_without_targets(rows[0].examples[0])]
         return [self.micro_batch(mine[at : at + num_rows], values) for at in range(0, len(mine), num_rows)]
+
+    def rehearsal(self) -> MicroBatch:
+        """A micro-batch from which nothing can be learnt."""
+        return self.micro_batch([_without_targets(self.examples[0])], self.values)
 
     def micro_batch(self, rows: Sequence[Row], values: Values | None) -> MicroBatch:
         """Lay rows out as tensors, values beside them."""
@@ -233,6 +237,5 @@ def _permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _without_targets(row: Row) -> Row:
-    first = row.examples[0]
-    return Row((replace(first, is_target=np.zeros_like(first.is_target)),))
+def _without_targets(example: Example) -> Row:
+    return Row((replace(example, is_target=np.zeros_like(example.is_target)),))

@@ -110,7 +110,7 @@ class _Training:
         self.model.check_length(self.lesson.text.max_length)
         self.model.to(self.device).train()
         self.loss = WeightedLoss(self.model, self.lesson, chunk_rows=self.resources.loss_chunk_rows)
-        self.parallel = _in_parallel(self.loss)
+        self.parallel = self._in_parallel()
         self.optimizer = adamw(self.model, self.lesson.train)
         # Everything weighs 1 in validation, whatever the training does.
         self.validation = self._share(self.corpus.validation, None) if self.corpus.validation else []
@@ -140,6 +140,18 @@ class _Training:
     def _is_stopped_early(self) -> bool:
         patience = self.lesson.train.patience
         return patience is not None and self.progress.num_stale >= patience
+
+    def _in_parallel(self) -> DistributedDataParallel | None:
+        if distributed.num_ranks() == 1:
+            return None
+        parallel = DistributedDataParallel(self.loss, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        # The first backward decides in which order gradients are summed from the second one on. It is spent here, on a row
+        # without targets, because a resumed training of three ranks or more must sum as an unbroken one does.
+        micro = self.corpus.rehearsal().to(self.device)
+        with self._autocast():
+            found: StepSums = parallel(micro, micro.num_targets_H())
+        torch.autograd.backward([found.loss])
+        return parallel
 
     def _share(self, examples: Sequence[Example], values: Values | None) -> list[MicroBatch]:
         """This rank's micro-batches of examples that all ranks share."""
@@ -439,12 +451,6 @@ def _require_something_to_learn(train: Train) -> None:
             f"train.head_warmup_steps is {train.head_warmup_steps}, in which only heads 2 and up learn, but train.num_heads is 1. "
             "Set train.head_warmup_steps to 0, or train.num_heads to 2 or more."
         )
-
-
-def _in_parallel(loss: WeightedLoss) -> DistributedDataParallel | None:
-    if distributed.num_ranks() == 1:
-        return None
-    return DistributedDataParallel(loss, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -6,6 +6,7 @@ A process that has imported torch is forked for each case, because importing it 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -89,6 +90,7 @@ CASES = {
     "rank killed after a checkpoint": Case(loses_rank_1, is_resumable=True),
     "stopped": Case(works_until_stopped, signals=(signal.SIGTERM,)),
     "stopped twice": Case(works_until_stopped, signals=(signal.SIGTERM, signal.SIGTERM)),
+    "stopped in vain": Case(works_for_ever, is_resumable=True, signals=(signal.SIGTERM,) * 3),
     "stopped when done": Case(ends_in_spite_of_signal, signals=(signal.SIGTERM,)),
     "launcher killed": Case(works_for_ever, signals=(signal.SIGKILL,)),
 }
@@ -109,6 +111,7 @@ def run(case: Case) -> dict[str, Any]:
             _wait(lambda: len(list(folder.glob("*.pid"))) == 2)
         for one in case.signals:
             os.kill(launcher, one)
+            time.sleep(0.2)
         started = time.monotonic()
         os.waitpid(launcher, 0)
         seconds = time.monotonic() - started
@@ -128,6 +131,7 @@ def _launch(case: Case, folder: Path) -> int:
         )
     except WmtpError as error:
         outcome = {"error": type(error).__name__, "message": str(error)}
+    outcome["num_children"] = len(multiprocessing.active_children())
     outcome["handler restored"] = signal.getsignal(signal.SIGTERM) == handler
     (folder / "outcome").write_text(json.dumps(outcome))
     return 0

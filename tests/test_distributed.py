@@ -73,6 +73,11 @@ def test_signal_reaches_the_ranks_and_they_stop_at_a_step(outcomes: dict[str, An
     assert "stopped at a step" in outcomes[case]["message"]
 
 
+def test_third_signal_ends_ranks_that_do_not_stop(outcomes: dict[str, Any]) -> None:
+    assert outcomes["stopped in vain"]["error"] == "Interrupted"
+    assert "The ranks were stopped by SIGTERM. A checkpoint is kept" in outcomes["stopped in vain"]["message"]
+
+
 def test_signal_after_the_work_is_done_does_not_lose_the_result(outcomes: dict[str, Any]) -> None:
     assert outcomes["stopped when done"]["result"] == "done"
 
@@ -80,6 +85,7 @@ def test_signal_after_the_work_is_done_does_not_lose_the_result(outcomes: dict[s
 def test_nobody_outlives_a_launch(outcomes: dict[str, Any]) -> None:
     ended = {name: outcome for name, outcome in outcomes.items() if name != "stderr"}
     assert {name: outcome["alive"] for name, outcome in ended.items()} == {name: [] for name in ended}
+    assert {outcome.get("num_children", 0) for outcome in ended.values()} == {0}
     assert max(outcome["seconds"] for outcome in ended.values()) < 60
 
 
