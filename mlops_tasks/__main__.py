@@ -35,9 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WmtpError as error:
         log.error("%s", error)
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--task", required=True, help="id of the task")
         command.add_argument("--index", type=int, default=0, help="which of the mapped tasks")
         command.add_argument("--expect-key", help="end with an error that names the difference if the key is another")
-        command.set_defaults(answer=_run_task)
+        command.set_defaults(answer=_run_task, command=name)
     _add_plan(
         commands.add_parser(
             "plan", parents=[common], help="what a recipe would hit and run; with --spec: resolve it for a run"
@@ -83,9 +80,13 @@ def _parser() -> argparse.ArgumentParser:
 def _task_commands() -> dict[str, str]:
     commands: dict[str, str] = {}
     for task in pipeline.TASKS.values():
-        name = task.run.name if isinstance(task.run, stage.Stage) else task.id
+        name = _command_of(task)
         commands[name] = f"run one task of the {'stage' if isinstance(task.run, stage.Stage) else 'action'} {name}"
     return commands
+
+
+def _command_of(task: stage.Task) -> str:
+    return task.run.name if isinstance(task.run, stage.Stage) else task.id
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
@@ -120,9 +121,10 @@ def _prefix_of(spec: str, environment: Environment) -> str:
 
 def _run_task(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
     run = Run.open(environment, _prefix_of(options.spec, environment))
-    stage.execute(
-        run, pipeline.task_named(options.task), options.index, tasks=pipeline.TASKS, expect_key=options.expect_key
-    )
+    task = pipeline.task_named(options.task)
+    if options.command != _command_of(task):
+        raise UserError(f"The task {task.id} is run by `wmtp {_command_of(task)}`, not by `wmtp {options.command}`.")
+    stage.execute(run, task, options.index, tasks=pipeline.TASKS, expect_key=options.expect_key)
 
 
 def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:

@@ -268,7 +268,7 @@ Weighting = Annotated[SoftWeights | SelectWeights, Field(discriminator="kind")]
 class EvaluationSet(Settings):
     """Problems that decide or are shown."""
 
-    split: Split
+    split: Literal["validation", "test"]
     limit: int | None = Field(None, ge=1)
     """The first so many by id; None: all."""
 
@@ -392,8 +392,9 @@ class Environment(Settings):
     """Tells the runs of two Airflows on one store apart."""
     store: str
     """Folder of the artifacts."""
-    mlflow_uri: str
-    """Tracking server and registry: `http://…`, or `sqlite:///…` on a laptop."""
+    mlflow_uri: str = Field(pattern=r"^[^@]*$")
+    """Tracking server and registry: `http://…`, or `sqlite:///…` on a laptop. Name and password never stand here, for this
+    is written into manifests and reports: they are in `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`."""
     mlflow_artifacts: str | None = None
     """Where a local `sqlite` tracking store puts files; None: the server's own choice."""
     score: ScoreResources = ScoreResources()
@@ -423,8 +424,8 @@ def load_environment(path: str | Path) -> Environment:
     folder = Path(path).resolve().parent
     tree = _read_yaml(Path(path))
     for name in ("store", "mlflow_artifacts"):
-        if isinstance(tree.get(name), str):
-            tree[name] = str((folder / tree[name]).resolve())
+        if isinstance(tree.get(name), str) and "://" not in tree[name]:
+            tree[name] = str((folder / Path(tree[name]).expanduser()).resolve())
     uri = tree.get("mlflow_uri")
     if isinstance(uri, str) and uri.startswith("sqlite:///"):
         tree["mlflow_uri"] = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"

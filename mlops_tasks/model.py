@@ -68,12 +68,22 @@ class MtpModel(nn.Module):
             UserError: no causal language model is there, or its architecture cannot be packed or taken apart.
         """
         try:
-            base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise UserError(
                 f"{folder} holds no causal language model that transformers can read: {error}. "
                 "Point the model source at a folder written by save_pretrained."
             ) from error
+        base, notes = loaded
+        if notes["missing_keys"]:
+            # transformers fills them with random numbers and only warns.
+            missing = sorted(notes["missing_keys"])
+            raise UserError(
+                f"The model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them. Its files are of another "
+                "architecture than its config.json; save it again."
+            )
         model = cls(base, num_heads=num_heads, seed=seed)
         model.probe(str(folder))
         return model

@@ -372,6 +372,8 @@ def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> F
         decision = runtime.decide(run, task, index, tasks=TASKS)
     except Unavailable:
         return Forecast(task.id, index, "waits", seconds)
+    if decision.outcome == "hit" and task.id in run.spec.force:
+        return Forecast(task.id, index, "run", seconds, decision.components, decision.artifact)
     if decision.outcome in ("hit", "skipped"):
         artifact = decision.artifact
         name = task.run.name if isinstance(task.run, Stage) else task.id

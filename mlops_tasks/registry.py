@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow.parquet as pq
 
 from mlops_tasks import tracking
-from mlops_tasks.config import Environment
+from mlops_tasks.config import Environment, Gate
 from mlops_tasks.errors import DataError, UserError
-from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
-from mlops_tasks.stage import Champion, Run
+from mlops_tasks.evaluation.metrics import McNemar, mcnemar, paired_bootstrap
+from mlops_tasks.stage import Champion, Run, champion_artifact
 from mlops_tasks.store import Artifact, canonical_json
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def weigh(run: Run, candidate: Artifact) -> Evidence:
     )
     test = mcnemar([passed[0] for passed in a], [passed[0] for passed in b])
     return Evidence(
-        passed=interval.lower_bound > gate.min_difference,
+        passed=interval.lower_bound > gate.min_difference and _is_no_chance(test, gate),
         num_problems=len(a), candidate=_mean(shares), baseline=_mean(other_shares),
         difference=interval.difference, lower_bound=interval.lower_bound, low=interval.low, high=interval.high,
         confidence=gate.confidence, min_difference=gate.min_difference,
@@ -173,18 +173,17 @@ def weigh(run: Run, candidate: Artifact) -> Evidence:
     )  # fmt: skip
 
 
+def _is_no_chance(test: McNemar, gate: Gate) -> bool:
+    """Where better is asked for, the exact one-sided sign test must agree: of three problems that differ, equal models win all
+    in one case of eight, and the bootstrap's bound is above zero then."""
+    return gate.min_difference < 0 or (test.only_a > test.only_b and test.p_value / 2 <= 1 - gate.confidence)
+
+
 def _baseline(run: Run) -> Artifact:
     """The model that the candidate is held against: the champion that `plan` pinned, or the base model."""
-    pinned = run.spec.champion
-    if pinned is None:
+    if run.spec.champion is None:
         return _present(run, "pull_model")
-    artifact = run.store.artifact_at(pinned.uri)
-    if artifact is None or artifact.digest != pinned.digest:
-        raise DataError(
-            f"Champion {pinned.name} version {pinned.version} points to {pinned.uri}, which does not hold what it did. "
-            "Restore it, or delete the alias `champion` to start from the base model."
-        )
-    return artifact
+    return champion_artifact(run)
 
 
 def _require_judged(run: Run, index: int, model: Artifact) -> None:
@@ -326,10 +325,18 @@ def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) ->
 
 
 def _in_words(evidence: Evidence) -> str:
+    is_above = evidence.lower_bound > evidence.min_difference
+    chance = (
+        ""
+        if evidence.passed or not is_above
+        else (
+            f" But only {evidence.only_candidate} against {evidence.only_baseline} problems differ, which may be chance."
+        )
+    )
     return (
         f"pass@1 is {evidence.candidate:.1%} against {evidence.baseline:.1%} of {evidence.compared_with} on "
         f"{evidence.num_problems} problems: {100 * evidence.difference:+.1f} points, whose {evidence.confidence:.0%} lower bound "
-        f"{100 * evidence.lower_bound:+.1f} is {'above' if evidence.passed else 'not above'} {100 * evidence.min_difference:+.1f}."
+        f"{100 * evidence.lower_bound:+.1f} is {'above' if is_above else 'not above'} {100 * evidence.min_difference:+.1f}.{chance}"
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from mlops_tasks import __version__
 from mlops_tasks.config import Environment, Recipe, Settings
@@ -171,13 +171,19 @@ class Run:
         """A run that has been planned.
 
         Raises:
-            UserError: there is no spec.
+            UserError: there is no spec, or it is of a version with other settings.
         """
         store = Store.open(environment.store)
         tree = store.read_json(f"{prefix}/spec.json")
         if tree is None:
             raise UserError(f"There is no {store.uri}/{prefix}/spec.json. Run the task `plan` of this run first.")
-        return cls(store, environment, prefix, Spec.model_validate(tree))
+        try:
+            spec = Spec.model_validate(tree)
+        except ValidationError as error:
+            raise UserError(
+                f"{store.uri}/{prefix}/spec.json was written by a version with other settings: {error}. Trigger a new run."
+            ) from error
+        return cls(store, environment, prefix, spec)
 
     @property
     def name(self) -> str:
@@ -206,8 +212,8 @@ class Run:
             raise Unavailable(f"Task {task}[{index}] of {self.name} has not ended. It must run first.")
         if pointer.uri is None:
             return None
-        artifact = self.store.artifact_at(pointer.uri)
-        if artifact is None or artifact.digest != pointer.digest:
+        artifact = self.store.version_at(pointer.uri, str(pointer.digest))
+        if artifact is None:
             raise Unavailable(
                 f"{pointer.uri}, which {task}[{index}] of {self.name} made, is not whole any more. Clear that task: it is made anew."
             )
@@ -239,11 +245,8 @@ def decide(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -
         return Decision("skipped")
     if not isinstance(task.run, Stage):
         return Decision("done")
-    if (
-        task.covered_by
-        and decide(run, tasks[task.covered_by], tasks=tasks).outcome == "hit"
-        and task.id not in run.spec.force
-    ):
+    is_covered = task.covered_by and not {task.id, task.covered_by} & {*run.spec.force}
+    if is_covered and decide(run, tasks[str(task.covered_by)], tasks=tasks).outcome == "hit":
         return Decision("skipped")
     inputs = _present_inputs(run, task, index)
     components = _components(task.run, config, {name: one for name, one in inputs.items() if one[0].is_keyed})
@@ -254,7 +257,7 @@ def decide(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -
 def _present_inputs(run: Run, task: Task, index: int) -> dict[str, tuple[Input, Artifact]]:
     found: dict[str, tuple[Input, Artifact]] = {}
     for name, wanted in task.inputs(run.spec, index).items():
-        artifact = _champion_artifact(run) if wanted.task == CHAMPION else _keyed_artifact(run, wanted)
+        artifact = champion_artifact(run) if wanted.task == CHAMPION else _keyed_artifact(run, wanted)
         if artifact is not None:
             found[name] = (wanted, artifact)
     return found
@@ -269,7 +272,12 @@ def _keyed_artifact(run: Run, wanted: Input) -> Artifact | None:
     return run.artifact(wanted.task, wanted.index)
 
 
-def _champion_artifact(run: Run) -> Artifact:
+def champion_artifact(run: Run) -> Artifact:
+    """The model that `plan` pinned as champion.
+
+    Raises:
+        UserError: it is not in the store any more.
+    """
     champion = run.spec.champion
     assert champion is not None
     artifact = run.store.version_at(champion.uri, champion.digest)
@@ -351,15 +359,16 @@ def apply_force(run: Run, task: Task, index: int, *, tasks: Mapping[str, Task]) 
     """Once in a run, take a forced task's old result and checkpoints away; recorded in the run, never keyed."""
     if task.id not in run.spec.force or not isinstance(task.run, Stage):
         return
-    marker = f"{run.prefix}/forced/{task.id}.{index}.json"
-    if run.store.read_json(marker) is not None:
-        return
     decision = decide(run, task, index, tasks=tasks)
-    if decision.outcome in ("hit", "run"):
+    if decision.outcome == "skipped":
+        return
+    # By key, not by task: candidate and champion may be one model, and its verdicts are made anew once.
+    marker = f"{run.prefix}/forced/{task.run.name}.{decision.key}.json"
+    if run.store.read_json(marker) is None:
         prefix = f"{task.run.name}/{decision.key}"
         run.store.quarantine(prefix, f"forced by {run.name}")
         _clear_checkpoints(run.store, prefix)
-    run.store.create_json(marker, {"task": task.id, "index": index, "at": datetime.now(UTC).isoformat()})
+        run.store.create_json(marker, {"task": task.id, "index": index, "at": datetime.now(UTC).isoformat()})
 
 
 def note_key(run: Run, task: Task, index: int, decision: Decision) -> None:
@@ -453,4 +462,7 @@ def runs(environment: Environment) -> Iterator[Run]:
     specs = [(prefix, store.read_json(f"{prefix}/spec.json")) for prefix in prefixes]
     planned = sorted(((tree["created"], prefix) for prefix, tree in specs if tree is not None), reverse=True)
     for _, prefix in planned:
-        yield Run.open(environment, prefix)
+        try:
+            yield Run.open(environment, prefix)
+        except UserError as error:
+            log.warning("%s", error)

@@ -278,7 +278,9 @@ class Artifact:
         found = sha256_of_file(local) if local.is_file() else "nothing"
         if found == entry["sha256"]:
             return
-        self.store.quarantine(self.prefix, f"{entry['name']} has SHA-256 {found}")
+        # Another attempt may have taken this one's place since; what is committed now is not what is broken here.
+        if (self.store.read_json(f"{self.prefix}/{MANIFEST}") or {}).get("attempt") == self.manifest["attempt"]:
+            self.store.quarantine(self.prefix, f"{entry['name']} has SHA-256 {found}")
         raise DataError(
             f"{self.uri}: {entry['name']} was committed with SHA-256 {entry['sha256'][:12]}… and now is {found[:12]}…. "
             "The artifact is quarantined; run the DAG again and it is made anew."

@@ -38,7 +38,7 @@ def _task_line(run: Run, task: str, index: int, pointer: Pointer | None) -> str:
 
 def _work_done(stages: list[Pointer]) -> str:
     ran = [pointer for pointer in stages if pointer.outcome == "run"]
-    if not ran:
+    if not ran and any(pointer.task == "judge" for pointer in stages):
         return "  Every stage was a hit: nothing had to be computed."
     return f"  {len(ran)} stages ran in {sum(pointer.seconds for pointer in ran):.0f} s, {sum(pointer.outcome == 'hit' for pointer in stages)} were hits."
 

@@ -264,7 +264,9 @@ class _Training:
         sums_2H = torch.zeros(2, self.lesson.train.num_heads, dtype=torch.float64)
         for micro in self.validation:
             with self._autocast():
-                found: StepSums = self.loss(micro.to(self.device), torch.ones_like(sums_2H[0], device=self.device))
+                found: StepSums = self.loss(
+                    micro.to(self.device), torch.ones(self.lesson.train.num_heads, device=self.device)
+                )
             sums_2H += torch.stack([found.head_nats_H.cpu(), micro.num_targets_H()])
         self.model.train()
         return _means(*distributed.sum_over_ranks(sums_2H))

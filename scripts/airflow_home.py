@@ -13,12 +13,15 @@ BIN = Path(sys.executable).parent
 
 
 def home() -> Path:
-    """The folder: `AIRFLOW_HOME`, or .wmtp/airflow."""
-    return Path(os.environ.get("AIRFLOW_HOME") or CHECKOUT / ".wmtp" / "airflow")
+    """The folder: `WMTP_AIRFLOW_HOME`, or .wmtp/airflow; never the user's own Airflow, whose database we would migrate."""
+    return Path(os.environ.get("WMTP_AIRFLOW_HOME") or CHECKOUT / ".wmtp" / "airflow")
 
 
 def variables() -> dict[str, str]:
-    """The environment of every process of this Airflow; what the user has set counts more."""
+    """The environment of every process of this Airflow; what the user has set counts more.
+
+    What is set for another Airflow does not count, its database above all, unless `WMTP_AIRFLOW_HOME` says that it is meant.
+    """
     settings = {
         "AIRFLOW_HOME": str(home()),
         "AIRFLOW__CORE__DAGS_FOLDER": str(CHECKOUT / "dags"),
@@ -41,7 +44,9 @@ def variables() -> dict[str, str]:
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "WMTP_ENVIRONMENT": str(CHECKOUT / "configs/environments/laptop.yaml"),
     }
-    return {**settings, **os.environ, "PATH": settings["PATH"]}
+    is_meant = "WMTP_AIRFLOW_HOME" in os.environ
+    inherited = {name: value for name, value in os.environ.items() if is_meant or not name.startswith("AIRFLOW")}
+    return {**settings, **inherited, "PATH": settings["PATH"]}
 
 
 def migrate() -> None:

@@ -119,7 +119,7 @@ def test_force_runs_anew_once_in_a_run(environment: Environment, stages: ModuleT
     forced = planned(environment, stages, "two", force=("loud",))
     assert outcomes(run_all(forced, stages))[:3] == ["hit", "run", "run"]
     assert outcomes(run_all(forced, stages))[:3] == ["hit", "hit", "hit"]
-    assert Store.open(environment.store).children(f"{forced.prefix}/forced") == ["loud.0.json", "loud.1.json"]
+    assert len(Store.open(environment.store).children(f"{forced.prefix}/forced")) == 2
 
 
 def test_force_also_takes_checkpoints_away(environment: Environment, stages: ModuleType) -> None:

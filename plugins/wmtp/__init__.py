@@ -1,16 +1,18 @@
 """What a DAG file needs: one factory for the tasks of the pipeline, and the form of a trigger.
 
-Which operator a task becomes depends on the environment file, which is read when the DAG is parsed; task ids, edges and
-params do not. What the tasks do is in `mlops_tasks`, which knows nothing of Airflow.
+The environment file is chosen when the DAG is parsed; task ids, edges and params do not depend on it. What the tasks do is
+in `mlops_tasks`, which knows nothing of Airflow.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from airflow.sdk import XComArg
+from airflow.sdk import BaseOperator, XComArg
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks.config import Environment, load_environment
 from wmtp.local import RETRY_POLICY, LocalPlan, LocalStage
@@ -21,7 +23,8 @@ __all__ = ["RETRY_POLICY", "environment", "params", "stage"]
 
 def environment_file() -> str:
     """The environment file of this Airflow: `WMTP_ENVIRONMENT`, or the laptop's of this checkout."""
-    return os.environ.get("WMTP_ENVIRONMENT") or str(CHECKOUT / "configs/environments/laptop.yaml")
+    given = os.environ.get("WMTP_ENVIRONMENT") or CHECKOUT / "configs" / "environments" / "laptop.yaml"
+    return str(Path(given).resolve())
 
 
 def environment() -> Environment:
@@ -29,7 +32,9 @@ def environment() -> Environment:
     return load_environment(environment_file())
 
 
-def stage(task_id: str, *, index: XComArg | Sequence[int] | None = None, **operator: Any) -> Any:
+def stage(
+    task_id: str, *, index: XComArg | Sequence[int] | None = None, **operator: Any
+) -> BaseOperator | MappedOperator:
     """The operator of one task of the pipeline.
 
     Args:

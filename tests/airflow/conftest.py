@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ class Place:
         return {
             **kept,
             "AIRFLOW_HOME": str(self.home),
+            "WMTP_AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "WMTP_ENVIRONMENT": str(self.environment_file),
             "OMP_NUM_THREADS": "1",
@@ -50,7 +52,7 @@ class Place:
             if any(str(self.folder) in word or str(self.home) in word for word in process.info["cmdline"] or [])
         ]
 
-    def wait_until(self, is_so: Callable[[], object], *, seconds: float = 120) -> None:
+    def wait_until(self, is_so: Callable[[], object], *, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < deadline, f"not so after {seconds} s"
@@ -101,20 +103,32 @@ def _prepared(kind: type[Place], home: Path, folder: Path) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="session")
-def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all tests, because its database takes some seconds to make."""
-    return tmp_path_factory.mktemp("airflow")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a database, which takes some seconds to make."""
+    home = tmp_path_factory.mktemp("airflow")
+    make = "from scripts import airflow_home; airflow_home.migrate()"
+    subprocess.run([sys.executable, "-c", make], cwd=CHECKOUT, env=Place(home, home).variables, check=True)
+    return home
 
 
 @pytest.fixture
-def toys(airflow_home: Path, tmp_path: Path) -> Iterator[Place]:
-    yield from _prepared(Toys, airflow_home, tmp_path)
+def home(migrated: Path, tmp_path: Path) -> Path:
+    """A home of one's own, with a copy of the database."""
+    home = tmp_path / "airflow"
+    home.mkdir()
+    for name in ("airflow.db", *(file.name for file in migrated.glob("migrated-*"))):
+        shutil.copy(migrated / name, home)
+    return home
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    (tmp_path / "airflow").mkdir()
-    yield from _prepared(Place, tmp_path / "airflow", tmp_path)
+def toys(home: Path, tmp_path: Path) -> Iterator[Place]:
+    yield from _prepared(Toys, home, tmp_path)
+
+
+@pytest.fixture
+def place(home: Path, tmp_path: Path) -> Iterator[Place]:
+    yield from _prepared(Place, home, tmp_path)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ GUARD = Path(sys.modules["wmtp"].__file__).with_name("guard.py")
 
 def ended(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
     """What Airflow was told of each task, and the log."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     lines = output.splitlines()
     return [json.loads(line) for line in lines if line.startswith('{"task"')], output
 
@@ -47,7 +48,9 @@ def test_a_task_returns_a_reference_and_a_hit_or_a_skipped_one_starts_no_process
     assert [reference["cache"] for reference in references] == ["run", "run", "hit", "done"]
     assert references[1] | {"cache": "hit"} == references[2]
     assert all(set(reference) == {"stage", "key", "uri", "cache"} for reference in references)
-    assert toys.starts == ["pull_data[0]", "train[0]"]
+    assert told[-1]["heavy"] == []
+    processes = re.findall(r"(\S+): starts", log)
+    assert processes == ["pull_data[0]", "train[0]", "report[0]"]
     assert "train works" in log
     assert json.loads(next(toys.folder.rglob("score.json")).read_text())["outcome"] == "skipped"
 
@@ -100,7 +103,7 @@ def test_nothing_is_left_of_a_task_that_is_ended_by(number: signal.Signals, stat
     process.send_signal(number)
     told, log = ended(process)
 
-    toys.wait_until(lambda: not toys.processes(), seconds=20)
+    toys.wait_until(lambda: not toys.processes())
     assert [one["told"]["state"] for one in told[:1]] == ([state] if state else []), log
     if number in (signal.SIGINT, signal.SIGTERM):
         assert "asked to stop" in told[1]["error"], "after a signal the same process must not go on with the next task"

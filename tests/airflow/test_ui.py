@@ -53,7 +53,7 @@ def test_a_run_is_triggered_over_the_rest_api_with_changed_params(place: Place, 
         assert f"http://127.0.0.1:{ports[1]}" in said[2]
         token = request(f"{airflow}/auth/token")["access_token"]
 
-        place.wait_until(lambda: is_known(airflow, token), seconds=180)
+        place.wait_until(lambda: is_known(airflow, token))
         form = request(f"{airflow}/{DAG}/details", token=token)["params"]
         assert form["overrides"]["schema"]["type"] == "array" and form["recipe"]["description"]
         with pytest.raises(urllib.error.HTTPError, match="400"):
@@ -62,7 +62,7 @@ def test_a_run_is_triggered_over_the_rest_api_with_changed_params(place: Place, 
         request(f"{airflow}/{DAG}?update_mask=is_paused", method="PATCH", body={"is_paused": False}, token=token)
 
         spec_file = place.folder / "store/runs/toys/wmtp_daily/mine/spec.json"
-        place.wait_until(spec_file.exists, seconds=180)
+        place.wait_until(spec_file.exists)
         spec = json.loads(spec_file.read_text())
         assert (spec["recipe"]["train"]["steps"], spec["force"]) == (7, ["train"])
         plan = f"{airflow}/{DAG}/dagRuns/mine/taskInstances/plan"
@@ -71,7 +71,7 @@ def test_a_run_is_triggered_over_the_rest_api_with_changed_params(place: Place, 
         started = psutil.Process(ui.pid).children(recursive=True)
         assert len(started) > 6  # the guards, four parts of Airflow, MLflow
         ui.send_signal(signal.SIGINT)
-        assert ui.wait(140) == 0
+        assert ui.wait(200) == 0
     assert [process for process in started if process.is_running()] == []
     assert place.processes() == []
 

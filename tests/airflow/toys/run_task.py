@@ -60,7 +60,8 @@ def run(task_id: str) -> dict[str, Any]:
         id=uuid6.uuid7(), task_id=task_id, dag_id=dag.dag_id, run_id=RUN, try_number=1, dag_version_id=uuid6.uuid7()
     )
     result = run_task_in_process(instance, dag.task_dict[task_id], client)
-    return {"task": task_id, "told": server.told, "xcoms": server.xcoms, "error": repr(result.error)}
+    heavy = [name for name in ("torch", "transformers", "mlflow", "optuna", "boto3", "numpy") if name in sys.modules]
+    return {"task": task_id, "told": server.told, "xcoms": server.xcoms, "error": repr(result.error), "heavy": heavy}
 
 
 if __name__ == "__main__":
