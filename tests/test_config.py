@@ -138,6 +138,7 @@ def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 def changed_value(name: str, value: Any) -> list[Any]:
     closed = {
+        "prompt": ["begin-done-3shot"], "protocol": ["begin-done-3shot"], "precision": ["bfloat16"], "keep": ["best"],
         "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5],
     }  # fmt: skip
     if name in closed:
@@ -166,14 +167,8 @@ def keyed_parts(recipe: Recipe) -> list[Any]:
 def mutations(variant: dict[str, Any]) -> Iterator[tuple[str, Recipe | None]]:
     tree = Recipe.model_validate(BASE | variant).model_dump(mode="json")
     for place in leaves(tree):
-        if (
-            place[-1]
-            in (
-                "kind",
-                "scorer",
-                "path",
-            )
-        ):  # other kinds are other variants; a path is keyed by what lies there; gate and report take the two splits there are
+        # Other kinds are other variants; a path is keyed by what lies there; gate and report take the two splits there are.
+        if place[-1] in ("kind", "scorer", "path", "split"):
             continue
         yield ".".join(place), next(_valid(tree, place), None)
 
