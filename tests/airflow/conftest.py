@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -84,13 +85,28 @@ class Toys(Place):
 
     def start(self, *tasks: str, conf: object = None) -> subprocess.Popen[str]:
         """A process that runs tasks as Airflow's worker does."""
+        return self.open("toys.run_task", json.dumps(conf or {}), *tasks)
+
+    def demo(self) -> subprocess.Popen[str]:
+        """`make demo`, in a process group of its own as from a terminal."""
+        return self.open("scripts.demo")
+
+    def open(self, module: str, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "toys.run_task", json.dumps(conf or {}), *tasks],
+            [sys.executable, "-m", module, *arguments],
+            cwd=CHECKOUT,
             env=self.variables,
+            start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=heed_ctrl_c,  # noqa: PLW1509  it only sets a flag of the kernel
         )
+
+
+def heed_ctrl_c() -> None:
+    """What a shell starts in the background ignores SIGINT, and so do all its children; a terminal's do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _prepared(kind: type[Place], home: Path, folder: Path) -> Iterator[Place]:

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,22 +15,10 @@ if TYPE_CHECKING:
     from conftest import Toys
 
 
-def demo(toys: Toys, checkout: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "scripts.demo"],
-        cwd=checkout,
-        env=toys.variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.slow
-def test_ctrl_c_ends_everything_and_the_next_run_goes_on_from_there(toys: Toys, checkout: str) -> None:
+def test_ctrl_c_ends_everything_and_the_next_run_goes_on_from_there(toys: Toys) -> None:
     toys.tell("train.hangs")
-    process = demo(toys, checkout)
+    process = toys.demo()
     toys.wait_until((toys.folder / "hanging").exists)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     first, _ = process.communicate(timeout=400)
@@ -42,7 +28,7 @@ def test_ctrl_c_ends_everything_and_the_next_run_goes_on_from_there(toys: Toys, 
     assert toys.processes() == []
 
     (toys.folder / "train.hangs").unlink()
-    second, _ = (process := demo(toys, checkout)).communicate(timeout=400)
+    second, _ = (process := toys.demo()).communicate(timeout=400)
 
     assert process.returncode == 0, second
     done = ["pull_data[0]", "reference[0]", "reference[1]"]
