@@ -146,7 +146,8 @@ def test_plan_tells_the_minutes_of_earlier_runs_and_why_names_the_setting(place:
     code, text = wmtp(place, "plan", *recipe, "--set", "train.steps=4")
     assert code == 0
     assert "train           run" in text and "min last time" in text and "champion: none yet" in text
-    assert wmtp(place, "why", "train", *recipe, "--set", "train.steps=4") == (0, "config.train.steps: 3 → 4\n")
+    code, changes = wmtp(place, "why", "train", *recipe, "--set", "train.steps=4")
+    assert code == 0 and "config.train.steps: 3 → 4" in changes.splitlines()
     assert "waits for train" in wmtp(place, "why", "generate", *recipe, "--set", "train.steps=4")[1]
     assert "nothing changed" in wmtp(place, "why", "pull_data", *recipe)[1]
     assert "not needed" in wmtp(place, "why", "score", *recipe, "--set", "scoring.scorer=uniform")[1]

@@ -468,7 +468,7 @@ def free_port() -> int:
 
 
 def await_answer(url: str, log: Path) -> None:
-    for _ in range(400):
+    for _ in range(2000):
         try:
             urllib.request.urlopen(url, timeout=1).close()
         except OSError:

@@ -66,9 +66,9 @@ def run_in_child(job: dict[str, Any], *, jobs: BinaryIO) -> dict[str, Any]:
     """
     nonce = os.urandom(16).hex().encode()
     reader, writer = os.pipe()
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
-        _be_the_child(job, nonce, writer)
+        _be_the_child(job, nonce, writer, parent)
     os.close(writer)
     written, is_late = _collect(
         reader, jobs, time.monotonic() + job["wall_seconds"], _LINE_BYTES * (len(job["tests"]) + 3)
@@ -114,7 +114,7 @@ def _authentic(written: bytes, nonce: bytes) -> tuple[list[Report], bool]:
     return [json.loads(line.removeprefix(nonce)) for line in mine], is_tampered
 
 
-def _be_the_child(job: dict[str, Any], nonce: bytes, writer: int) -> None:
+def _be_the_child(job: dict[str, Any], nonce: bytes, writer: int, parent: int) -> None:
     def report(content: Report) -> None:
         os.write(writer, nonce + json.dumps(content).encode() + b"\n")
 
@@ -130,6 +130,9 @@ def _be_the_child(job: dict[str, Any], nonce: bytes, writer: int) -> None:
         except (OSError, ValueError) as error:
             report({"part": "confinement", "verdict": "refused", "message": str(error)})
         else:
+            # A parent that died before the child asked to die with it sends no signal any more.
+            if os.getppid() != parent:
+                os._exit(_NO_REPORT)
             run_program(job["solution"], job["setup"], job["tests"], report)
         os._exit(0)
     finally:
