@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -123,3 +124,12 @@ def test_another_table_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"problem_id": ["1"]}), tmp_path / "scores.parquet")
     with pytest.raises(DataError, match=r"has the columns \['problem_id'\] instead of .*Score again"):
         read_scores(tmp_path / "scores.parquet")
+
+
+def test_a_difference_in_the_last_bits_is_no_score() -> None:
+    reference = np.array([0.0001, 2.0, 12.0, 3.0], dtype=np.float32)
+    student = reference + np.array([4e-7, -1e-6, 4e-6, 0.01], dtype=np.float32)
+    kinds: tuple[Literal["signed", "abs", "relative"], ...] = ("signed", "abs", "relative")
+    for kind in kinds:
+        assert excess(student, reference, kind)[:3].tolist() == [0.0, 0.0, 0.0]
+        assert excess(student, reference, kind)[3] > 0
