@@ -56,7 +56,7 @@ def _run(recipe: str, log: Path) -> tuple[int, str]:
             screen.show(process.stdout, until="[DAG TEST] end task")
             process.send_signal(signal.SIGINT)
             process.wait()
-            return 130, "Stopped from the keyboard. What was done is kept, and `make demo` goes on from there."
+            return 130, "Stopped. What was done is kept, and `make demo` goes on from there."
     return process.wait(), f"The whole log is {log}.\n{screen.last_error}"
 
 
