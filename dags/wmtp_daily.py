@@ -46,8 +46,10 @@ with DAG(
     pulls = [
         stage("pull_data", doc_md="Problems to learn from and held-out ones, checked, without contamination."),
         stage("pull_model", doc_md="The base model and its tokenizer."),
-        stage("pull_reference", doc_md="Data or model of the reference that the scorer trusts."),
     ]
+    pull_reference = stage(
+        "pull_reference", doc_md="Model of the reference that the scorer trusts, or data for it that it will not score."
+    )
     reference = stage(
         "reference",
         index=plan.output,
@@ -74,4 +76,4 @@ with DAG(
     )
     promote = stage("promote", doc_md="Registers the candidate and, if it is better, makes it the champion.")
     report = stage("report", doc_md="Writes one page about the run.")
-    chain(plan, pulls, reference, score_shard, score, train, generate, judge, promote, report)
+    chain(plan, pulls, pull_reference, reference, score_shard, score, train, generate, judge, promote, report)

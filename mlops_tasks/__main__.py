@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure(verbose=options.verbose)
     # transformers draws a bar for every file that it reads or writes, on a terminal or not.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # numpy's own pool of threads, which nothing here uses, would keep `distributed` from forking its ranks.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         return int(options.answer(options, load_environment(options.env), sys.stdout) or 0)
     except WmtpError as error:
@@ -142,7 +144,7 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
     for one in pipeline.preview(environment, spec):
         total += one.seconds or 0.0
         took = "" if one.seconds is None else f"{one.seconds / 60:6.1f} min last time"
-        out.write(f"{_label(one.task, one.index, spec):<16}{one.outcome:<9}{took}\n")
+        out.write(f"{spec.label(one.task, one.index):<16}{one.outcome:<9}{took}\n")
     out.write(
         f"champion: {f'version {spec.champion.version}' if spec.champion else 'none yet; the base model is compared with'}\n"
     )
@@ -166,10 +168,6 @@ def _show(options: argparse.Namespace, environment: Environment, out: TextIO) ->
     if artifact is None:
         raise UserError(f"{what} is no whole artifact. `wmtp show` without an argument tells of the last run.")
     out.writelines(f"{line}\n" for line in summary.of_artifact(artifact))
-
-
-def _label(task: str, index: int, spec: stage.Spec) -> str:
-    return f"{task}[{index}]" if spec.fan_out.get(task, 1) > 1 else task
 
 
 def _check_data(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from mlops_tasks.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 Split = Literal["prompt", "train", "validation", "test"]
 Protocol = Literal["docstring-0shot", "begin-done-3shot"]
 
@@ -48,7 +49,7 @@ class GeneratedData(Settings):
     """Held-out problems for validation loss and the gate."""
     num_test: int = Field(100, ge=1)
     """Held-out problems for the report."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Another seed gives other problems; the held-out ones of every seed differ from the training ones of every seed."""
     noise: float = Field(0.0, ge=0, le=1)
     """Share of the training solutions that carry an irrelevant comment: something for a scorer to see through."""
@@ -85,7 +86,7 @@ class RandomModel(Settings):
     """Decoder layers."""
     vocab_size: int = Field(640, ge=320)
     """Tokens of the BPE, its 256 bytes among them."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of the weights."""
 
 
@@ -97,7 +98,8 @@ class Data(Settings):
 
     source: DataSource
     on_contamination: Literal["refuse", "drop"] = "refuse"
-    """A training problem that equals an evaluation problem in text or code: end with 65, or leave it out and say so."""
+    """A training problem that equals an evaluation problem in text or code, or a problem that a reference would be trained on
+    and that the data holds too: end with 65, or leave it out and say so."""
 
 
 class Model(Settings):
@@ -269,8 +271,19 @@ class EvaluationSet(Settings):
     """Problems that decide or are shown."""
 
     split: Literal["validation", "test"]
+    skip: int = Field(0, ge=0)
+    """Leave out the first so many by id."""
     limit: int | None = Field(None, ge=1)
-    """The first so many by id; None: all."""
+    """The first so many of the rest; None: all."""
+
+    def shares_problems_with(self, other: EvaluationSet) -> bool:
+        """Whether a problem may be in both sets."""
+        first, second = sorted((self, other), key=lambda one: one.skip)
+        return self.split == other.split and (first.limit is None or first.skip + first.limit > second.skip)
+
+    def of(self, problems: Sequence[T]) -> Sequence[T]:
+        """The problems of the set, of all of its split in order of id."""
+        return problems[self.skip :][: self.limit]
 
 
 class Evaluation(Settings):
@@ -288,6 +301,8 @@ class Evaluation(Settings):
     """pass@k is reported for each k here."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest program in tokens."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights while a model writes, candidate and baseline alike, whatever they were saved in."""
     min_seconds: float = Field(3.0, gt=0)
     """Least time limit of a program."""
     reference_factor: float = Field(5.0, ge=1)
@@ -303,9 +318,10 @@ class Evaluation(Settings):
             raise ValueError(f"k={list(self.k)}: each k must be from 1 to num_samples={self.num_samples}")
         if self.temperature == 0 and (self.num_samples > 1 or self.top_p < 1):
             raise ValueError("temperature 0 is greedy: it wants num_samples 1 and top_p 1")
-        if self.gate.split == self.report.split:
+        if self.gate.shares_problems_with(self.report):
             raise ValueError(
-                f"gate and report are both split {self.gate.split}: a set that decides must not be the one that is shown"
+                f"gate and report share problems of the split {self.gate.split}: a set that decides must not be the one that "
+                "is shown; take another split, or part this one with skip and limit"
             )
         return self
 
@@ -326,7 +342,7 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Names the dataset part of the MLflow experiment `wmtp/{scorer}/{name}`."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Of order, folds, initial heads and sampling."""
     data: Data
     model: Model
@@ -336,6 +352,18 @@ class Recipe(Settings):
     train: Train
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _gate_of_its_own(self) -> Self:
+        chooses = [
+            name for name, is_so in (("keep", self.train.keep == "best"), ("patience", self.train.patience)) if is_so
+        ]
+        if chooses and self.evaluation.gate.split == "validation":
+            raise ValueError(
+                f"train.{chooses[0]} chooses weights by the validation problems, so evaluation.gate must not decide on them too: "
+                "set evaluation.gate.split to test, and part it from evaluation.report with skip and limit"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -388,6 +416,8 @@ class JudgeResources(Settings):
 class Environment(Settings):
     """Where to run."""
 
+    recipe: str = "demo"
+    """What a scheduled run learns: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
     deployment: str = Field("laptop", pattern=r"^[A-Za-z0-9._-]+$")
     """Tells the runs of two Airflows on one store apart."""
     store: str

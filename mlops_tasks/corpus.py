@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mlops_tasks.config import Settings, Text, Train, Weighting
 from mlops_tasks.data.problems import read_problems
@@ -27,6 +27,7 @@ from mlops_tasks.data.prompts import shots_of
 from mlops_tasks.data.tokens import Batch, Example, Row, encode, fold_of, lay_out, pack, padding_id, to_batch
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.loss import NO_TARGET, shifted_targets
+from mlops_tasks.pretrained import load_tokenizer
 from mlops_tasks.scoring.scorers import ScoreRow, excess, read_scores
 from mlops_tasks.store import Artifact
 
@@ -171,7 +172,7 @@ def load_corpus(lesson: Lesson, *, data: Artifact, model: Artifact, scores: Arti
         DataError: the scores were made for other tokens.
     """
     assert (scores is None) == (lesson.scoring.scorer == "uniform"), f"{lesson.scoring.scorer} with scores: {scores}"
-    tokenizer = AutoTokenizer.from_pretrained(model.folder("model"), local_files_only=True)
+    tokenizer = load_tokenizer(model.folder("model"))
     shots = shots_of(read_problems(data.path("prompt.parquet")), lesson.text.prompt)
     problems = [
         problem

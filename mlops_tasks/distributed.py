@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from mlops_tasks import logs
 from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, UserError, WmtpError
+from mlops_tasks.machine import accelerator, num_cores
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +98,8 @@ def num_ranks() -> int:
 
 def device() -> torch.device:
     """Where this rank computes: its own CUDA device, Apple's MPS, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", _local_rank())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    kind = accelerator()
+    return torch.device(kind, _local_rank()) if kind == "cuda" else torch.device(kind)
 
 
 def stop_requested() -> bool:
@@ -165,13 +163,13 @@ class _Ending:
 
 
 def _usable_ranks(wanted: int) -> int:
-    if torch.cuda.is_available():
+    if accelerator() == "cuda":
         found = torch.cuda.device_count()
         if wanted > found:
             raise UserError(
                 f"train.num_ranks of the environment is {wanted}, but this machine has {found} CUDA devices. Set it to {found} or less."
             )
-    elif torch.backends.mps.is_available() and wanted > 1:
+    elif accelerator() == "mps" and wanted > 1:
         log.warning("train.num_ranks is %d, but MPS cannot reduce over processes: training runs in one process", wanted)
         return 1
     return wanted
@@ -215,7 +213,7 @@ def _start_method() -> str:
     A fork copies only the thread that calls it: a pool of OpenMP or BLAS threads would be missing in the child, which then
     waits for it for ever. CUDA does not survive a fork at all, nor do Apple's frameworks.
     """
-    if sys.platform == "linux" and not torch.cuda.is_available() and _other_threads() <= _FORK_SAFE_THREADS:
+    if sys.platform == "linux" and accelerator() == "cpu" and _other_threads() <= _FORK_SAFE_THREADS:
         return "fork"
     return "spawn"
 
@@ -282,8 +280,7 @@ def _join_group() -> None:
 
 
 def _threads_per_rank() -> int:
-    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, num_cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+    return max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 def _local_rank() -> int:

@@ -36,6 +36,7 @@ RUNTIME = frozenset(
             "errors",
             "keys",
             "logs",
+            "machine",
             "pipeline",
             "registry",
             "report",

@@ -13,14 +13,14 @@ import math
 from pathlib import Path
 from typing import Any, Self, cast
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from mlops_tasks.errors import UserError
+from mlops_tasks.pretrained import load_model
 
 # Rounding in float32 is some 1e-6 of the largest value; another document that is seen changes 1e-2 of it.
 PROBE_TOLERANCE = 1e-4
@@ -67,23 +67,7 @@ class MtpModel(nn.Module):
         Raises:
             UserError: no causal language model is there, or its architecture cannot be packed or taken apart.
         """
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise UserError(
-                f"{folder} holds no causal language model that transformers can read: {error}. "
-                "Point the model source at a folder written by save_pretrained."
-            ) from error
-        base, notes = loaded
-        if notes["missing_keys"]:
-            # transformers fills them with random numbers and only warns.
-            missing = sorted(notes["missing_keys"])
-            raise UserError(
-                f"The model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them. Its files are of another "
-                "architecture than its config.json; save it again."
-            )
+        base = load_model(folder)
         model = cls(base, num_heads=num_heads, seed=seed)
         model.probe(str(folder))
         return model

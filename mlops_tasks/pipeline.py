@@ -17,6 +17,7 @@ from mlops_tasks import stage as runtime
 from mlops_tasks.config import (
     CrossFittedReference,
     Environment,
+    EvaluationSet,
     GivenReference,
     HubModel,
     ModelSource,
@@ -46,6 +47,7 @@ _TOKENIZER_FILES = tuple(
     f"model/{name}"
     for name in ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 )
+_ASKED = ("protocol", "num_samples", "temperature", "top_p")
 _TRAINING_DATA = ("train.parquet", "validation.parquet", "prompt.parquet")
 
 # generate and judge are mapped over these, in this order.
@@ -81,6 +83,11 @@ def _pull_reference(spec: Spec, index: int) -> dict[str, Any] | None:
     if isinstance(reference, GivenReference):
         return {"model": reference.model.model_dump(mode="json"), "pin": spec.pins["pull_reference"]}
     return None
+
+
+def _pull_reference_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    # What the reference is trained on is held against what it will judge the losses of.
+    return {"data": Input("pull_data")} if isinstance(spec.recipe.reference, TrainedReference) else {}
 
 
 def _fold(spec: Spec) -> dict[str, int] | None:
@@ -168,12 +175,9 @@ def _train_inputs(spec: Spec, index: int) -> dict[str, Input]:
 
 def _generate(spec: Spec, index: int) -> dict[str, Any]:
     evaluation = spec.recipe.evaluation
-    sampling = evaluation.model_dump(
-        mode="json", include={"protocol", "num_samples", "temperature", "top_p", "max_new_tokens"}
-    )
     return {
-        **sampling,
-        **_evaluation_set(spec, index),
+        **evaluation.model_dump(mode="json", include={*_ASKED, "max_new_tokens", "precision"}),
+        "problems": _evaluation_set(spec, index).model_dump(mode="json"),
         "seed": spec.recipe.seed if evaluation.temperature > 0 else None,
     }
 
@@ -181,18 +185,18 @@ def _generate(spec: Spec, index: int) -> dict[str, Any]:
 def _judge(spec: Spec, index: int) -> dict[str, Any]:
     evaluation = spec.recipe.evaluation
     return {
-        **evaluation.model_dump(mode="json", include={"k", "min_seconds", "reference_factor"}),
-        **_evaluation_set(spec, index),
+        **evaluation.model_dump(mode="json", include={*_ASKED, "k", "min_seconds", "reference_factor"}),
+        "problems": _evaluation_set(spec, index).model_dump(mode="json"),
     }
 
 
-def _evaluation_set(spec: Spec, index: int) -> dict[str, Any]:
-    chosen: dict[str, Any] = getattr(spec.recipe.evaluation, EVALUATIONS[index][1]).model_dump(mode="json")
+def _evaluation_set(spec: Spec, index: int) -> EvaluationSet:
+    chosen: EvaluationSet = getattr(spec.recipe.evaluation, EVALUATIONS[index][1])
     return chosen
 
 
 def _evaluation_data(spec: Spec, index: int) -> Input:
-    return Input("pull_data", files=(f"{_evaluation_set(spec, index)['split']}.parquet", "prompt.parquet"))
+    return Input("pull_data", files=(f"{_evaluation_set(spec, index).split}.parquet", "prompt.parquet"))
 
 
 def _generate_inputs(spec: Spec, index: int) -> dict[str, Input]:
@@ -219,7 +223,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("pull_data", PULL, config=_pull_data),
         Task("pull_model", PULL, config=_pull_model),
-        Task("pull_reference", PULL, config=_pull_reference),
+        Task("pull_reference", PULL, _pull_reference_inputs, _pull_reference),
         Task(
             "reference",
             TRAIN,
@@ -284,7 +288,7 @@ def plan(
             resolve(environment, recipe=recipe, overrides=overrides, force=force).model_dump(mode="json"),
         )
     run = Run.open(environment, prefix)
-    run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=0.0, uri=None))
+    run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=0.0))
     return run
 
 
@@ -384,7 +388,7 @@ def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> F
                 stage=name,
                 outcome=decision.outcome,
                 seconds=0.0,
-                uri=artifact.uri if artifact else None,
+                key=decision.key if artifact else None,
                 digest=artifact.digest if artifact else None,
             )
         )
@@ -425,4 +429,4 @@ def why(environment: Environment, spec: Spec, name: str) -> list[str]:
 
 def _result_of(run: Run, task: str) -> Artifact | None:
     pointer = run.pointer(task)
-    return run.store.artifact_at(pointer.uri) if pointer and pointer.uri else None
+    return run.store.find(pointer.prefix) if pointer and pointer.prefix else None

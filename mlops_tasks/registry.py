@@ -11,6 +11,7 @@ The action `promote` owns the gate, the versions and the aliases of the register
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # Of the mapped tasks generate and judge; the order is `pipeline.EVALUATIONS`.
 CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
+_EVIDENCE, _PROMOTED_BY = "gate.evidence", "promoted_by"
 _PROTOCOL_FIELDS = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p")
 
 
@@ -85,12 +87,12 @@ def _champion(client: MlflowClient, name: str) -> Champion | None:
     if version is None:
         return None
     tags = client.get_model_version(name, version).tags
-    if "uri" not in tags or "digest" not in tags:
+    if tracking.KEY_TAG not in tags or "digest" not in tags:
         raise UserError(
-            f"Version {version} of {name} is the champion but has no tags `uri` and `digest`: it was not registered by promote. "
+            f"Version {version} of {name} is the champion but has no tags `{tracking.KEY_TAG}` and `digest`: it was not registered by promote. "
             "Move the alias `champion` to a version that was, or delete the alias to start from the base model."
         )
-    return Champion(name=name, version=version, uri=tags["uri"], digest=tags["digest"])
+    return Champion(name=name, version=version, key=tags[tracking.KEY_TAG], digest=tags["digest"])
 
 
 def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
@@ -119,14 +121,23 @@ def promote(run: Run) -> dict[str, Any]:
     with tracking.connection(run.environment) as client:
         now = _champion(client, name)
         if now is not None and now.digest == candidate.digest:
-            _drop_candidate_alias(client, name, now.version)
-            reason = f"Version {now.version} of {name} has the very same bytes and is the champion already."
-            return _result("already champion", now.version, reason, {})
+            return _of_champion(client, run, now)
         evidence = weigh(run, candidate)
         version = _register(client, run, candidate, evidence)
         outcome, reason = _decide(client, run, version, evidence)
         log.info("%s version %s %s: %s", name, version, outcome, reason)
         return _result(outcome, version, reason, asdict(evidence))
+
+
+def _of_champion(client: MlflowClient, run: Run, now: Champion) -> dict[str, Any]:
+    """What is said where the candidate is the champion: by this very run, which is repeated, or by an earlier one."""
+    _drop_candidate_alias(client, now.name, now.version)
+    tags = client.get_model_version(now.name, now.version).tags
+    _set_tags(client, now.name, now.version, {_PROMOTED_BY: tags.get(_PROMOTED_BY, tags.get("dag_run", run.name))})
+    if tags.get("dag_run") == run.name:
+        return _result("promoted", now.version, tags["gate.reason"], json.loads(tags[_EVIDENCE]))
+    reason = f"Version {now.version} of {now.name} has the very same bytes and is the champion already, since {tags.get('dag_run')}."
+    return _result("already champion", now.version, reason, {})
 
 
 def _result(outcome: Outcome, version: str, reason: str, evidence: dict[str, Any]) -> dict[str, Any]:
@@ -240,6 +251,7 @@ def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evi
     )  # fmt: skip
     identity = {tracking.KEY_TAG: candidate.manifest["key"], "digest": candidate.digest}
     tags = {**identity, **facts, **{f"gate.{name}": str(value) for name, value in asdict(evidence).items()}}
+    tags[_EVIDENCE] = json.dumps(asdict(evidence))
     version = _version_of(client, name, identity)
     if version is not None:
         _set_tags(client, name, version, tags)
@@ -310,6 +322,12 @@ def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) ->
             f"The evidence is stale: it compares with {evidence.compared_with}, and the champion is "
             f"{f'version {now.version}' if now else 'no version'} now. Run the DAG again to compare with that."
         )
+    elif now is not None and _PROMOTED_BY in client.get_model_version(name, version).tags:
+        verdict = "refused"
+        reason = (
+            f"Version {version} has been the champion before and gave way to version {now.version}: a night does not undo that, "
+            "for it may have been taken back by hand. Move the alias `champion` by hand if it is to return."
+        )
     else:
         verdict, reason = "passed" if evidence.passed else "refused", _in_words(evidence)
     _set_tags(client, name, version, {"gate.verdict": verdict, "gate.reason": reason})
@@ -320,6 +338,8 @@ def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) ->
         client.set_registered_model_alias(name, "previous", now.version)
     # After `previous`: a kill between the two leaves a champion that the repeated task still finds to be the old one.
     client.set_registered_model_alias(name, "champion", version)
+    # After `champion`: a kill between the two leaves a version that is not taken for one that gave way.
+    _set_tags(client, name, version, {_PROMOTED_BY: run.name})
     _drop_candidate_alias(client, name, version)
     return "promoted", reason
 

@@ -41,10 +41,15 @@ class Champion(Settings):
     """The product line."""
     version: str
     """Version in the registry."""
-    uri: str
-    """Artifact of `train` in the store."""
+    key: str
+    """Names the artifact of `train` in the store."""
     digest: str
     """Digest of that artifact."""
+
+    @property
+    def prefix(self) -> str:
+        """Where the artifact lies in the store."""
+        return f"train/{self.key}"
 
 
 class Spec(Settings):
@@ -62,6 +67,10 @@ class Spec(Settings):
     created: str
     """When it was resolved, UTC."""
 
+    def label(self, task: str, index: int) -> str:
+        """A task as people are told of it: with its index where there are several."""
+        return f"{task}[{index}]" if self.fan_out.get(task, 1) > 1 else task
+
 
 class Pointer(Settings):
     """What a task of a run came to."""
@@ -72,9 +81,14 @@ class Pointer(Settings):
     outcome: Outcome
     seconds: float
     key: str | None = None
-    uri: str | None = None
+    """None: no artifact, for it was skipped or is an action."""
     digest: str | None = None
     detail: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def prefix(self) -> str | None:
+        """Where the artifact lies in the store; never its URI, for a store may be moved."""
+        return f"{self.stage}/{self.key}" if self.key else None
 
 
 @dataclass(frozen=True)
@@ -210,12 +224,12 @@ class Run:
         pointer = self.pointer(task, index)
         if pointer is None:
             raise Unavailable(f"Task {task}[{index}] of {self.name} has not ended. It must run first.")
-        if pointer.uri is None:
+        if pointer.prefix is None:
             return None
-        artifact = self.store.version_at(pointer.uri, str(pointer.digest))
+        artifact = self.store.version_at(pointer.prefix, str(pointer.digest))
         if artifact is None:
             raise Unavailable(
-                f"{pointer.uri}, which {task}[{index}] of {self.name} made, is not whole any more. Clear that task: it is made anew."
+                f"{self.store.uri}/{pointer.prefix}, which {task}[{index}] of {self.name} made, is not whole any more. Clear that task: it is made anew."
             )
         return artifact
 
@@ -280,10 +294,10 @@ def champion_artifact(run: Run) -> Artifact:
     """
     champion = run.spec.champion
     assert champion is not None
-    artifact = run.store.version_at(champion.uri, champion.digest)
+    artifact = run.store.version_at(champion.prefix, champion.digest)
     if artifact is None:
         raise UserError(
-            f"Champion {champion.name} version {champion.version} points to {champion.uri}, which is not in the store. "
+            f"Champion {champion.name} version {champion.version} is {champion.prefix}, which is not in the store {run.store.uri}. "
             f"Restore it there, or take the alias `champion` from {champion.name} to start from the base model."
         )
     return artifact
@@ -349,7 +363,6 @@ def settle(
             outcome=decision.outcome,
             seconds=round(seconds, 3),
             key=decision.key if artifact else None,
-            uri=artifact.uri if artifact else None,
             digest=artifact.digest if artifact else None,
         )
     )
@@ -420,7 +433,7 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision) -> Artifact
     seconds = time.monotonic() - started
     record = {
         "stage": stage.name, "key": decision.key, "components": decision.components, "metrics": metrics,
-        "inputs": {name: {"uri": artifact.uri, "digest": artifact.digest_of(*wanted.files), "files": list(wanted.files)} for name, (wanted, artifact) in decision.inputs.items()},
+        "inputs": {name: {"artifact": artifact.prefix, "digest": artifact.digest_of(*wanted.files), "files": list(wanted.files)} for name, (wanted, artifact) in decision.inputs.items()},
         "seconds": round(seconds, 3), "device_seconds": round(seconds * task.num_devices(run.environment), 3),
         "versions": {"mlops-tasks": __version__, **{name: locked_versions()[name] for name in stage.packages}},
         "environment": run.environment.model_dump(mode="json"), "run": run.name,

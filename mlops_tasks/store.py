@@ -371,12 +371,11 @@ class Store:
             )
         return self.find(uri.removeprefix(f"{self.uri}/"))
 
-    def version_at(self, uri: str, digest: str) -> Artifact | None:
+    def version_at(self, prefix: str, digest: str) -> Artifact | None:
         """The artifact that had this digest, also where another one took its place since (see `force`), or None."""
-        current = self.artifact_at(uri)
+        current = self.find(prefix)
         if current is not None and current.digest == digest:
             return current
-        prefix = uri.removeprefix(f"{self.uri}/")
         for name in self.children(f"{prefix}/quarantine"):
             data = self.backend.read(f"{prefix}/quarantine/{name}") or b""
             manifest, flaw = self._inspected(prefix, data)

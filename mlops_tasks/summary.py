@@ -32,7 +32,7 @@ def of_run(run: Run) -> Iterator[str]:
 
 
 def _task_line(run: Run, task: str, index: int, pointer: Pointer | None) -> str:
-    name = f"{task}[{index}]" if run.spec.fan_out.get(task, 1) > 1 else task
+    name = run.spec.label(task, index)
     return f"  {name:<16}{pointer.outcome:<9}{pointer.seconds:>8.1f}" if pointer else f"  {name:<16}not yet"
 
 
@@ -70,5 +70,7 @@ def of_artifact(artifact: Artifact) -> Iterator[str]:
     if "seconds" in manifest:
         yield f"  made    {manifest['created']} in {manifest['seconds']:.1f} s by {manifest['run']}"
     yield from (f"  file    {file['name']}  {file['size']} bytes" for file in manifest["files"])
-    yield from (f"  input   {name}: {one['uri']}" for name, one in manifest.get("inputs", {}).items())
+    yield from (
+        f"  input   {name}: {artifact.store.uri}/{one['artifact']}" for name, one in manifest.get("inputs", {}).items()
+    )
     yield from (f"  metric  {name}: {value}" for name, value in artifact.metrics.items())

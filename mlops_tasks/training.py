@@ -3,8 +3,8 @@
 Owns the optimiser, the schedule, what a step does, validation, early stopping, when a checkpoint is due, and what is written.
 What is learnt in which order is `corpus`'s, what a micro-batch adds to the loss `objective`'s, processes are `distributed`'s.
 
-An exact resume needs the model, the optimiser and `Progress`; schedule, order of the problems and random numbers are functions
-of (seed, step, rank), so none of their state is kept.
+An exact resume needs the model, the optimiser and `Progress`: the schedule and the order of the problems are functions of seed and
+step, and nothing is drawn at random while a model learns.
 
 Shape letters: H head, B packed rows, S position, D width.
 """
@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -28,13 +27,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from mlops_tasks import checkpoint, distributed
 from mlops_tasks.config import Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
 from mlops_tasks.errors import DataError, Interrupted, UserError
+from mlops_tasks.logs import ProgressBar
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
 from mlops_tasks.stage import Attempt
@@ -44,7 +43,6 @@ log = logging.getLogger(__name__)
 MAX_CURVE_POINTS = 500
 NUM_SHOWN_EXAMPLES = 5
 NUM_WEIGHED_EXAMPLES = 64
-SECONDS_BETWEEN_LOG_LINES = 30
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
@@ -108,7 +106,8 @@ class _Training:
             inputs["model"].folder("model"), num_heads=self.lesson.train.num_heads, seed=self.lesson.seed
         )
         self.model.check_length(self.lesson.text.max_length)
-        self.model.to(self.device).train()
+        # It stays in evaluation mode, for dropout's masks would depend on the number of ranks and the size of a micro-batch.
+        self.model.to(self.device)
         self.loss = WeightedLoss(self.model, self.lesson, chunk_rows=self.resources.loss_chunk_rows)
         self.parallel = self._in_parallel()
         self.optimizer = adamw(self.model, self.lesson.train)
@@ -116,7 +115,6 @@ class _Training:
         self.validation = self._share(self.corpus.validation, None) if self.corpus.validation else []
         self.progress = Progress()
         self.watcher: Watcher | None = None
-        self.spoke = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """All steps that are left, and the result."""
@@ -127,8 +125,9 @@ class _Training:
                 self._validate()
             while not self._is_done:
                 micro_batches, num_targets_H = self._next_batch()
-                self._after_step(self._learn(micro_batches, num_targets_H))
-                bar.update()
+                line = self._learn(micro_batches, num_targets_H)
+                bar.advance(f"loss {line['loss']:.4f}")
+                self._after_step(line)
         tokens_per_second = (self.progress.num_tokens - tokens_before) / (time.monotonic() - started)
         return self._finish() | {"resumed_from": resumed_from, "tokens_per_second": round(tokens_per_second, 1)}
 
@@ -176,7 +175,6 @@ class _Training:
     def _learn(self, micro_batches: Sequence[MicroBatch], num_targets_H: Tensor) -> dict[str, Any]:
         """One optimiser step; returns its line of curves.jsonl."""
         train, step = self.lesson.train, self.progress.step
-        torch.manual_seed(_seed(self.lesson.seed, step, distributed.rank()))
         self.optimizer.zero_grad()
         on_device_H = num_targets_H.to(self.device)
         sums = [
@@ -190,20 +188,29 @@ class _Training:
         total = _total(sums)
         if not (torch.isfinite(total).all() and math.isfinite(norm)):
             self._refuse(micro_batches, sums, norm)
-        share = rate_share(
-            step, num_steps=self.corpus.num_steps, warmup_share=train.warmup_share, final_share=train.final_rate_share
-        )
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_rate"] * share
+            group["lr"] = group["peak_rate"] * self._rate_share(step, first_step=group["first_step"])
         self.optimizer.step()
         self.progress.step += 1
         self.progress.num_tokens += sum(map(len, self.corpus.of_step(step)))
         return {
             "step": self.progress.step,
             **_step_metrics(total, num_targets_H),
-            "learning_rate": train.learning_rate * share,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm,
         }
+
+    def _rate_share(self, step: int, *, first_step: int) -> float:
+        """The share of the peak rate for parameters that learn from `first_step` on: they are warmed up when they begin."""
+        train = self.lesson.train
+        if step < first_step:
+            return 0.0
+        return rate_share(
+            step - first_step,
+            num_steps=self.corpus.num_steps - first_step,
+            warmup_share=train.warmup_share,
+            final_share=train.final_rate_share,
+        )
 
     def _backward(self, micro: MicroBatch, num_targets_H: Tensor, *, is_last: bool) -> StepSums:
         """Add the gradients of one micro-batch; the ranks' are summed with the last one."""
@@ -235,9 +242,6 @@ class _Training:
             self._validate()
         if step % self.resources.checkpoint_every_steps == 0 and not self._is_done:
             self._save_checkpoint()
-        if self.is_first and time.monotonic() - self.spoke > SECONDS_BETWEEN_LOG_LINES:
-            self.spoke = time.monotonic()
-            log.info("step %d of %d: loss %.4f", step, num_steps, line["loss"])
 
     def _validate(self) -> None:
         """Unweighted nats a target token of each head on the validation problems; sets what is best so far."""
@@ -260,7 +264,6 @@ class _Training:
 
     @torch.no_grad()
     def _validation_nats_H(self) -> list[float | None]:
-        self.model.eval()
         sums_2H = torch.zeros(2, self.lesson.train.num_heads, dtype=torch.float64)
         for micro in self.validation:
             with self._autocast():
@@ -268,7 +271,6 @@ class _Training:
                     micro.to(self.device), torch.ones(self.lesson.train.num_heads, device=self.device)
                 )
             sums_2H += torch.stack([found.head_nats_H.cpu(), micro.num_targets_H()])
-        self.model.train()
         return _means(*distributed.sum_over_ranks(sums_2H))
 
     def _note(self, line: Mapping[str, Any]) -> None:
@@ -277,7 +279,7 @@ class _Training:
             self.watcher.log(int(line["step"]), line)
 
     @contextmanager
-    def _watched(self) -> Iterator[tqdm]:
+    def _watched(self) -> Iterator[ProgressBar]:
         """Curves in MLflow if the run has an experiment, and a bar on a terminal; rank 0 only."""
         with ExitStack() as stack:
             experiment = self.attempt.labels.get("experiment")
@@ -292,15 +294,10 @@ class _Training:
                         params=self.attempt.config,
                     )
                 )
-            yield stack.enter_context(
-                tqdm(
-                    total=self.corpus.num_steps,
-                    initial=self.progress.step,
-                    desc="train",
-                    unit="step",
-                    disable=not (self.is_first and sys.stderr.isatty()),
-                )
+            bar = ProgressBar(
+                "train", self.corpus.num_steps, unit="step", done=self.progress.step, is_told=self.is_first
             )
+            yield stack.enter_context(bar)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.lesson.train.precision == "bfloat16")
@@ -379,7 +376,6 @@ class _Training:
     @torch.no_grad()
     def _weight_report(self) -> dict[str, Any]:
         """How the weights of some examples are spread with the final model, and a few of them token by token."""
-        self.model.eval()
         examples = self.corpus.examples[:NUM_WEIGHED_EXAMPLES]
         weights = {example.problem_id: self._weights_of(example) for example in examples}
         of_targets = np.concatenate([weights[example.problem_id][example.is_target] for example in examples])
@@ -413,9 +409,13 @@ def adamw(model: MtpModel, train: Train) -> torch.optim.AdamW:
         {
             "params": [parameter for parameter in part.parameters() if (parameter.ndim >= 2) == is_matrix],
             "peak_rate": rate,
+            "first_step": first_step,
             "weight_decay": train.weight_decay if is_matrix else 0.0,
         }
-        for part, rate in ((model.base, train.learning_rate), (model.heads, heads_rate))
+        for part, rate, first_step in (
+            (model.base, train.learning_rate, train.head_warmup_steps),
+            (model.heads, heads_rate, 0),
+        )
         for is_matrix in (True, False)
     ]
     return torch.optim.AdamW(
@@ -453,10 +453,6 @@ def _require_something_to_learn(train: Train) -> None:
             f"train.head_warmup_steps is {train.head_warmup_steps}, in which only heads 2 and up learn, but train.num_heads is 1. "
             "Set train.head_warmup_steps to 0, or train.num_heads to 2 or more."
         )
-
-
-def _seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def _total(sums: Sequence[StepSums]) -> Tensor:

@@ -18,6 +18,12 @@ from scripts import airflow_home
 
 DAG = "wmtp_daily"
 OURS = ("mlops_tasks", "wmtp")
+NEXT = """
+  next:
+    make demo RECIPE={recipe}    the same again: every stage is a hit
+    make ui    Airflow and MLflow on localhost: trigger {dag} with another recipe or other settings
+    .venv/bin/wmtp plan --recipe configs/recipes/{recipe}.yaml --set train.steps=600    what that would run, and how long
+    .venv/bin/wmtp why train --recipe configs/recipes/{recipe}.yaml --set train.steps=600    and why"""
 
 
 def main() -> int:
@@ -28,9 +34,9 @@ def main() -> int:
     code, error = _run(recipe, airflow_home.home() / "demo.log")
     if code == 0:
         print(flush=True)
-        return subprocess.run(
-            [sys.executable, "-m", "mlops_tasks", "show"], env=airflow_home.variables(), check=False
-        ).returncode
+        shown = subprocess.run([sys.executable, "-m", "mlops_tasks", "show"], env=airflow_home.variables(), check=False)
+        print(NEXT.format(dag=DAG, recipe=recipe), flush=True)
+        return shown.returncode
     print(f"\n{error}", file=sys.stderr)
     return code
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlops_tasks.config import Environment
+from mlops_tasks.tracking import connection
 
 # Models here are so small that threads only wait for one another; set before anything loads torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -76,6 +77,15 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def environment(tmp_path: Path) -> Environment:
     """An environment whose store is an empty temporary folder."""
     return Environment(store=str(tmp_path / "store"), mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with MLflow's tables; making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    with connection(Environment(store="unused", mlflow_uri=f"sqlite:///{path}")) as client:
+        client.search_experiments()
+    return path
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlops_tasks.config import Environment, Recipe, load_environment, load_recipe
+from mlops_tasks.config import Environment, EvaluationSet, Recipe, load_environment, load_recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.keys import without_paths
 from mlops_tasks.pipeline import TASKS
@@ -80,12 +80,32 @@ def test_an_override_of_a_kind_starts_that_part_anew() -> None:
         ("evaluation.k=[5]", r"k=\[5\]: each k must be from 1 to num_samples=1"),
         ("evaluation.num_samples=5", "temperature 0 is greedy"),
         ("evaluation.gate.split=test", "a set that decides must not be the one that is shown"),
+        ("train.keep=best", r"train\.keep chooses weights by the validation problems, so evaluation\.gate must not"),
+        ("train.patience=3", r"train\.patience chooses weights by the validation problems"),
+        ("seed=-1", "seed is -1: Input should be greater than or equal to 0"),
         ("name=a b", "name is 'a b': String should match pattern"),
     ],
 )
 def test_bad_settings_are_refused_with_their_place(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe(CONFIGS / "recipes/demo.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("report", "is_apart"),
+    [({"skip": 40}, True), ({"skip": 39}, False), ({"limit": 5}, False), ({"skip": 60, "limit": 5}, True)],
+)
+def test_a_split_may_be_parted_between_gate_and_report(report: dict[str, int], is_apart: bool) -> None:
+    gate, shown = EvaluationSet(split="test", limit=40), EvaluationSet(split="test", **report)
+    assert gate.shares_problems_with(shown) is shown.shares_problems_with(gate) is not is_apart
+    problems = list(range(100))
+    assert bool({*gate.of(problems)} & {*shown.of(problems)}) is not is_apart
+
+
+def test_weights_may_be_chosen_by_validation_where_the_gate_has_problems_of_its_own() -> None:
+    parts = ["evaluation.gate={split: test, limit: 40}", "evaluation.report={split: test, skip: 40}"]
+    recipe = load_recipe(CONFIGS / "recipes/demo.yaml", ["train.keep=best", *parts])
+    assert recipe.evaluation.gate == EvaluationSet(split="test", limit=40)
 
 
 def test_a_missing_file_names_those_beside_it() -> None:
@@ -117,7 +137,9 @@ RANDOM = {"kind": "random"}
 GENERATED = {"kind": "generated"}
 BASE: dict[str, Any] = {
     "name": "n", "data": {"source": GENERATED}, "model": {"name": "m", "source": RANDOM}, "train": TRAIN,
-    "scoring": {"scorer": "uniform"}, "evaluation": {"num_samples": 4, "temperature": 0.5, "top_p": 0.5},
+    "scoring": {"scorer": "uniform"}, "evaluation": {
+        "num_samples": 4, "temperature": 0.5, "top_p": 0.5, "gate": {"split": "test", "limit": 40}, "report": {"split": "test", "skip": 60},
+    },
 }  # fmt: skip
 VARIANTS: list[dict[str, Any]] = [
     {"scoring": {"scorer": "rho1", "reference": {"kind": "trained", "data": GENERATED, "train": TRAIN}}},

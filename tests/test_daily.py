@@ -155,8 +155,8 @@ def test_plan_tells_the_minutes_of_earlier_runs_and_why_names_the_setting(place:
 
 def test_show_tells_of_an_artifact_and_of_a_run(place: Path, first: Run) -> None:
     trained = first.pointer("train")
-    assert trained is not None and trained.uri is not None
-    _, text = wmtp(place, "show", trained.uri)
+    assert trained is not None and trained.prefix is not None
+    _, text = wmtp(place, "show", f"{first.store.uri}/{trained.prefix}")
     assert "file    model/config.json" in text and "input   scores: " in text and "metric  steps: 3" in text
     _, text = wmtp(place, "show", f"{first.store.uri}/{first.prefix}/spec.json")
     assert " stages ran in " in text and "refused: version 1" in text

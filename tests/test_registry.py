@@ -94,7 +94,7 @@ class Night:
         self.commit(run, "pull_data", {"test.parquet": b"problems"}, {})
         base = self.commit(run, "pull_model", {"model/weights": b"base"}, {})
         trained = self.commit(run, "train", self.training_files(), {"steps": 4}, key=self.key)
-        champion = self.store.artifact_at(self.champion.uri) if self.champion else base
+        champion = self.store.find(self.champion.prefix) if self.champion else base
         assert champion is not None
         for index, (model, outcomes) in enumerate([(trained, candidate)] * 2 + [(champion, baseline)] * 2):
             self.evaluate(run, index, model, outcomes, MEASURED | measured if index == 2 else MEASURED)
@@ -109,7 +109,7 @@ class Night:
     def evaluate(
         self, run: Run, index: int, model: Artifact, outcomes: Sequence[Sequence[bool]], measured: Mapping[str, Any]
     ) -> None:
-        inputs = {"model": {"uri": model.uri, "digest": model.digest_of("model/*")}}
+        inputs = {"model": {"artifact": model.prefix, "digest": model.digest_of("model/*")}}
         completions = {"completions.parquet": parquet([{"prompt": PROMPT}]), "note": f"{model.digest}{index}".encode()}
         generated = self.commit(run, "generate", completions, {}, index=index, inputs=inputs)
         rows = [
@@ -118,7 +118,7 @@ class Night:
             for sample, passed in reversed(list(enumerate(samples)))  # whatever order they are stored in
         ]
         share = sum(row["passed"] is True for row in rows) / len(rows)
-        inputs = {"completions": {"uri": generated.uri, "digest": generated.digest}}
+        inputs = {"completions": {"artifact": generated.prefix, "digest": generated.digest}}
         metrics = {**measured, "pass_at_k": {"1": share}}
         self.commit(run, "judge", {"outcomes.parquet": parquet(rows)}, metrics, index=index, inputs=inputs)
 
@@ -134,7 +134,7 @@ class Night:
             (draft.folder / name).write_bytes(data)
         record = {"key": key, "metrics": metrics, "inputs": inputs or {}, "versions": {"mlops-tasks": "0.1.0"}}
         artifact = self.store.commit(draft, {**record, "components": {"config": {"seed": 0}}})
-        made = {"uri": artifact.uri, "digest": artifact.digest, "key": key}
+        made = {"digest": artifact.digest, "key": key}
         run.point(Pointer(task=task, index=index, stage=task, outcome="run", seconds=1.0, **made))
         return artifact
 
@@ -145,21 +145,10 @@ def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with MLflow's tables; making one takes seconds, copying it does not."""
-    path = tmp_path_factory.getbasetemp() / "mlflow-empty.db"  # one for all files that have this fixture
-    if path.exists():
-        return path
-    with connection(Environment(store="unused", mlflow_uri=f"sqlite:///{path}")) as client:
-        client.search_experiments()
-    return path
-
-
 @pytest.fixture
-def monday(environment: Environment, migrated: Path, tmp_path: Path) -> Night:
+def monday(environment: Environment, mlflow_database: Path, tmp_path: Path) -> Night:
     """The first night ever: no champion, an empty registry."""
-    shutil.copy(migrated, tmp_path / "mlflow.db")
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     return Night(environment)
 
 
@@ -202,7 +191,7 @@ def test_champion_names_the_artifact_that_was_promoted(monday: Night) -> None:
     promote(run)
     train = run.artifact("train")
     assert train is not None
-    assert champion(monday.environment, NAME) == Champion(name=NAME, version="1", uri=train.uri, digest=train.digest)
+    assert champion(monday.environment, NAME) == Champion(name=NAME, version="1", key="abc", digest=train.digest)
 
 
 def test_evidence_is_on_the_version(monday: Night) -> None:
@@ -248,11 +237,31 @@ def test_difference_that_chance_explains_is_refused(monday: Night) -> None:
 
 def test_promoting_again_changes_nothing(monday: Night) -> None:
     run = monday.run(STRONG, WEAK)
-    promote(run)
-    result = promote(run)
-    assert (result["outcome"], result["version"]) == ("already champion", "1")
-    assert "the very same bytes" in result["reason"]
+    first = promote(run)
+    assert promote(run) == first, "a task that is repeated says what it said"
+    again = promote(replace(tuesday(monday), weights="first", key="abc").run(STRONG, STRONG))
+    assert (again["outcome"], again["version"], again["evidence"]) == ("already champion", "1", {})
+    assert again["reason"].endswith("is the champion already, since wmtp_daily/monday.")
     assert registered(monday.environment) == (1, {"champion": "1"})
+
+
+def test_champion_that_was_taken_back_by_hand_does_not_return_by_night(monday: Night) -> None:
+    promote(monday.run(STRONG, WEAK))
+    promote(tuesday(monday).run(STRONGER, STRONG))
+    with connection(monday.environment) as client:
+        client.set_registered_model_alias(NAME, "champion", "1")
+    # The next night finds the training of version 2 in the store, and compares it with version 1 again.
+    result = promote(replace(tuesday(monday), name="wednesday").run(STRONGER, STRONG))
+    assert result["outcome"] == "refused"
+    assert "Version 2 has been the champion before and gave way to version 1" in result["reason"]
+    assert registered(monday.environment)[1]["champion"] == "1"
+
+
+def test_champion_before_may_return_where_there_is_none_now(monday: Night) -> None:
+    promote(monday.run(STRONG, WEAK))
+    with connection(monday.environment) as client:
+        client.delete_registered_model_alias(NAME, "champion")
+    assert promote(replace(monday, name="again").run(STRONG, WEAK))["outcome"] == "promoted"
 
 
 def test_refused_candidate_that_is_judged_better_later_loses_the_alias_candidate(monday: Night) -> None:
@@ -298,7 +307,7 @@ def test_forced_training_with_other_bytes_is_another_version_of_the_same_run(mon
     # The champion's own artifact is gone from its key; the pinned one is a copy elsewhere.
     kept = replace(monday, name="kept", key="kept").run(STRONG, WEAK).artifact("train")
     assert kept is not None
-    result = promote(replace(forced, champion=pinned.model_copy(update={"uri": kept.uri})).run(STRONGER, STRONG))
+    result = promote(replace(forced, champion=pinned.model_copy(update={"key": "kept"})).run(STRONGER, STRONG))
     assert (result["outcome"], result["version"]) == ("promoted", "2")
     with connection(monday.environment) as client:
         assert len({version.run_id for version in client.search_model_versions(f"name = '{NAME}'")}) == 1
@@ -438,10 +447,10 @@ def in_mlflow(environment: Environment) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, migrated: Path) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[str]:
     """A real MLflow server that keeps the files itself."""
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(migrated, folder / "mlflow.db")
+    shutil.copy(mlflow_database, folder / "mlflow.db")
     uri = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
@@ -530,7 +539,7 @@ def test_promoted_model_is_loaded_from_a_server_by_a_process_without_this_packag
     ) as logger:
         logger.log(1, {"loss": 2.0})
     assert promote(run)["outcome"] == "promoted"
-    assert promote(run)["outcome"] == "already champion"
+    assert promote(run)["outcome"] == "promoted", "the same, said again"
     environment_variables = {
         **os.environ,
         "MLFLOW_TRACKING_URI": server,

@@ -26,7 +26,6 @@ from mlops_tasks.report.charts import Series, lines, ticks
 from mlops_tasks.report.markup import Markup, element
 from mlops_tasks.stage import Champion, Pointer, Run, Spec
 from mlops_tasks.store import Artifact, Store
-from mlops_tasks.tracking import connection
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -43,17 +42,6 @@ RECIPE = Recipe.model_validate(
 )
 SOLUTION = "def add_{n}(a, b):\n    # both are numbers\n    return a + b + {n}\n"
 VERDICTS = ("passed", "failed", "error", "timeout", "crashed")
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with MLflow's tables; making one takes seconds, copying it does not."""
-    path = tmp_path_factory.getbasetemp() / "mlflow-empty.db"  # one for all files that have this fixture
-    if path.exists():
-        return path
-    with connection(Environment(store="unused", mlflow_uri=f"sqlite:///{path}")) as client:
-        client.search_experiments()
-    return path
 
 
 def problem(number: int, split: str, prompt: str | None = None) -> Problem:
@@ -93,7 +81,7 @@ class Maker:
             (draft.folder / name).parent.mkdir(exist_ok=True)
             (draft.folder / name).write_bytes(data)
         made_from = {
-            name: {"uri": one.uri, "digest": one.digest, "files": ["*"]} for name, one in (inputs or {}).items()
+            name: {"artifact": one.prefix, "digest": one.digest, "files": ["*"]} for name, one in (inputs or {}).items()
         }
         artifact = self.store.commit(
             draft, {"key": key, "metrics": dict(metrics), "inputs": made_from, "seconds": seconds}
@@ -111,7 +99,7 @@ class Maker:
         *,
         detail: Any = None,
     ) -> None:
-        made = {"uri": artifact.uri, "digest": artifact.digest, "key": artifact.manifest["key"]} if artifact else {}
+        made = {"digest": artifact.digest, "key": artifact.manifest["key"]} if artifact else {}
         tree = {
             "task": task,
             "index": index,
@@ -346,9 +334,9 @@ class Reader(HTMLParser):
 
 
 def test_report_is_written_into_the_run_and_logged_beside_its_training(
-    environment: Environment, migrated: Path
+    environment: Environment, mlflow_database: Path
 ) -> None:
-    shutil.copy(migrated, environment.mlflow_uri.removeprefix("sqlite:///"))
+    shutil.copy(mlflow_database, environment.mlflow_uri.removeprefix("sqlite:///"))
     run = finished_run(environment)
     path = Path(report(run)["path"])
     assert path == run.file("report.html")

@@ -69,7 +69,7 @@ def test_a_second_run_does_no_work_and_points_to_the_same(
     monkeypatch.setattr(stages, "loud", None)
     second = run_all(planned(environment, stages, "two"), stages)
     assert outcomes(second) == ["hit", "hit", "hit", "skipped", "done"]
-    assert [one.uri for one in second] == [one.uri for one in first]
+    assert [one.prefix for one in second] == [one.prefix for one in first]
 
 
 def test_the_manifest_is_a_full_record(environment: Environment, stages: ModuleType) -> None:
@@ -80,7 +80,11 @@ def test_the_manifest_is_a_full_record(environment: Environment, stages: ModuleT
     assert artifact is not None and made is not None
     manifest = artifact.manifest
     assert manifest["metrics"] == {"letters": 21}
-    assert manifest["inputs"]["made"] == {"uri": made.uri, "digest": made.digest_of("lines*"), "files": ["lines*"]}
+    assert manifest["inputs"]["made"] == {
+        "artifact": made.prefix,
+        "digest": made.digest_of("lines*"),
+        "files": ["lines*"],
+    }
     assert manifest["components"]["code"].keys() == {"toy", "toy.stages", "toy.words"}
     assert (manifest["stage"], manifest["run"]) == ("loud", "toy/one")
     assert manifest["seconds"] == manifest["device_seconds"] >= 0
@@ -161,10 +165,23 @@ def test_a_task_whose_input_has_not_ended_cannot_run_now(environment: Environmen
         execute(planned(environment, stages), stages.TASKS["loud"], tasks=stages.TASKS)
 
 
+def test_a_store_that_was_moved_is_as_good_as_before(
+    environment: Environment, stages: ModuleType, tmp_path: Path
+) -> None:
+    run_all(planned(environment, stages), stages)
+    Path(environment.store).rename(tmp_path / "moved")
+    moved = environment.model_copy(update={"store": str(tmp_path / "moved")})
+    run = Run.open(moved, Run.prefix_of(moved, "toy", "one"))
+    assert run.artifact("loud", 1) is not None
+    assert outcomes(run_all(run, stages)) == ["hit", "hit", "hit", "skipped", "done"]
+    texts = [file.read_text() for file in (tmp_path / "moved").rglob("*.json") if "/runs/" in str(file)]
+    assert texts and not any(environment.store in text for text in texts)
+
+
 def test_an_input_that_was_damaged_since_says_what_to_do(environment: Environment, stages: ModuleType) -> None:
     run = planned(environment, stages)
     made = execute(run, stages.TASKS["make"], tasks=stages.TASKS)
-    next(Path(str(made.uri)).glob("attempts/*/lines.txt")).unlink()
+    next(Path(environment.store).glob(f"{made.prefix}/attempts/*/lines.txt")).unlink()
     with pytest.raises(Unavailable, match=r"is not whole any more. Clear that task"):
         execute(run, stages.TASKS["loud"], tasks=stages.TASKS)
 
@@ -282,7 +299,7 @@ def test_processes_at_once_give_one_result(
         with ThreadPoolExecutor(4) as pool:
             assert all(pool.map(lambda run: in_a_process_that_dies(run, stages), runs))
         assert committed_files(place) == unbroken
-        assert len({run.pointer("make").uri for run in runs}) == 1  # type: ignore[union-attr]
+        assert len({run.pointer("make").digest for run in runs}) == 1  # type: ignore[union-attr]
 
 
 def test_the_clock_may_jump(environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

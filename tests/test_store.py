@@ -184,12 +184,12 @@ def test_a_version_that_was_replaced_is_still_found_by_its_digest(store: Store) 
     first = committed(store)
     store.quarantine("make/k1", "forced")
     second = committed(store, **{"a.txt": "different"})
-    assert store.version_at(first.uri, second.digest) == second
-    older = store.version_at(first.uri, first.digest)
+    assert store.version_at(first.prefix, second.digest) == second
+    older = store.version_at(first.prefix, first.digest)
     assert older is not None
     assert older.path("a.txt").read_text() == "alpha"
     file_of(first, "a.txt").unlink()
-    assert store.version_at(first.uri, first.digest) is None
+    assert store.version_at(first.prefix, first.digest) is None
 
 
 def test_removal_takes_the_manifest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

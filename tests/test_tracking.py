@@ -35,21 +35,10 @@ CURVE = [
 ]
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database with MLflow's tables; making one takes seconds, copying it does not."""
-    path = tmp_path_factory.getbasetemp() / "mlflow-empty.db"  # one for all files that have this fixture
-    if path.exists():
-        return path
-    with connection(Environment(store="unused", mlflow_uri=f"sqlite:///{path}")) as client:
-        client.search_experiments()
-    return path
-
-
 @pytest.fixture
-def local(environment: Environment, migrated: Path, tmp_path: Path) -> Environment:
+def local(environment: Environment, mlflow_database: Path, tmp_path: Path) -> Environment:
     """An environment with an empty local tracking store."""
-    shutil.copy(migrated, tmp_path / "mlflow.db")
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     return environment
 
 

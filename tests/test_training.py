@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mlops_tasks import checkpoint, distributed, tracking, training
+from mlops_tasks import checkpoint, distributed, logs, tracking, training
 from mlops_tasks.config import Environment, SoftWeights, Text, Train, TrainResources
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
 from mlops_tasks.data.tokens import Example, encode
@@ -114,7 +114,7 @@ def llama(vocab_size: int) -> LlamaForCausalLM:
 
 
 def gpt2(vocab_size: int) -> GPT2LMHeadModel:
-    """With dropout, so that a resume is exact only if its random numbers are."""
+    """With dropout in its configuration, whose masks would depend on ranks and micro-batches."""
     torch.manual_seed(0)
     return GPT2LMHeadModel(
         GPT2Config(
@@ -302,6 +302,13 @@ def long(given: Given, name: str, *, num_ranks: int) -> Attempt:
     resources = {"checkpoint_every_steps": 2, "num_ranks": num_ranks}
     train = {"steps": 24, "validate_every_steps": 12}
     return given.attempt(name, model="gpt2", train=train, resources=resources, **RHO1)
+
+
+def test_dropout_of_a_model_does_not_make_a_step_depend_on_micro_batches(given: Given) -> None:
+    whole, cut = (given.attempt(f"gpt2-{n}", model="gpt2", resources={"micro_batch_rows": n}) for n in (8, 1))
+    training.train(whole)
+    training.train(cut)
+    require_close(cut, whole)
 
 
 def test_two_ranks_equal_one_process(given: Given, processes: Processes) -> None:
@@ -516,6 +523,13 @@ def test_warm_up_teaches_new_heads_only(given: Given) -> None:
     assert all(heads[f"{index}.outer.weight"].abs().sum() > 0 for index in (0, 1))
 
 
+def test_trunk_is_warmed_up_when_it_begins_to_learn(given: Given) -> None:
+    attempt = given.attempt("late", train={"head_warmup_steps": 2, "warmup_share": 0.5, "final_rate_share": 0.0})
+    training.train(attempt)
+    # Four steps are left to the trunk: two of warm-up, and half a cosine of two.
+    assert [line["learning_rate"] for line in curves(attempt)] == pytest.approx([0, 0, 0.005, 0.01, 0.005, 0])
+
+
 def test_patience_stops_and_best_is_what_is_kept(given: Given) -> None:
     train = {"steps": 50, "learning_rate": 0.5, "patience": 3, "keep": "best", "validate_every_steps": 1}
     attempt = given.attempt("patient", train=train)
@@ -622,12 +636,19 @@ def test_training_goes_on_when_no_tracking_server_answers(given: Given) -> None:
 def test_terminal_gets_a_bar_and_a_log_a_line_now_and_then(
     given: Given, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_LOG_LINES", 0)
+    monkeypatch.setattr(logs, "SECONDS_BETWEEN_LINES", 0)
+    with caplog.at_level(logging.INFO):
+        training.train(given.attempt("lines"))
+    assert "train: 3 of 6, loss " in caplog.text
+    assert "train: 6 of 6" not in capsys.readouterr().err
+
+    caplog.clear()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with caplog.at_level(logging.INFO):
         training.train(given.attempt("bar"))
-    assert "6/6" in capsys.readouterr().err
-    assert "step 3 of 6: loss" in caplog.text
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and "loss " in shown
+    assert "train: 3 of 6" not in caplog.text
 
 
 # Pieces

@@ -21,10 +21,11 @@ from mlops_tasks.data.contamination import contaminated_pairs
 from mlops_tasks.data.generated import generate_problems
 from mlops_tasks.data.hub import commit_of, download
 from mlops_tasks.data.pins import MODEL_FILES, digest_of_files, digest_of_model, digest_of_source, model_files
-from mlops_tasks.data.problems import SPLITS, Problem, write_problems
+from mlops_tasks.data.problems import SPLITS, Problem, read_problems, write_problems
 from mlops_tasks.data.sources import read_mbpp
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.stage import Attempt
+from mlops_tasks.store import Artifact
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def pull(attempt: Attempt) -> dict[str, Any]:
 
     Args:
         attempt: its config is `{"data": DataSource, "on_contamination": …}` or `{"model": ModelSource}`, and `pin`, the digest
-            that the source had when the run was planned.
+            that the source had when the run was planned. Its input `data`, if any, is a snapshot that a model of these
+            problems will score.
 
     Raises:
         UserError: a bad file, or something that a model needs is missing.
@@ -46,20 +48,32 @@ def pull(attempt: Attempt) -> dict[str, Any]:
     pin: str | None = attempt.config.get("pin")
     if "data" in attempt.config:
         data: DataSource = TypeAdapter(DataSource).validate_python(attempt.config["data"])
-        return _pull_problems(data, pin, attempt.config["on_contamination"], attempt.folder)
+        scored = _scored(attempt.inputs["data"]) if "data" in attempt.inputs else []
+        return _pull_problems(data, pin, attempt.config["on_contamination"], scored, attempt.folder)
     model: ModelSource = TypeAdapter(ModelSource).validate_python(attempt.config["model"])
     return _pull_model(model, pin, attempt.folder / "model")
 
 
+def _scored(data: Artifact) -> list[Problem]:
+    """All problems of the run's data but those that are shown in prompts."""
+    return [
+        problem for split in SPLITS if split != "prompt" for problem in read_problems(data.path(f"{split}.parquet"))
+    ]
+
+
 def _pull_problems(
-    source: DataSource, pin: str | None, on_contamination: Literal["refuse", "drop"], folder: Path
+    source: DataSource,
+    pin: str | None,
+    on_contamination: Literal["refuse", "drop"],
+    scored: Sequence[Problem],
+    folder: Path,
 ) -> dict[str, Any]:
     problems = generate_problems(source) if isinstance(source, GeneratedData) else read_mbpp(Path(source.path))
     # Only after reading: a file that is replaced between a check and its reading would be pinned as something else.
     _require_pin(
         pin, digest_of_source(source), "the generated data" if isinstance(source, GeneratedData) else source.path
     )
-    kept, dropped = _decontaminated(problems, on_contamination)
+    kept, dropped = _decontaminated(problems, scored, on_contamination)
     for split in SPLITS:
         write_problems(folder / f"{split}.parquet", [problem for problem in kept if problem.split == split])
     counts = {f"num_{split}": sum(problem.split == split for problem in kept) for split in SPLITS}
@@ -74,28 +88,29 @@ def _require_pin(pin: str | None, found: str, where: str) -> None:
         )
 
 
-def _decontaminated(problems: Sequence[Problem], on_contamination: str) -> tuple[list[Problem], list[str]]:
+def _decontaminated(
+    problems: Sequence[Problem], scored: Sequence[Problem], on_contamination: str
+) -> tuple[list[Problem], list[str]]:
     """The problems that may be used, and one line for each pair that keeps a training problem out."""
-    pairs = contaminated_pairs(problems)
+    pairs = contaminated_pairs(problems, scored)
+    equal = "problems that the reference will score or that models are judged on" if scored else "evaluation problems"
     lines = [str(pair) for pair in pairs]
     if pairs and on_contamination == "refuse":
         shown = lines[:_NUM_PAIRS_TOLD] + [f"… and {len(lines) - _NUM_PAIRS_TOLD} more"] * (
             len(lines) > _NUM_PAIRS_TOLD
         )
         raise DataError(
-            "Training problems equal evaluation problems:\n  "
+            f"Training problems{' of the reference' if scored else ''} equal {equal}:\n  "
             + "\n  ".join(shown)
             + "\nTake them out of the file, or set "
             "data.on_contamination to 'drop', which leaves these training problems out."
         )
     dropped = {pair.train.id for pair in pairs}
     if dropped:
-        log.info("%d training problems equal evaluation problems and are left out", len(dropped))
+        log.info("%d training problems equal %s and are left out", len(dropped), equal)
     kept = [problem for problem in problems if problem.id not in dropped]
     if not any(problem.split == "train" for problem in kept):
-        raise DataError(
-            f"All {len(dropped)} training problems equal evaluation problems. Give other training problems."
-        )
+        raise DataError(f"All {len(dropped)} training problems equal {equal}. Give other training problems.")
     return kept, lines
 
 

@@ -88,15 +88,21 @@ def encode(
     Raises:
         UserError: the tokenizer has no end-of-sequence token, so that no model could learn to stop.
     """
-    encoded = [_example(problem, tokenizer, text, shots) for problem in problems]
+    # Two encodings, so that no token spans the boundary: a token that is half prompt could be neither masked nor learnt.
+    prompts = _plain([render_prompt(problem, text.prompt, shots) for problem in problems], tokenizer)
+    completions = _plain([completion_text(problem, text.prompt) for problem in problems], tokenizer)
+    start, end = _start(tokenizer), [end_of_sequence(tokenizer)]
+    encoded = [
+        _example(problem.id, start + prompt, completion + end)
+        for problem, prompt, completion in zip(problems, prompts, completions, strict=True)
+    ]
     too_long = [example.problem_id for example in encoded if len(example) > text.max_length]
     return [example for example in encoded if len(example) <= text.max_length], too_long
 
 
 def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that a completion is learnt after, and that generation starts from."""
-    start = [] if not _adds_bos(tokenizer) else [int(tokenizer.bos_token_id)]
-    return start + _plain(prompt, tokenizer)
+    return _start(tokenizer) + _plain([prompt], tokenizer)[0]
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -201,30 +207,26 @@ def fold_of(seed: int, problem_id: str, num_folds: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{problem_id}".encode()).digest()) % num_folds
 
 
-def _example(
-    problem: Problem,
-    tokenizer: PreTrainedTokenizerBase,
-    text: Text,
-    shots: Sequence[Problem],
-) -> Example:
-    # Two encodings, so that no token spans the boundary: a token that is half prompt could be neither masked nor learnt.
-    prompt = encode_prompt(render_prompt(problem, text.prompt, shots), tokenizer)
-    completion = [
-        *_plain(completion_text(problem, text.prompt), tokenizer),
-        end_of_sequence(tokenizer),
-    ]
+def _example(problem_id: str, prompt: list[int], completion: list[int]) -> Example:
     return Example(
-        problem_id=problem.id,
+        problem_id=problem_id,
         token_ids=np.array(prompt + completion, dtype=np.int64),
         is_target=np.arange(len(prompt) + len(completion)) >= len(prompt),
     )
 
 
-def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _plain(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    if not texts:
+        return []
     # A program that holds the text of a special token must not become that token.
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning of sequence, if this tokenizer puts one before a text."""
     first = tokenizer("a")["input_ids"][:1]
-    return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    return (
+        [int(tokenizer.bos_token_id)]
+        if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+        else []
+    )

@@ -294,7 +294,8 @@ def choose(logits_BV: torch.Tensor, *, draws: Sequence[float], sampling: Samplin
     """
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1).tolist()
-    # In float64, or the tail of a large vocabulary is lost in the sum.
+    # In float64, or the tail of a large vocabulary is lost in the sum; Apple's GPUs have none.
+    logits_BV = logits_BV.cpu() if logits_BV.device.type == "mps" else logits_BV
     p_BV = torch.softmax(logits_BV.double() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)

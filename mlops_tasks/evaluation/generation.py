@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mlops_tasks.config import Protocol, Settings, Split
+from mlops_tasks.config import EvaluationSet, Protocol, Settings
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.prompts import STOPS, cut_at_stop, prompts_sha256, render_prompt, shots_of
 from mlops_tasks.data.tokens import encode_prompt, end_of_sequence
 from mlops_tasks.errors import UserError
 from mlops_tasks.evaluation.decoding import Completed, Request, Sampling, decode
+from mlops_tasks.logs import watched
+from mlops_tasks.machine import accelerator
+from mlops_tasks.pretrained import load_model, load_tokenizer
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 30.0
 
 _COMPLETIONS = pa.schema(
     {
@@ -52,8 +51,8 @@ class GenerateConfig(Settings):
     temperature: float
     top_p: float
     max_new_tokens: int
-    split: Split
-    limit: int | None
+    precision: Literal["float32", "bfloat16"]
+    problems: EvaluationSet
     seed: int | None
     """None where nothing is drawn."""
 
@@ -87,10 +86,10 @@ def generate(attempt: Attempt) -> dict[str, Any]:
     started = time.monotonic()
     config = GenerateConfig.model_validate(attempt.config)
     data = attempt.inputs["data"]
-    problems = read_problems(data.path(f"{config.split}.parquet"))[: config.limit]
+    problems = config.problems.of(read_problems(data.path(f"{config.problems.split}.parquet")))
     shots = shots_of(read_problems(data.path("prompt.parquet")), config.protocol)
     prompts = {problem.id: render_prompt(problem, config.protocol, shots) for problem in problems}
-    writer = load(attempt.inputs["model"].folder("model"))
+    writer = load(attempt.inputs["model"].folder("model"), precision=config.precision)
     rows = write(writer, prompts, config, batch_size=attempt.environment.generate.batch_size)
     table = pa.Table.from_pylist(rows, schema=_COMPLETIONS)
     pq.write_table(table, attempt.folder / "completions.parquet", compression="zstd")
@@ -98,46 +97,25 @@ def generate(attempt: Attempt) -> dict[str, Any]:
     num_tokens = sum(row["num_tokens"] for row in rows)
     log.info("wrote %d completions of %d problems: %d tokens in %.1f s", len(rows), len(problems), num_tokens, seconds)
     return {
-        **config.model_dump(include={"protocol", "num_samples", "temperature", "top_p"}),
+        **config.model_dump(include={"protocol", "num_samples", "temperature", "top_p", "precision"}),
         "prompt_sha256": prompts_sha256(list(prompts.values())),
         "num_problems": len(problems),
         "tokens": num_tokens,
         "seconds": seconds,
         "stopped_share": sum(row["stopped"] for row in rows) / max(1, len(rows)),
         "device": str(writer.model.device),
-        "dtype": str(writer.model.dtype).removeprefix("torch."),
     }
 
 
-def load(folder: Path) -> Writer:
+def load(folder: Path, *, precision: Literal["float32", "bfloat16"]) -> Writer:
     """Read a model and its tokenizer from a folder, and nothing from anywhere else.
-
-    On a GPU it keeps the precision that it was saved in; on a CPU it is float32, which is faster there.
 
     Raises:
         UserError: the folder holds no complete causal language model with a tokenizer.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype: str | torch.dtype = "auto" if device == "cuda" else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder} holds no causal language model with a tokenizer that transformers can load: {error}. It must be what "
-            "`save_pretrained` of both wrote; pull or train the model again."
-        ) from error
-    model, notes = loaded
-    if notes["missing_keys"]:
-        # transformers fills them with random numbers and only warns.
-        missing = sorted(notes["missing_keys"])
-        raise UserError(
-            f"The model in {folder} lacks {len(missing)} of its weights, {missing[0]} among them. Its files are of another "
-            "architecture than its config.json; save it again."
-        )
-    return Writer(model.to(device).eval(), tokenizer)
+    tokenizer = load_tokenizer(folder)
+    model: Any = load_model(folder, dtype=precision)
+    return Writer(model.to(accelerator()), tokenizer)
 
 
 def write(writer: Writer, prompts: dict[str, str], config: GenerateConfig, *, batch_size: int) -> list[dict[str, Any]]:
@@ -164,7 +142,7 @@ def write(writer: Writer, prompts: dict[str, str], config: GenerateConfig, *, ba
     )
     rows = {
         (one.request.problem_id, one.request.sample): _row(writer.tokenizer, prompts, one, config.protocol)
-        for one in _with_progress(done, len(requests))
+        for one in watched(done, "completions", len(requests), unit="completion")
     }
     return [rows[request.problem_id, request.sample] for request in requests]
 
@@ -230,16 +208,3 @@ def _row(
         "num_tokens": len(done.token_ids),
         "stopped": is_stopped or done.is_ended,
     }
-
-
-def _with_progress(done: Iterable[Completed], num_requests: int) -> Iterator[Completed]:
-    """Show a bar on a terminal, and elsewhere a line now and then."""
-    started = said = time.monotonic()
-    num_tokens = 0
-    for count, one in enumerate(tqdm(done, "completions", num_requests, leave=False, disable=None), 1):
-        num_tokens += len(one.token_ids)
-        now = time.monotonic()
-        if now - said > _SECONDS_BETWEEN_LINES:
-            said = now
-            log.info("%d of %d completions, %.0f tokens/s", count, num_requests, num_tokens / (now - started))
-        yield one

@@ -21,8 +21,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlops_tasks.config import Settings, Split
+from mlops_tasks.config import EvaluationSet, Protocol, Settings
 from mlops_tasks.data.problems import Problem, read_problems
+from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.answers import reads_answer
 from mlops_tasks.evaluation.metrics import pass_at_k, wilson_interval
@@ -45,7 +46,6 @@ _OUTCOMES = pa.schema(
         "tests_passed": pa.int32(),
         "num_tests": pa.int32(),
         "message": pa.string(),
-        "seconds": pa.float64(),
         "exact_match": pa.bool_(),
         "reads_answer": pa.bool_(),
     }
@@ -55,11 +55,14 @@ _OUTCOMES = pa.schema(
 class JudgeConfig(Settings):
     """The part of the recipe that `judge` is keyed by; see `mlops_tasks.config.Evaluation`."""
 
+    protocol: Protocol
+    num_samples: int
+    temperature: float
+    top_p: float
     k: tuple[int, ...]
     min_seconds: float
     reference_factor: float
-    split: Split
-    limit: int | None
+    problems: EvaluationSet
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,9 @@ def judge(attempt: Attempt) -> dict[str, Any]:
     """
     started = time.monotonic()
     config = JudgeConfig.model_validate(attempt.config)
-    asked = attempt.inputs["completions"].metrics
-    problems = read_problems(attempt.inputs["data"].path(f"{config.split}.parquet"))[: config.limit]
+    problems = config.problems.of(read_problems(attempt.inputs["data"].path(f"{config.problems.split}.parquet")))
     completions = read_completions(attempt.inputs["completions"].path("completions.parquet"))
-    _require_samples(problems, completions, asked["num_samples"])
+    _require_samples(problems, completions, config.num_samples)
     rows = run_completions(
         problems,
         completions,
@@ -94,8 +96,10 @@ def judge(attempt: Attempt) -> dict[str, Any]:
     pq.write_table(
         pa.Table.from_pylist(rows, schema=_OUTCOMES), attempt.folder / "outcomes.parquet", compression="zstd"
     )
-    about = {name: asked[name] for name in ("protocol", "prompt_sha256", "num_samples", "temperature", "top_p")}
-    scores = {**about, **score(rows, config.k)}
+    # Of what was asked, not of what `generate` says of itself: the same programs may have been drawn in another way.
+    about = config.model_dump(mode="json", include={"protocol", "num_samples", "temperature", "top_p"})
+    prompts = {one.problem_id: one.prompt for one in completions}
+    scores = {**about, "prompt_sha256": prompts_sha256(list(prompts.values())), **score(rows, config.k)}
     (attempt.folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     log.info(
         "judged %d programs of %d problems in %.1f s: pass@1 %.4f, verdicts %s",
@@ -185,7 +189,6 @@ def _row(problem: Problem, completion: Completion, program: Program, outcome: Ou
         "tests_passed": outcome.tests_passed,
         "num_tests": outcome.num_tests,
         "message": outcome.message,
-        "seconds": outcome.seconds,
         "exact_match": _without_trailing_space(completion.completion) == _without_trailing_space(problem.solution),
         "reads_answer": reads_answer(completion.completion, shown),
     }

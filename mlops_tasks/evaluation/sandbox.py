@@ -25,11 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from tqdm import tqdm
-
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.evaluation import harness
 from mlops_tasks.evaluation.confinement import MEMORY_BYTES, is_supported
+from mlops_tasks.logs import watched
+from mlops_tasks.machine import num_cores
 
 Verdict = Literal["passed", "failed", "error", "timeout", "crashed"]
 """`failed`: a wrong answer; `error`: an exception, a syntax error too; `timeout`; `crashed`: exit, signal, memory, tampering."""
@@ -113,7 +113,7 @@ class Sandbox:
     """
 
     def __init__(self, num_workers: int | None = None) -> None:
-        self.num_workers = num_workers or len(os.sched_getaffinity(0)) if is_supported() else 1
+        self.num_workers = num_workers or num_cores()
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -157,7 +157,7 @@ class Sandbox:
         """
         with ThreadPoolExecutor(self.num_workers) as pool:
             try:
-                return list(tqdm(pool.map(self._run_one, programs), title, len(programs), leave=False, disable=None))
+                return list(watched(pool.map(self._run_one, programs), title, len(programs), unit="program"))
             except BaseException:
                 # Workers first, or the pool would wait for programs that nobody wants any more.
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -235,7 +235,7 @@ class _Worker:
 
 def wall_limit(limit_seconds: float) -> float:
     """Seconds on the clock after which a program is taken to sleep: what its CPU time may take under the load there is."""
-    load_per_core = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+    load_per_core = os.getloadavg()[0] / num_cores()
     return _WALL_FACTOR * limit_seconds * max(1.0, load_per_core)
 
 

@@ -89,7 +89,7 @@ def _folded(problem: Problem | None, id: str, badge: Markup, body: Markup, *, is
 
 
 def _program(row: Row, who: str) -> Markup:
-    tests = f"{row['tests_passed']} of {row['num_tests']} tests, {row['seconds']:.2f} s"
+    tests = f"{row['tests_passed']} of {row['num_tests']} tests"
     flag = pill("reads the answer off the prompt", "reads") if row["reads_answer"] else None
     message = row["message"] or ""
     shown = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"

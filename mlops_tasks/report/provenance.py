@@ -75,11 +75,9 @@ def _task(pointer: Pointer, saved: float, longest: float, facts: Facts) -> Marku
 def _title(facts: Facts, pointer: Pointer) -> Markup:
     """The label, and of mapped evaluations whose and on which set they are."""
     of = EVALUATIONS[pointer.index] if pointer.task in ("generate", "judge") else None
-    return join([_label(facts, pointer), element("small", f"{of[0]}, {of[1]} set") if of else None])
-
-
-def _label(facts: Facts, pointer: Pointer) -> str:
-    return f"{pointer.task}[{pointer.index}]" if facts.run.spec.fan_out.get(pointer.task, 1) > 1 else pointer.task
+    return join(
+        [facts.run.spec.label(pointer.task, pointer.index), element("small", f"{of[0]}, {of[1]} set") if of else None]
+    )
 
 
 def _anchor(pointer: Pointer) -> str:
@@ -111,7 +109,7 @@ def lineage(facts: Facts) -> Markup:
     ]
     if not found:
         return section("lineage", "Lineage", absent("No task of this run has an artifact."))
-    makers = {artifact.uri: pointer for pointer, artifact in reversed(found)}
+    makers = {artifact.prefix: pointer for pointer, artifact in reversed(found)}
     rows = [_artifact(facts, pointer, artifact, makers) for pointer, artifact in found]
     head = element("tr", [element("th", word) for word in ("artifact", "digest", "made from")])
     text = "A key names a result by everything that can change it; a digest is of its bytes. The links lead to the manifests in the store."
@@ -146,10 +144,10 @@ def _artifact(facts: Facts, pointer: Pointer, artifact: Artifact, makers: Mappin
 
 
 def _input(facts: Facts, given: Mapping[str, Any], makers: Mapping[str, Pointer]) -> Child:
-    maker = makers.get(str(given.get("uri")))
+    maker = makers.get(str(given.get("artifact")))
     if maker is not None:
-        return element("a", _label(facts, maker), href=f"#{_anchor(maker)}")
-    return element("span", str(given.get("uri")), class_="uri")
+        return element("a", facts.run.spec.label(maker.task, maker.index), href=f"#{_anchor(maker)}")
+    return element("span", str(given.get("artifact")), class_="uri")
 
 
 def _to_manifest(facts: Facts, artifact: Artifact) -> Markup:

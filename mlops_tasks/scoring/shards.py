@@ -8,36 +8,33 @@ could otherwise depend on the number of shards.
 from __future__ import annotations
 
 import json
-import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mlops_tasks.config import Settings, Text
 from mlops_tasks.data.problems import Problem, read_problems
 from mlops_tasks.data.prompts import shots_of
 from mlops_tasks.data.tokens import Example, Row, encode, fold_of, to_batch
 from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.logs import watched
 from mlops_tasks.loss import at_tokens, shifted_targets, token_losses
+from mlops_tasks.machine import accelerator
 from mlops_tasks.model import MtpModel
+from mlops_tasks.pretrained import load_tokenizer
 from mlops_tasks.scoring import scorers
 from mlops_tasks.scoring.scorers import ScoreRow, excess, generator_of, write_scores
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact
 
-log = logging.getLogger(__name__)
-
 # All three change bits, so they are the same everywhere. A batch of 8 rows bounds activations, 1024 rows bound logits.
 BLOCK_PROBLEMS = 32
 BATCH_ROWS = 8
 CHUNK_ROWS = 1024
-SECONDS_BETWEEN_LINES = 30
 
 Nats = dict[str, npt.NDArray[np.float32]]
 
@@ -142,7 +139,7 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _require_same_tokenizer(base: Artifact, ours: PreTrainedTokenizerBase, reference: Artifact) -> None:
-    difference = tokenizer_difference(ours, _tokenizer(reference))
+    difference = tokenizer_difference(ours, load_tokenizer(reference.folder("model")))
     if difference:
         raise UserError(
             f"The tokenizers of the base model {base.uri} and of the reference {reference.uri} differ: {difference}. Their "
@@ -151,17 +148,12 @@ def _require_same_tokenizer(base: Artifact, ours: PreTrainedTokenizerBase, refer
         )
 
 
-def _tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(artifact.folder("model"), local_files_only=True)
-    return tokenizer
-
-
 def _my_blocks(attempt: Attempt, config: ShardConfig) -> tuple[list[list[Example]], list[str]]:
     """Examples of this shard's blocks, and the ids of those that are too long."""
     data = attempt.inputs["data"]
     problems = read_problems(data.path("train.parquet"))
     shots = shots_of(read_problems(data.path("prompt.parquet")), config.text.prompt)
-    tokenizer = _tokenizer(attempt.inputs["model"])
+    tokenizer = load_tokenizer(attempt.inputs["model"].folder("model"))
     starts = range(config.shard * BLOCK_PROBLEMS, len(problems), config.num_shards * BLOCK_PROBLEMS)
     encoded = [encode(_block(problems, start), tokenizer, config.text, shots) for start in starts]
     return [examples for examples, _ in encoded], [problem_id for _, too_long in encoded for problem_id in too_long]
@@ -173,7 +165,7 @@ def _block(problems: Sequence[Problem], start: int) -> Sequence[Problem]:
 
 def _reference_nats(attempt: Attempt, config: ShardConfig, blocks: Sequence[Sequence[Example]]) -> Nats:
     base, folds = attempt.inputs["model"], config.fold
-    ours = _tokenizer(base)
+    ours = load_tokenizer(base.folder("model"))
     found: Nats = {}
     for k in range(folds.num_folds if folds else 1):
         reference = attempt.inputs[f"reference{k}"]
@@ -191,9 +183,9 @@ def _model_nats(artifact: Artifact, blocks: Sequence[Sequence[Example]], config:
         return {}
     model = MtpModel.load(artifact.folder("model"), num_heads=1, seed=0)
     model.check_length(config.text.max_length)
-    model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    model.to(accelerator())
     found: Nats = {}
-    for block in _watched(blocks, name):
+    for block in watched(blocks, f"score with the {name}", len(blocks), unit="block"):
         for example, nats in zip(block, example_losses(model, block, batch_rows=BATCH_ROWS), strict=True):
             if not np.isfinite(nats).all():
                 raise DataError(
@@ -202,17 +194,6 @@ def _model_nats(artifact: Artifact, blocks: Sequence[Sequence[Example]], config:
                 )
             found[example.problem_id] = nats
     return found
-
-
-def _watched(blocks: Sequence[Sequence[Example]], name: str) -> Iterator[Sequence[Example]]:
-    """The blocks, with a bar on a terminal and a line now and then elsewhere."""
-    told = time.monotonic()
-    bar = tqdm(blocks, f"score with the {name}", unit="block", leave=False, disable=None)
-    for done, block in enumerate(bar):
-        if bar.disable and time.monotonic() - told >= SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            log.info("score with the %s: %d of %d blocks", name, done, len(blocks))
-        yield block
 
 
 def _row(

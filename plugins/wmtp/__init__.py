@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, XComArg
+from airflow.sdk import BaseOperator, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks.config import Environment, load_environment
+from wmtp import trigger
 from wmtp.local import RETRY_POLICY, LocalPlan, LocalStage
-from wmtp.trigger import CHECKOUT, params
+from wmtp.trigger import CHECKOUT
 
 __all__ = ["RETRY_POLICY", "environment", "params", "stage"]
 
@@ -30,6 +31,11 @@ def environment_file() -> str:
 def environment() -> Environment:
     """Where this Airflow runs its stages."""
     return load_environment(environment_file())
+
+
+def params() -> dict[str, Param]:
+    """The typed form of a trigger; a scheduled run takes the recipe of the environment file."""
+    return trigger.params(environment().recipe)
 
 
 def stage(

@@ -71,7 +71,8 @@ class LocalStage(BaseOperator):
             raise AirflowSkipException("This run does not need it.")
         if pointer.outcome == "done":
             log.info("%s: done in %.1f s", self._name, pointer.seconds)
-        return {"stage": pointer.stage, "key": pointer.key, "uri": pointer.uri, "cache": pointer.outcome}
+        uri = f"{run.store.uri}/{pointer.prefix}" if pointer.prefix else None
+        return {"stage": pointer.stage, "key": pointer.key, "uri": uri, "cache": pointer.outcome}
 
     def on_kill(self) -> None:
         """Airflow got SIGTERM for this task: end the process; `execute` then raises."""

@@ -24,7 +24,7 @@ _RECIPES = CHECKOUT / "configs" / "recipes"
 class Trigger(Settings):
     """The choices of one run."""
 
-    recipe: str = Field("demo", examples=sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+    recipe: str = Field(examples=sorted(path.stem for path in _RECIPES.glob("*.yaml")))
     """What to learn: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
     overrides: tuple[str, ...] = ()
     """Settings to change, one a line: train.steps=200"""
@@ -54,7 +54,12 @@ class Trigger(Settings):
         return _RECIPES / f"{self.recipe}.yaml" if is_name else CHECKOUT / self.recipe
 
 
-def params() -> dict[str, Param]:
-    """The form: one typed field for each choice, with its description."""
+def params(recipe: str) -> dict[str, Param]:
+    """The form: one typed field for each choice, with its description.
+
+    Args:
+        recipe: what a run learns that says nothing, a scheduled one above all.
+    """
     properties = Trigger.model_json_schema()["properties"]
+    properties["recipe"]["default"] = recipe
     return {name: Param(**schema) for name, schema in properties.items()}

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from airflow.sdk import RetryAction
-from wmtp import RETRY_POLICY
+from wmtp import RETRY_POLICY, params
 from wmtp.local import LocalPlan, LocalStage
 from wmtp.process import Story
-from wmtp.trigger import CHECKOUT, Trigger, params
+from wmtp.trigger import CHECKOUT, Trigger
 
 from mlops_tasks import errors, pipeline
 from mlops_tasks.__main__ import _parser
@@ -229,6 +229,15 @@ def test_a_recipe_is_a_name_or_a_path(tmp_path: Path) -> None:
 def test_a_trigger_that_does_not_fit_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Trigger.of(given)
+
+
+def test_a_scheduled_run_takes_the_recipe_of_the_environment_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "environment.yaml"
+    file.write_text(json.dumps({"store": "store", "mlflow_uri": "sqlite:///mlflow.db", "recipe": "nightly"}))
+    monkeypatch.setenv("WMTP_ENVIRONMENT", str(file))
+    assert params()["recipe"].resolve() == "nightly"
 
 
 def test_the_form_is_typed_described_and_valid() -> None:

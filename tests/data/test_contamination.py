@@ -75,10 +75,19 @@ def test_every_pair_is_listed() -> None:
     assert found == ["7 (train) and 1 (test) have the same text", "7 (train) and 2 (validation) have the same text"]
 
 
+def test_problems_of_another_snapshot_count_whatever_they_are_for() -> None:
+    reference = [problem("1", "train", "one", CODE), problem("2", "train", "two", "def f(x):\n    return 2")]
+    data = [problem("7", "train", "seven", CODE), problem("8", "prompt", "TWO", "def f(x):\n    return 8")]
+    assert [str(pair) for pair in contaminated_pairs(reference, data)] == [
+        "2 (train) and 8 (prompt) have the same text",
+        "1 (train) and 7 (train) have the same code",
+    ]
+    assert contaminated_pairs(reference) == []
+
+
 def test_published_mbpp_has_these_pairs(mbpp_folder: Path) -> None:
     found = {
-        (pair.train.id, pair.evaluation.id, pair.equal)
-        for pair in contaminated_pairs(read_mbpp(mbpp_folder / "mbpp.jsonl"))
+        (pair.train.id, pair.other.id, pair.equal) for pair in contaminated_pairs(read_mbpp(mbpp_folder / "mbpp.jsonl"))
     }
     assert found == {
         ("602", "217", "text"),

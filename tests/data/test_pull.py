@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -123,6 +124,32 @@ def test_dropping_every_training_problem_is_refused(tmp_path: Path) -> None:
     source = write_data(tmp_path, record(11, "one"), record(601, "one"))
     with pytest.raises(DataError, match="All 1 training problems equal evaluation problems"):
         pull(attempt(tmp_path, data=source, on_contamination="drop"))
+
+
+def test_what_a_reference_learns_is_held_against_what_it_will_score(tmp_path: Path) -> None:
+    snapshot = attempt(tmp_path, data=write_data(tmp_path, *CLEAN), on_contamination="refuse")
+    pull(snapshot)
+    draft = snapshot.store.begin("pull/data")
+    for file in snapshot.folder.iterdir():
+        shutil.copy(file, draft.folder)
+    scored = snapshot.store.commit(draft, {"metrics": {}})
+    (tmp_path / "reference").mkdir()
+    others = [record(701, "six"), record(702, "other", text="WRITE four."), record(703, "three", text="Another text.")]
+    source = write_data(tmp_path / "reference", *others)
+
+    refusing = attempt(tmp_path / "reference", data=source, on_contamination="refuse")
+    with pytest.raises(
+        DataError, match=r"(?s)Training problems of the reference equal problems that .*702 .* and 602 "
+    ) as caught:
+        pull(replace(refusing, inputs={"data": scored}))
+    assert caught.value.exit_code == 65
+
+    metrics = pull(replace(refusing, inputs={"data": scored}, config={"data": source, "on_contamination": "drop"}))
+    assert ids(refusing.folder, "train") == ["701"]
+    assert metrics["dropped"] == [
+        "702 (train) and 602 (train) have the same text",
+        "703 (train) and 511 (validation) have the same code",
+    ]
 
 
 def test_published_mbpp_drops_five_training_problems(mbpp_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mlops_tasks.config import Environment, RandomModel
 from mlops_tasks.data.problems import Problem, write_problems
@@ -21,7 +22,7 @@ from mlops_tasks.store import Store
 
 CONFIG: dict[str, Any] = {
     "protocol": "docstring-0shot", "num_samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12,
-    "split": "test", "limit": None, "seed": None,
+    "precision": "float32", "problems": {"split": "test", "skip": 0, "limit": None}, "seed": None,
 }  # fmt: skip
 
 
@@ -98,7 +99,9 @@ def test_the_same_attempt_yields_the_same_bytes(environment: Environment, model_
 def test_the_shots_come_from_the_prompt_split_and_limit_counts_by_number(
     environment: Environment, model_folder: Path, tmp_path: Path
 ) -> None:
-    attempt = attempt_of(environment, model_folder, tmp_path / "out", protocol="begin-done-3shot", limit=2)
+    attempt = attempt_of(
+        environment, model_folder, tmp_path / "out", protocol="begin-done-3shot", problems={"split": "test", "limit": 2}
+    )
     generate(attempt)
     rows = pq.read_table(attempt.folder / "completions.parquet").to_pylist()
     assert [row["problem_id"] for row in rows] == ["9", "10"]
@@ -133,11 +136,11 @@ def with_positions(model_folder: Path, folder: Path, positions: int) -> Path:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, model_folder: Path) -> None:
-    with pytest.raises(UserError, match="holds no causal language model with a tokenizer"):
-        load(tmp_path)
+    with pytest.raises(UserError, match="holds no tokenizer that transformers can load"):
+        load(tmp_path, precision="float32")
     shutil.copytree(model_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(UserError, match="holds no causal language model with a tokenizer"):
-        load(tmp_path / "bare")
+    with pytest.raises(UserError, match="holds no causal language model that transformers can load"):
+        load(tmp_path / "bare", precision="float32")
 
 
 def test_a_model_that_lacks_weights_is_refused(tmp_path: Path, model_folder: Path) -> None:
@@ -145,7 +148,18 @@ def test_a_model_that_lacks_weights_is_refused(tmp_path: Path, model_folder: Pat
     config = json.loads((model_folder / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
     with pytest.raises(UserError, match=r"lacks \d+ of its weights, model.layers.1"):
-        load(tmp_path / "model")
+        load(tmp_path / "model", precision="float32")
+
+
+def test_a_model_writes_in_the_precision_that_is_asked_for_whatever_it_was_saved_in(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    half = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "half")
+    for folder in (model_folder, tmp_path / "half"):
+        assert load(folder, precision="float32").model.dtype == torch.float32
+        assert load(folder, precision="bfloat16").model.dtype == torch.bfloat16
 
 
 def completed(tokenizer: PreTrainedTokenizerBase, text: str, *, is_ended: bool = False) -> Completed:

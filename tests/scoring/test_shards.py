@@ -22,12 +22,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mlops_tasks import logs
 from mlops_tasks.config import Environment, Text
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.data.tokens import encode, fold_of
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.model import MtpModel
-from mlops_tasks.scoring import merging, shards
+from mlops_tasks.scoring import merging
 from mlops_tasks.scoring.scorers import ScoreRow, read_scores
 from mlops_tasks.scoring.shards import example_losses, score_shard, tokenizer_difference
 from mlops_tasks.stage import Attempt
@@ -289,7 +290,7 @@ def test_losses_come_in_the_order_of_the_examples_whatever_their_lengths() -> No
 def test_long_scoring_says_where_it_is(
     workplace: Workplace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(logs, "SECONDS_BETWEEN_LINES", 0)
     with caplog.at_level("INFO", logger="mlops_tasks"):
         workplace.rows(RHO1)
-    assert "score with the reference 0: 1 of 3 blocks" in caplog.messages
+    assert any(line.startswith("score with the reference 0: 1 of 3, about") for line in caplog.messages)

@@ -1,0 +1,66 @@
+"""What this machine grants a process: cores and accelerators.
+
+The only place that asks. How many ranks or workers there are is the environment file's choice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Literal
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def num_cores() -> int:
+    """Cores that this process may use at one time, at least 1: its CPU affinity, and no more than its container's quota."""
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(granted, _quota(_CGROUPS, Path("/proc/self/cgroup")))))
+
+
+def _quota(root: Path, membership: Path) -> float:
+    """The smallest CPU quota of the control groups that this process is in, in cores; infinite where there is none."""
+    try:
+        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return math.inf
+    found = [math.inf]
+    for _, controllers, path in groups:
+        if controllers == "":
+            found += [_quota_v2(folder) for folder in _upwards(root, path)]
+        elif "cpu" in controllers.split(","):
+            found += [_quota_v1(folder) for folder in _upwards(root / "cpu", path)]
+    return min(found)
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    """A group's folder and those above it. A container may see its own group as the root, whatever the path says."""
+    own = root / path.lstrip("/")
+    return [root, *(folder for folder in (own, *own.parents) if root in folder.parents)]
+
+
+def _quota_v2(folder: Path) -> float:
+    quota, period = (_words(folder / "cpu.max") or ["max", "1"])[:2]
+    return math.inf if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float:
+    quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else math.inf
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
+
+
+def accelerator() -> Literal["cuda", "mps", "cpu"]:
+    """What models compute on here."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

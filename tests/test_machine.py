@@ -1,0 +1,53 @@
+"""What a machine grants, on made-up control groups."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mlops_tasks import machine
+
+
+def group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+def test_the_tightest_quota_above_a_process_counts(tmp_path: Path) -> None:
+    root, membership = tmp_path / "cgroup", tmp_path / "self"
+    membership.write_text("0::/pods/mine\n")
+    group(root)
+    group(root / "pods", cpu__max="150000 100000")
+    group(root / "pods" / "mine", cpu__max="max 100000")
+    assert machine._quota(root, membership) == 1.5
+
+
+def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
+    root, membership = tmp_path / "cgroup", tmp_path / "self"
+    membership.write_text("0::/\n")
+    group(root, cpu__max="400000 200000")
+    assert machine._quota(root, membership) == 2
+
+
+def test_the_older_hierarchy_has_a_file_each_for_quota_and_period(tmp_path: Path) -> None:
+    root, membership = tmp_path / "cgroup", tmp_path / "self"
+    membership.write_text("5:memory:/pods\n4:cpu,cpuacct:/pods\n")
+    group(root / "cpu", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
+    group(root / "cpu" / "pods", cpu__cfs_quota_us="300000", cpu__cfs_period_us="100000")
+    assert machine._quota(root, membership) == 3
+
+
+def test_no_group_is_no_limit(tmp_path: Path) -> None:
+    assert machine._quota(tmp_path, tmp_path / "none") == math.inf
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (1.5, 2), (math.inf, 4), (9.0, 4)])
+def test_a_part_of_a_core_is_one_and_affinity_is_a_limit_too(
+    quota: float, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_quota", lambda *_: quota)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert machine.num_cores() == cores
