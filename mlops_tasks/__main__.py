@@ -113,7 +113,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
 
 
 def _prefix_of(spec: str, environment: Environment) -> str:
-    store = Store.open(environment.store).uri
+    store = Store.of(environment).uri
     if not (spec.startswith(f"{store}/runs/") and spec.endswith("/spec.json")):
         raise UserError(
             f"--spec {spec} is not {store}/runs/…/spec.json. It must lie in the store of the environment file."
@@ -164,7 +164,7 @@ def _show(options: argparse.Namespace, environment: Environment, out: TextIO) ->
             raise UserError(f"The store {environment.store} has no run yet. Start one with `make demo`.")
         out.writelines(f"{line}\n" for line in summary.of_run(run))
         return
-    artifact = Store.open(environment.store).artifact_at(what.removesuffix("/manifest.json"))
+    artifact = Store.of(environment).artifact_at(what.removesuffix("/manifest.json"))
     if artifact is None:
         raise UserError(f"{what} is no whole artifact. `wmtp show` without an argument tells of the last run.")
     out.writelines(f"{line}\n" for line in summary.of_artifact(artifact))

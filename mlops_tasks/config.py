@@ -377,6 +377,19 @@ class Recipe(Settings):
         return self.scoring.reference if isinstance(self.scoring, Rho1 | Shuffled) else None
 
 
+class S3Access(Settings):
+    """How `s3://` is reached. Credentials never stand here: they come by AWS's usual chain (variables, profile, role)."""
+
+    endpoint: str | None = None
+    """Address of another server than Amazon's: `http://…`; None: Amazon's."""
+    region: str | None = None
+    """None: as AWS's own settings say."""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """`path` for most servers other than Amazon's."""
+    cache: str | None = None
+    """Folder for what is fetched; None: a temporary one of this machine."""
+
+
 class ScoreResources(Settings):
     """Where `score_shard` runs."""
 
@@ -421,7 +434,9 @@ class Environment(Settings):
     deployment: str = Field("laptop", pattern=r"^[A-Za-z0-9._-]+$")
     """Tells the runs of two Airflows on one store apart."""
     store: str
-    """Folder of the artifacts."""
+    """Where artifacts lie: a folder, or `s3://bucket/prefix`."""
+    s3: S3Access = S3Access()
+    """For a store, data or models on `s3://`."""
     mlflow_uri: str = Field(pattern=r"^[^@]*$")
     """Tracking server and registry: `http://…`, or `sqlite:///…` on a laptop. Name and password never stand here, for this
     is written into manifests and reports: they are in `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`."""

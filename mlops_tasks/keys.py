@@ -46,7 +46,6 @@ RUNTIME = frozenset(
             "tracking",
         )
     }
-    | {PACKAGE}
 )
 
 
@@ -129,12 +128,16 @@ def code_digests(module: str) -> tuple[tuple[str, str], ...]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or name in RUNTIME:
+        if name in found or _is_runtime(name):
             continue
         tree = ast.parse(_source_file(name).read_bytes())
         found[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
         waiting += _first_party_imports(tree, name)
     return tuple(sorted(found.items()))
+
+
+def _is_runtime(module: str) -> bool:
+    return module == PACKAGE or not RUNTIME.isdisjoint({module, module.rpartition(".")[0]})
 
 
 def _source_file(module: str) -> Path:

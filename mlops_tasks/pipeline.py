@@ -281,7 +281,7 @@ def plan(
     Raises:
         UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
     """
-    store = Store.open(environment.store)
+    store = Store.of(environment)
     if store.read_json(f"{prefix}/spec.json") is None:
         store.create_json(
             f"{prefix}/spec.json",
@@ -364,7 +364,7 @@ class Forecast:
 
 def preview(environment: Environment, spec: Spec) -> Iterator[Forecast]:
     """What each task of a run with this spec would do; starts nothing and writes nothing."""
-    run = _Preview(Store.open(environment.store), environment, "runs/preview", spec)
+    run = _Preview(Store.of(environment), environment, "runs/preview", spec)
     took = _earlier_seconds(environment)
     for task in TASKS.values():
         for index in range(spec.fan_out.get(task.id, 1)):

@@ -187,7 +187,7 @@ class Run:
         Raises:
             UserError: there is no spec, or it is of a version with other settings.
         """
-        store = Store.open(environment.store)
+        store = Store.of(environment)
         tree = store.read_json(f"{prefix}/spec.json")
         if tree is None:
             raise UserError(f"There is no {store.uri}/{prefix}/spec.json. Run the task `plan` of this run first.")
@@ -233,11 +233,10 @@ class Run:
             )
         return artifact
 
-    def file(self, name: str) -> Path:
-        """A local path for a small file of this run, such as its report."""
-        path = self.store.backend.local(f"{self.prefix}/{name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    def write(self, name: str, data: bytes) -> str:
+        """Put a small file of this run, such as its report, into the store; returns its URI."""
+        self.store.backend.write(f"{self.prefix}/{name}", data)
+        return f"{self.store.uri}/{self.prefix}/{name}"
 
     def point(self, pointer: Pointer) -> Pointer:
         """Record what a task came to."""
@@ -469,7 +468,7 @@ def _function(name: str) -> Callable[..., dict[str, Any]]:
 
 def runs(environment: Environment) -> Iterator[Run]:
     """All planned runs of this deployment, the newest first."""
-    store = Store.open(environment.store)
+    store = Store.of(environment)
     top = f"runs/{environment.deployment}"
     prefixes = [f"{top}/{dag}/{name}" for dag in store.children(top) for name in store.children(f"{top}/{dag}")]
     specs = [(prefix, store.read_json(f"{prefix}/spec.json")) for prefix in prefixes]

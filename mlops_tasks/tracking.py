@@ -446,7 +446,7 @@ def _version(distribution: str) -> str:
     return metadata.version(distribution).partition("+")[0]
 
 
-def log_report(environment: Environment, *, stage_key: str, experiment: str, page: Path, name: str) -> None:
+def log_report(environment: Environment, *, stage_key: str, experiment: str, page: str, name: str) -> None:
     """Put a report beside the run that it is about; several DAG runs may have reports on one training.
 
     Raises:
@@ -454,4 +454,4 @@ def log_report(environment: Environment, *, stage_key: str, experiment: str, pag
     """
     with connection(environment) as client:
         run = find_or_create_run(client, environment, stage_key=stage_key, experiment=experiment)
-        client.log_artifact(run.info.run_id, str(page), f"reports/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}")
+        client.log_text(run.info.run_id, page, f"reports/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}/report.html")

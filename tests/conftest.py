@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server
 
 from mlops_tasks.config import Environment
 from mlops_tasks.tracking import connection
@@ -38,8 +39,7 @@ def loud(attempt):
 
 def tell(run):
     """An action: leaves a mark."""
-    with run.file("told.txt").open("a") as stream:
-        stream.write("told\\\\n")
+    run.write("told.txt", b"told")
     return {"told": True}
 
 MAKE = Stage("make", "toy.stages:make", ("pyarrow",))
@@ -86,6 +86,21 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with connection(Environment(store="unused", mlflow_uri=f"sqlite:///{path}")) as client:
         client.search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, with an empty bucket."""
+    with S3Server.started(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, with its credentials in this process's variables."""
+    for name, value in s3_server.variables.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture

@@ -339,7 +339,7 @@ def test_report_is_written_into_the_run_and_logged_beside_its_training(
     shutil.copy(mlflow_database, environment.mlflow_uri.removeprefix("sqlite:///"))
     run = finished_run(environment)
     path = Path(report(run)["path"])
-    assert path == run.file("report.html")
+    assert path == Path(environment.store, run.prefix, "report.html")
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
     (logged,) = (Path(environment.store).parent / "mlflow-artifacts").rglob("report.html")
     assert logged.read_bytes() == path.read_bytes()
@@ -470,7 +470,7 @@ def test_lineage_leads_from_every_input_to_its_artifact_and_to_the_manifests(env
     anchors = {f"#{id}" for id in seen.attributes("id")}
     links = seen.attributes("href")
     assert {link for link in links if link.startswith("#")} <= anchors
-    manifests = [run.file("report.html").parent / link for link in links if link.endswith("manifest.json")]
+    manifests = [Path(environment.store, run.prefix, link) for link in links if link.endswith("manifest.json")]
     assert len(manifests) == 16
     assert all(manifest.is_file() for manifest in manifests)
 
@@ -490,7 +490,7 @@ def test_run_that_has_only_been_planned_says_what_is_missing(
 
 def test_set_whose_baseline_is_not_judged_yet_says_so(environment: Environment) -> None:
     run = finished_run(environment)
-    run.file("judge.2.json").unlink()
+    Path(environment.store, run.prefix, "judge.2.json").unlink()
     shown = Reader(page(run)).shown
     assert shown.count("The task judge had not ended when this page was written.") == 1
 

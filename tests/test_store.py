@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import BUCKET, S3Server
 
+from mlops_tasks.config import S3Access
 from mlops_tasks.errors import DataError, UserError
-from mlops_tasks.store import Artifact, Backend, FolderBackend, Store, canonical_json
+from mlops_tasks.store import Artifact, Store, canonical_json
+from mlops_tasks.store.backend import Backend, FolderBackend
+from mlops_tasks.store.s3 import S3Backend
 
 
-@pytest.fixture(params=["folder"])
+@pytest.fixture(params=["folder", "s3"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return {"folder": lambda: FolderBackend(tmp_path / "store")}[request.param]()
+    if request.param == "folder":
+        return FolderBackend(tmp_path / "store")
+    server: S3Server = request.getfixturevalue("s3")
+    return S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(server.access(tmp_path / "cache")))
 
 
 @pytest.fixture
@@ -33,8 +40,13 @@ def committed(store: Store, prefix: str = "make/k1", **files: str) -> Artifact:
     return store.commit(draft, {"stage": "make", "metrics": {"n": 1}})
 
 
-def file_of(artifact: Artifact, name: str) -> Path:
-    return Path(artifact.uri) / "attempts" / artifact.manifest["attempt"] / name
+def damage(artifact: Artifact, name: str, data: bytes | None) -> None:
+    """Put other bytes in a committed file's place, or none."""
+    backend, place = artifact.store.backend, f"{artifact.prefix}/attempts/{artifact.manifest['attempt']}/{name}"
+    backend.local(place).unlink(missing_ok=True)
+    backend.delete(place)
+    if data is not None:
+        backend.write(place, data)
 
 
 def test_reading_what_is_not_there_gives_nothing(backend: Backend) -> None:
@@ -73,22 +85,76 @@ def test_delete_takes_a_file_or_all_below(backend: Backend) -> None:
     assert backend.children("") == []
 
 
-def _create(root: Path, name: str, results: Any, gate: Any) -> None:
+def test_swap_replaces_only_what_was_read(backend: Backend) -> None:
+    assert not backend.swap("a/p", b"new", over=b"old")
+    backend.write("a/p", b"old")
+    assert not backend.swap("a/p", b"new", over=b"older")
+    assert backend.swap("a/p", b"new", over=b"old")
+    assert not backend.swap("a/p", b"newer", over=b"old")
+    assert backend.read("a/p") == b"new"
+    assert backend.children("a") == ["p"]
+
+
+def test_sizes_are_of_all_files_below(backend: Backend) -> None:
+    assert backend.sizes("a") == {}
+    backend.write("a/b/c", b"123")
+    backend.write("a/d", b"")
+    backend.write("ab/e", b"1")
+    assert backend.sizes("a") == {"b/c": 3, "d": 0}
+
+
+def test_what_goes_through_a_sink_is_there_when_it_is_closed(backend: Backend) -> None:
+    data = os.urandom(2**20 + 1)
+    with backend.sink("a/b/big") as stream:
+        stream.write(data[:1000])
+        stream.write(data[1000:])
+    assert backend.size("a/b/big") == len(data)
+    assert backend.local("a/b/big").read_bytes() == data
+
+
+def _race(backend: Backend, action: str, name: str, results: Any, gate: Any) -> None:
     gate.wait()
-    results.put(FolderBackend(root).create("race/manifest.json", name.encode()))
+    data = name.encode()
+    create = action == "create"
+    results.put(backend.create("race/new", data) if create else backend.swap("race/old", data, over=b"first"))
 
 
-def test_of_many_writers_exactly_one_creates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("action", ["create", "swap"])
+def test_of_many_writers_exactly_one_wins(backend: Backend, action: str) -> None:
     context = multiprocessing.get_context("fork")
-    for round_ in range(10):
-        root, results, gate = tmp_path / str(round_), context.Queue(), context.Barrier(6)
-        writers = [context.Process(target=_create, args=(root, f"w{n}", results, gate)) for n in range(6)]
+    for _ in range(10):
+        backend.delete("race")
+        backend.write("race/old", b"first")
+        results, gate = context.Queue(), context.Barrier(6)
+        writers = [
+            context.Process(target=_race, args=(backend, action, f"w{n}", results, gate), daemon=True) for n in range(6)
+        ]
         for writer in writers:
             writer.start()
-        outcomes = [results.get(timeout=20) for _ in writers]
+        outcomes = [results.get(timeout=60) for _ in writers]
         for writer in writers:
             writer.join()
         assert sorted(outcomes) == [False] * 5 + [True]
+
+
+def test_a_file_may_be_streamed_into_a_draft(store: Store) -> None:
+    draft = store.begin("make/k1")
+    (draft.folder / "a.txt").write_text("alpha")
+    with draft.stream("deep/b.txt") as stream:
+        stream.write(b"be")
+        stream.write(memoryview(b"ta"))
+    artifact = store.commit(draft, {"metrics": {}})
+    assert artifact.digest == committed(store, "make/k2").digest
+    assert artifact.path("deep/b.txt").read_text() == "beta"
+
+
+def test_a_copy_on_this_machine_that_went_bad_is_no_fault_of_the_artifact(store: Store) -> None:
+    if isinstance(store.backend, FolderBackend):
+        pytest.skip("a folder keeps no copies")
+    artifact = committed(store)
+    store.backend.local(f"{artifact.prefix}/attempts/{artifact.manifest['attempt']}/a.txt").write_text("gamma")
+    assert artifact.path("a.txt").read_text() == "alpha"
+    assert store.find("make/k1") == artifact
 
 
 def test_an_artifact_is_found_with_its_files_digests_and_record(store: Store) -> None:
@@ -125,11 +191,9 @@ def test_a_draft_is_not_seen_before_it_is_committed(store: Store) -> None:
     assert store.children("make/k1/attempts") == []
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda path: path.unlink(), lambda path: path.write_text("alph"), lambda path: os.truncate(path, 0)]
-)
-def test_a_missing_or_truncated_file_is_no_hit_and_is_quarantined(store: Store, damage: Any) -> None:
-    damage(file_of(committed(store), "a.txt"))
+@pytest.mark.parametrize("data", [None, b"alph", b""])
+def test_a_missing_or_truncated_file_is_no_hit_and_is_quarantined(store: Store, data: bytes | None) -> None:
+    damage(committed(store), "a.txt", data)
     assert store.find("make/k1") is None
     assert store.read_json("make/k1/manifest.json") is None
     assert len(store.children("make/k1/quarantine")) == 1
@@ -145,7 +209,7 @@ def test_a_broken_manifest_is_quarantined(store: Store, text: str) -> None:
 
 def test_changed_bytes_of_the_same_size_are_noticed_when_read(store: Store) -> None:
     artifact = committed(store)
-    file_of(artifact, "deep/b.txt").write_text("bete")
+    damage(artifact, "deep/b.txt", b"bete")
     found = store.find("make/k1")
     assert found is not None
     assert found.path("a.txt").read_text() == "alpha"
@@ -175,7 +239,7 @@ def test_a_second_commit_gives_way_to_the_first(store: Store, caplog: pytest.Log
 
 
 def test_a_commit_over_a_broken_artifact_wins(store: Store) -> None:
-    file_of(committed(store), "a.txt").unlink()
+    damage(committed(store), "a.txt", None)
     fresh = committed(store)
     assert fresh.path("a.txt").read_text() == "alpha"
 
@@ -188,15 +252,16 @@ def test_a_version_that_was_replaced_is_still_found_by_its_digest(store: Store) 
     older = store.version_at(first.prefix, first.digest)
     assert older is not None
     assert older.path("a.txt").read_text() == "alpha"
-    file_of(first, "a.txt").unlink()
+    damage(first, "a.txt", None)
     assert store.version_at(first.prefix, first.digest) is None
 
 
 def test_removal_takes_the_manifest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     committed(store)
     deleted: list[str] = []
-    real = FolderBackend.delete
-    monkeypatch.setattr(FolderBackend, "delete", lambda self, name: (deleted.append(name), real(self, name)))
+    kind = type(store.backend)
+    real = kind.delete
+    monkeypatch.setattr(kind, "delete", lambda self, name: (deleted.append(name), real(self, name)))
     store.remove("make/k1")
     assert deleted == ["make/k1/manifest.json", "make/k1"]
     assert store.children("make") == []
@@ -212,7 +277,7 @@ def test_json_files_are_replaced_or_created_once(store: Store) -> None:
 def test_foreign_uris_are_refused(store: Store) -> None:
     with pytest.raises(UserError, match="is not in the store"):
         store.artifact_at("/elsewhere/make/k1")
-    with pytest.raises(UserError, match="scheme gopher; known is file"):
+    with pytest.raises(UserError, match="scheme gopher; known are s3 and file"):
         Store.open("gopher://x/y")
 
 
@@ -238,7 +303,7 @@ def test_canonical_json_is_one_form_and_refuses_what_is_not_finite() -> None:
 
 
 def test_the_manifest_is_readable_by_people(store: Store) -> None:
-    text = (Path(committed(store).uri) / "manifest.json").read_text()
+    text = (store.backend.read(f"{committed(store).prefix}/manifest.json") or b"").decode()
     assert json.loads(text)["files"][0] == {
         "name": "a.txt",
         "size": 5,

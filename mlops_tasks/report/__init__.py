@@ -7,7 +7,6 @@ a part whose task was skipped or has not ended says so. Its sections are `outcom
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from mlops_tasks import tracking
@@ -38,11 +37,11 @@ def report(run: Run) -> dict[str, Any]:
     Returns:
         path: where the page is.
     """
-    path = run.file("report.html")
-    path.write_text(page(run), encoding="utf-8", errors="replace")
-    _log_to_mlflow(run, path)
+    data = page(run).encode(errors="replace")
+    path = run.write("report.html", data)
+    _log_to_mlflow(run, data.decode(), path)
     log.info("the report is %s", path)
-    return {"path": str(path)}
+    return {"path": path}
 
 
 def page(run: Run) -> str:
@@ -67,7 +66,7 @@ def page(run: Run) -> str:
     return f"{join([Markup('<!doctype html>')])}\n{whole}\n"
 
 
-def _log_to_mlflow(run: Run, page: Path) -> None:
+def _log_to_mlflow(run: Run, page: str, path: str) -> None:
     train = run.pointer("train")
     if train is None or train.key is None:
         log.warning("the report is not in MLflow: this run has no training to put it beside")
@@ -76,4 +75,4 @@ def _log_to_mlflow(run: Run, page: Path) -> None:
     try:
         tracking.log_report(run.environment, stage_key=train.key, experiment=experiment, page=page, name=run.name)
     except WmtpError as error:
-        log.warning("the report is in %s, but not in MLflow: %s", page, error)
+        log.warning("the report is in %s, but not in MLflow: %s", path, error)

@@ -134,7 +134,7 @@ class LocalPlan(LocalStage):
         _refuse_if_stopped()
         trigger = Trigger.of(context["params"])
         environment, prefix = load_environment(self.environment_file), self._prefix(context)
-        uri = f"{Store.open(environment.store).uri}/{prefix}/spec.json"
+        uri = f"{Store.of(environment).uri}/{prefix}/spec.json"
         log.info("plan: starts with %s", trigger.recipe_file)
         self._run_process(self.plan_command(trigger, uri))
         context["ti"].xcom_push(key="spec", value={"stage": "plan", "key": None, "uri": uri, "cache": "done"})

@@ -5,8 +5,8 @@
     <store>/<prefix>/quarantine/          manifests that stopped being true
     <store>/runs/…                        small files that people and tasks find by name
 
-A `Backend` moves bytes and gives three promises (atomic replace, create-if-absent, remove-if-unchanged); a `Store` makes
-artifacts of them. Which prefix means what, and who needs an artifact, is left to `stage`.
+A `Backend` moves bytes and gives a few promises (atomic replace, create-if-absent, replace- and remove-if-unchanged); a `Store`
+makes artifacts of them. Which prefix means what, and who needs an artifact, is left to `stage`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import fnmatch
 import hashlib
 import json
 import logging
-import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, cast
 
+from mlops_tasks.config import Environment, S3Access
 from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.store.backend import Backend, FolderBackend
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_TEMPORARY = ".tmp-"
 
 
 def canonical_json(value: object) -> bytes:
@@ -50,165 +51,52 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class Backend(Protocol):
-    """Bytes by name; a name is relative and separated by `/`. Every write is durable when the call returns."""
+class _Hashing:
+    """A stream to write to that knows what went through it."""
 
-    @property
-    def uri(self) -> str:
-        """Where it is."""
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._sha256 = hashlib.sha256()
+        self._size = 0
 
-    def read(self, name: str) -> bytes | None:
-        """The bytes, or None where nothing is."""
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._sha256.update(view)
+        self._size += len(view)
+        self._stream.write(view)
+        return len(view)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace atomically: a reader sees the old bytes or the new, never a part."""
+    def flush(self) -> None:
+        self._stream.flush()
 
-    def create(self, name: str, data: bytes) -> bool:
-        """Write only if nothing is there. Of many writers exactly one gets True."""
-
-    def retire(self, name: str, data: bytes, to: str) -> bool:
-        """Move `name` to `to` if it still holds `data`; False if it is gone or another by now."""
-
-    def size(self, name: str) -> int | None:
-        """Bytes, or None where nothing is."""
-
-    def children(self, name: str) -> list[str]:
-        """Sorted names directly below; empty where nothing is."""
-
-    def delete(self, name: str) -> None:
-        """Remove a file or all that is below; nothing there is fine."""
-
-    def scratch(self, name: str) -> Path:
-        """A new local folder to fill, which `publish` then makes durable under `name`."""
-
-    def publish(self, name: str, files: Iterable[str]) -> None:
-        """Make the files of `scratch(name)` durable."""
-
-    def local(self, name: str) -> Path:
-        """A local path with the bytes of `name`, which must exist."""
-
-
-@dataclass(frozen=True)
-class FolderBackend:
-    """A folder on a file system with hard links."""
-
-    root: Path
-
-    @property
-    def uri(self) -> str:
-        return str(self.root)
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return (self.root / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        temporary = self._durable_temporary(name, data)
-        os.replace(temporary, self.root / name)
-        _sync_folder(temporary.parent)
-
-    def create(self, name: str, data: bytes) -> bool:
-        # A rename would overwrite what another process has just committed; a hard link fails instead.
-        temporary = self._durable_temporary(name, data)
-        try:
-            os.link(temporary, self.root / name)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise UserError(
-                f"The file system of {self.root} cannot make hard links ({error}), and commits rest on them. "
-                "Set `store` in the environment file to a folder on a local or NFS file system."
-            ) from error
-        finally:
-            temporary.unlink()
-        _sync_folder(temporary.parent)
-        return True
-
-    def retire(self, name: str, data: bytes, to: str) -> bool:
-        aside = self.root / to
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(self.root / name, aside)
-        except FileNotFoundError:
-            return False
-        if (moved := aside.read_bytes()) == data:
-            _sync_folder(aside.parent)
-            return True
-        # Somebody committed anew between our read and the rename: put theirs back.
-        self.create(name, moved)
-        aside.unlink()
-        return False
-
-    def size(self, name: str) -> int | None:
-        try:
-            return (self.root / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def children(self, name: str) -> list[str]:
-        try:
-            names = os.listdir(self.root / name)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(child for child in names if not child.startswith(_TEMPORARY))
-
-    def delete(self, name: str) -> None:
-        path = self.root / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-    def scratch(self, name: str) -> Path:
-        folder = self.root / name
-        folder.mkdir(parents=True)
-        return folder
-
-    def publish(self, name: str, files: Iterable[str]) -> None:
-        folder = self.root / name
-        for file in files:
-            with (folder / file).open("rb") as stream:
-                os.fsync(stream.fileno())
-        for below in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-            _sync_folder(below)
-        _sync_folder(folder.parent)
-
-    def local(self, name: str) -> Path:
-        return self.root / name
-
-    def _durable_temporary(self, name: str, data: bytes) -> Path:
-        folder = (self.root / name).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
-            with temporary.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except PermissionError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error}). Set `store` in the environment file to a folder of yours."
-            ) from error
-        return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def entry(self, name: str) -> dict[str, Any]:
+        return {"name": name, "size": self._size, "sha256": self._sha256.hexdigest()}
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An attempt at an artifact: a local folder that nobody else sees until it is committed."""
+    """An attempt at an artifact: files that nobody else sees until it is committed."""
 
+    backend: Backend
     prefix: str
     attempt: str
     folder: Path
+    """Local; what lies here is committed."""
+    streamed: list[dict[str, Any]] = field(default_factory=list)
+    """Entries of files that went straight to the store."""
+
+    @property
+    def place(self) -> str:
+        """Where the files lie in the store."""
+        return f"{self.prefix}/attempts/{self.attempt}"
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Write one file straight to the store, without a local copy where the store is not local."""
+        with self.backend.sink(f"{self.place}/{name}") as stream:
+            hashing = _Hashing(stream)
+            yield cast(BinaryIO, hashing)
+        self.streamed.append(hashing.entry(name))
 
 
 @dataclass(frozen=True)
@@ -254,9 +142,11 @@ class Artifact:
         entry = next((file for file in self.manifest["files"] if file["name"] == name), None)
         if entry is None:
             raise DataError(f"{self.uri} holds no file {name}; it holds {', '.join(self.names)}.")
-        local = self.store.backend.local(f"{self.prefix}/attempts/{self.manifest['attempt']}/{name}")
+        place = f"{self.prefix}/attempts/{self.manifest['attempt']}/{name}"
+        local = self.store.backend.local(place)
         if name not in self._verified:
-            self._verify(local, entry)
+            if _found(local) != entry["sha256"]:
+                self._require(_found(self.store.backend.local(place, anew=True)), entry)
             self._verified.add(name)
         return local
 
@@ -274,8 +164,7 @@ class Artifact:
             self.path(file)
         return first.parents[below[0].removeprefix(f"{name}/").count("/")]
 
-    def _verify(self, local: Path, entry: dict[str, Any]) -> None:
-        found = sha256_of_file(local) if local.is_file() else "nothing"
+    def _require(self, found: str, entry: dict[str, Any]) -> None:
         if found == entry["sha256"]:
             return
         # Another attempt may have taken this one's place since; what is committed now is not what is broken here.
@@ -287,6 +176,10 @@ class Artifact:
         )
 
 
+def _found(path: Path) -> str:
+    return sha256_of_file(path) if path.is_file() else "nothing"
+
+
 @dataclass(frozen=True)
 class Store:
     """Artifacts on a backend."""
@@ -294,16 +187,25 @@ class Store:
     backend: Backend
 
     @classmethod
-    def open(cls, uri: str) -> Store:
+    def of(cls, environment: Environment) -> Store:
+        """The store of an environment."""
+        return cls.open(environment.store, environment.s3)
+
+    @classmethod
+    def open(cls, uri: str, access: S3Access | None = None) -> Store:
         """The store at a URI.
 
         Raises:
             UserError: a scheme that no backend knows.
         """
         scheme, separator, rest = uri.partition("://")
+        if scheme == "s3" and separator:
+            from mlops_tasks.store.s3 import S3Backend, parts_of
+
+            return cls(S3Backend(*parts_of(uri), access or S3Access()))
         if separator and scheme != "file":
             raise UserError(
-                f"The store {uri} has the scheme {scheme}; known is file (or a plain path). Change `store` in the environment file."
+                f"The store {uri} has the scheme {scheme}; known are s3 and file (or a plain path). Change `store` in the environment file."
             )
         return cls(FolderBackend(Path(rest if separator else uri)))
 
@@ -314,7 +216,7 @@ class Store:
     def begin(self, prefix: str) -> Draft:
         """Start an attempt with a folder of its own."""
         attempt = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{socket.gethostname()[:20]}-{uuid.uuid4().hex[:8]}"
-        return Draft(prefix, attempt, self.backend.scratch(f"{prefix}/attempts/{attempt}"))
+        return Draft(self.backend, prefix, attempt, self.backend.scratch(f"{prefix}/attempts/{attempt}"))
 
     def commit(self, draft: Draft, record: dict[str, Any]) -> Artifact:
         """Make the draft's files the artifact, unless another attempt was first: then theirs is returned.
@@ -326,8 +228,10 @@ class Store:
         Returns:
             The artifact that is committed now, ours or the first writer's.
         """
-        files = _file_entries(draft.folder)
-        self.backend.publish(f"{draft.prefix}/attempts/{draft.attempt}", [file["name"] for file in files])
+        streamed = {file["name"] for file in draft.streamed}
+        local = [file for file in _file_entries(draft.folder) if file["name"] not in streamed]
+        self.backend.publish(draft.place, draft.folder, [file["name"] for file in local])
+        files = sorted([*local, *draft.streamed], key=lambda file: str(file["name"]))
         manifest = {
             "schema": 1,
             **record,
@@ -345,7 +249,8 @@ class Store:
 
     def abandon(self, draft: Draft) -> None:
         """Remove a draft that will not be committed."""
-        self.backend.delete(f"{draft.prefix}/attempts/{draft.attempt}")
+        shutil.rmtree(draft.folder, ignore_errors=True)
+        self.backend.delete(draft.place)
 
     def find(self, prefix: str) -> Artifact | None:
         """The artifact if its manifest and every file are there with their sizes; a broken one is quarantined."""
@@ -422,8 +327,11 @@ class Store:
 
     def _flaw(self, prefix: str, manifest: dict[str, Any]) -> str | None:
         base = f"{prefix}/attempts/{manifest['attempt']}"
+        sizes = self.backend.sizes(base)
         for file in manifest["files"]:
-            size = self.backend.size(f"{base}/{file['name']}")
+            size = sizes.get(file["name"])
+            if size != file["size"]:
+                size = self.backend.size(f"{base}/{file['name']}")  # a listing may be behind; one file never is
             if size != file["size"]:
                 return f"{file['name']} has {'no file' if size is None else f'{size} bytes'}, committed were {file['size']} bytes"
         return None

@@ -1,0 +1,247 @@
+"""Bytes by name, and the promises that commits rest on; here for a folder, in `s3` for a bucket.
+
+Owns what is atomic and when a write is durable. What the names mean is left to whoever uses a backend.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from mlops_tasks.errors import Unavailable, UserError
+
+_TEMPORARY = ".tmp-"
+
+
+class Backend(Protocol):
+    """Bytes by name; a name is relative and separated by `/`. Every write is durable when the call returns.
+
+    All methods raise `UserError` where the store refuses us (no permission, no such bucket) and `Unavailable` where it cannot now
+    (unreachable, overloaded, disk full).
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes, or None where nothing is."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace atomically: a reader sees the old bytes or the new, never a part."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write only if nothing is there. Of many writers exactly one gets True."""
+
+    def swap(self, name: str, data: bytes, *, over: bytes) -> bool:
+        """Replace if `over` is still there, byte for byte. Of many writers over the same bytes exactly one gets True."""
+
+    def retire(self, name: str, data: bytes, to: str) -> bool:
+        """Move `name` to `to` if it still holds `data`; False if it is gone or another by now."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes, or None where nothing is."""
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Bytes of every file below, by its name relative to this one."""
+
+    def children(self, name: str) -> list[str]:
+        """Sorted names directly below; empty where nothing is."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file or all that is below; nothing there is fine."""
+
+    def scratch(self, name: str) -> Path:
+        """A new local folder to fill, whose files `publish` puts under `name`."""
+
+    def publish(self, name: str, folder: Path, files: Iterable[str]) -> None:
+        """Make files of `scratch(name)` durable under `name`; the folder is the backend's from then on."""
+
+    def sink(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A stream whose bytes are durable under `name` when the context ends without an error; nothing may be there yet."""
+
+    def local(self, name: str, *, anew: bool = False) -> Path:
+        """A local path with the bytes of a write-once file, for reading only; the path of nothing where nothing is.
+
+        Args:
+            name: never one that is replaced.
+            anew: do not trust a copy that is there already.
+        """
+
+
+@dataclass(frozen=True)
+class FolderBackend:
+    """A folder on a file system with hard links."""
+
+    root: Path
+
+    @property
+    def uri(self) -> str:
+        return str(self.root)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        temporary = self._durable_temporary(name, data)
+        os.replace(temporary, self.root / name)
+        _sync_folder(temporary.parent)
+
+    def create(self, name: str, data: bytes) -> bool:
+        # A rename would overwrite what another process has just committed; a hard link fails instead.
+        temporary = self._durable_temporary(name, data)
+        try:
+            os.link(temporary, self.root / name)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise UserError(
+                f"The file system of {self.root} cannot make hard links ({error}), and commits rest on them. "
+                "Set `store` in the environment file to a folder on a local or NFS file system."
+            ) from error
+        finally:
+            temporary.unlink()
+        _sync_folder(temporary.parent)
+        return True
+
+    def swap(self, name: str, data: bytes, *, over: bytes) -> bool:
+        with self._locked(name):
+            if self.read(name) != over:
+                return False
+            self.write(name, data)
+            return True
+
+    def retire(self, name: str, data: bytes, to: str) -> bool:
+        aside = self.root / to
+        with self._explained(aside.parent):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(self.root / name, aside)
+        except FileNotFoundError:
+            return False
+        if (moved := aside.read_bytes()) == data:
+            _sync_folder(aside.parent)
+            return True
+        # Somebody committed anew between our read and the rename: put theirs back.
+        self.create(name, moved)
+        aside.unlink()
+        return False
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def sizes(self, name: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for folder, _, files in os.walk(self.root / name):
+            for file in files:
+                if not file.startswith(_TEMPORARY):
+                    path = Path(folder, file)
+                    found[path.relative_to(self.root / name).as_posix()] = path.stat().st_size
+        return found
+
+    def children(self, name: str) -> list[str]:
+        try:
+            names = os.listdir(self.root / name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(child for child in names if not child.startswith(_TEMPORARY))
+
+    def delete(self, name: str) -> None:
+        path = self.root / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def scratch(self, name: str) -> Path:
+        folder = self.root / name
+        with self._explained(folder):
+            folder.mkdir(parents=True)
+        return folder
+
+    def publish(self, name: str, folder: Path, files: Iterable[str]) -> None:
+        assert folder == self.root / name, f"{folder} is not where {name} belongs"
+        for file in files:
+            with (folder / file).open("rb") as stream, self._explained(folder):
+                os.fsync(stream.fileno())
+        for below in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+            _sync_folder(below)
+        _sync_folder(folder.parent)
+
+    @contextmanager
+    def sink(self, name: str) -> Iterator[BinaryIO]:
+        path = self.root / name
+        with self._explained(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        _sync_folder(path.parent)
+
+    def local(self, name: str, *, anew: bool = False) -> Path:
+        return self.root / name
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """One process at a time; the lock is the kernel's, so that it ends with whoever holds it."""
+        folder = (self.root / name).parent
+        with self._explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"{_TEMPORARY}lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+
+    def _durable_temporary(self, name: str, data: bytes) -> Path:
+        folder = (self.root / name).parent
+        temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        with self._explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        return temporary
+
+    @contextmanager
+    def _explained(self, folder: Path) -> Iterator[None]:
+        """What the system refuses, as an error that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise UserError(
+                    f"{folder} cannot be written ({error}). Set `store` in the environment file to a folder of yours."
+                ) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Unavailable(
+                    f"The disk of {self.root} is full ({error}). Free some space (`wmtp gc` says what is not needed any more) "
+                    "and run this again."
+                ) from error
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

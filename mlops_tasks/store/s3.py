@@ -1,0 +1,398 @@
+"""A bucket, or a part of one, as a backend.
+
+Owns how S3's answers are read: a refused condition may be our own success whose reply was lost, a body may break off, a conflict is
+tried again. Requests are repeated by botocore (500, 503, slow-down, time-outs, with jitter); what it cannot repeat, a body that
+breaks off while it is read, is repeated here. Credentials come by AWS's usual chain and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import boto3
+from boto3.exceptions import Boto3Error, RetriesExceededError
+from boto3.s3.transfer import TransferConfig
+from botocore.client import BaseClient
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ResponseStreamingError,
+)
+
+from mlops_tasks.config import S3Access
+from mlops_tasks.errors import Unavailable, UserError, WmtpError
+
+R = TypeVar("R")
+
+NUM_ATTEMPTS = 8
+_CONNECT_SECONDS, _READ_SECONDS = 5, 60
+_MIB = 2**20
+_TRANSFER = TransferConfig(multipart_threshold=16 * _MIB, multipart_chunksize=16 * _MIB, max_concurrency=8)
+_NUM_STREAMS = 16  # small files are many requests, and each waits for a reply
+_MAX_KEYS_A_DELETE = 1000
+_WRITER = "wmtp-writer"
+_CACHE_DAYS = 7
+
+# What botocore cannot repeat, because it happens while a body is read.
+_BROKEN_OFF = (IncompleteReadError, ResponseStreamingError, RetriesExceededError)
+
+_ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
+_CONFLICT = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
+_UNMET = frozenset({"412", "PreconditionFailed"})
+_REFUSED = frozenset(
+    {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken", "301"}
+)
+
+
+@dataclass(frozen=True)
+class S3Backend:
+    """Objects below `s3://<bucket>/<prefix>`."""
+
+    bucket: str
+    prefix: str
+    access: S3Access = field(default_factory=S3Access)
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def read(self, name: str) -> bytes | None:
+        found = self._get(name)
+        return None if found is None else found[0]
+
+    def write(self, name: str, data: bytes) -> None:
+        self._ask(lambda: self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._require_conditions()
+        return self._put_if(name, data, {"IfNoneMatch": "*"})
+
+    def swap(self, name: str, data: bytes, *, over: bytes) -> bool:
+        self._require_conditions()
+        found = self._get(name)
+        if found is None or found[0] != over:
+            return False
+        return self._put_if(name, data, {"IfMatch": found[1]})
+
+    def retire(self, name: str, data: bytes, to: str) -> bool:
+        self._require_conditions()
+        found = self._get(name)
+        if found is None or found[0] != data:
+            return False
+        # Copy, then remove: after a kill in between both are there, and the next one to look retires it again.
+        self.write(to, data)
+        if self._delete_if(name, found[1]):
+            return True
+        self.delete(to)
+        return False
+
+    def size(self, name: str) -> int | None:
+        found = self._head(name)
+        return None if found is None else int(found["ContentLength"])
+
+    def sizes(self, name: str) -> dict[str, int]:
+        start = self._key(f"{name}/")
+        return {entry["Key"].removeprefix(start): int(entry["Size"]) for entry in self._entries(start)}
+
+    def children(self, name: str) -> list[str]:
+        start = self._key(f"{name}/" if name else "")
+        found: set[str] = set()
+        for page in self._pages(start, Delimiter="/"):
+            found |= {entry["Key"].removeprefix(start) for entry in page.get("Contents", [])}
+            found |= {entry["Prefix"].removeprefix(start).rstrip("/") for entry in page.get("CommonPrefixes", [])}
+        return sorted(found - {""})
+
+    def delete(self, name: str) -> None:
+        keys = [self._key(name), *(entry["Key"] for entry in self._entries(self._key(f"{name}/")))]
+        for first in range(0, len(keys), _MAX_KEYS_A_DELETE):
+            objects = [{"Key": key} for key in keys[first : first + _MAX_KEYS_A_DELETE]]
+            request = {"Objects": objects, "Quiet": True}
+            reply = self._ask(lambda request=request: self.client.delete_objects(Bucket=self.bucket, Delete=request))  # type: ignore[misc]
+            if errors := [one for one in reply.get("Errors", []) if one.get("Code") not in _ABSENT]:
+                raise Unavailable(
+                    f"{self.uri}: {len(errors)} of {len(objects)} objects were not removed, the first is {errors[0]['Key']} "
+                    f"({errors[0].get('Code')}: {errors[0].get('Message')}). Run this again, or grant s3:DeleteObject."
+                )
+
+    def scratch(self, name: str) -> Path:
+        folder = self._cache / name
+        folder.mkdir(parents=True)
+        return folder
+
+    def publish(self, name: str, folder: Path, files: Iterable[str]) -> None:
+        # The folder stays where `local` looks: what was just made is not fetched again.
+        self._many(lambda file: self._upload(folder / file, f"{name}/{file}"), files)
+
+    @contextmanager
+    def sink(self, name: str) -> Iterator[BinaryIO]:
+        reader, writer = os.pipe()
+        failed: list[BaseException] = []
+
+        def send() -> None:
+            with os.fdopen(reader, "rb") as stream:
+                try:
+                    self._ask(
+                        lambda: self.client.upload_fileobj(stream, self.bucket, self._key(name), Config=_TRANSFER),
+                        num_attempts=1,  # what has gone through a pipe cannot be sent again; botocore repeats each part
+                    )
+                except BaseException as error:
+                    failed.append(error)
+
+        thread = threading.Thread(target=send, name="upload", daemon=True)
+        thread.start()
+        try:
+            with suppress(BrokenPipeError), os.fdopen(writer, "wb") as stream:
+                yield stream
+        finally:
+            thread.join()
+        if failed:
+            raise failed[0]
+
+    def local(self, name: str, *, anew: bool = False) -> Path:
+        path = self._cache / name
+        if anew:
+            path.unlink(missing_ok=True)
+        if path.exists():
+            with suppress(FileNotFoundError):
+                os.utime(path)
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may want it at once: each fetches, and the last rename wins.
+        temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+        try:
+            self._ask(
+                lambda: self.client.download_file(self.bucket, self._key(name), str(temporary), Config=_TRANSFER),
+                if_absent=None,
+            )
+            if temporary.exists():
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @cached_property
+    def client(self) -> BaseClient:
+        """One for all threads of this process."""
+        settings = Config(
+            region_name=self.access.region,
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": NUM_ATTEMPTS},
+            max_pool_connections=2 * _NUM_STREAMS,
+            s3={"addressing_style": self.access.addressing_style},
+            # Our own SHA-256 is checked on every read; other servers than Amazon's do not all know the newer checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return boto3.session.Session().client("s3", endpoint_url=self.access.endpoint, config=settings)
+
+    @cached_property
+    def _cache(self) -> Path:
+        """Where files of this store lie on this machine; what was not used for some days is removed."""
+        top = Path(self.access.cache or Path(tempfile.gettempdir()) / f"wmtp-{os.getuid()}").expanduser()
+        server = hashlib.sha256(str(self.access.endpoint).encode()).hexdigest()[:8]
+        folder = top / server / self.bucket / self.prefix
+        folder.mkdir(parents=True, exist_ok=True)
+        _forget_old(folder)
+        return folder
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _many(self, action: Callable[[str], None], names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_NUM_STREAMS) as pool:
+            for _ in pool.map(action, names):
+                pass
+
+    def _upload(self, file: Path, name: str) -> None:
+        self._ask(lambda: self.client.upload_file(str(file), self.bucket, self._key(name), Config=_TRANSFER))
+
+    def _get(self, name: str) -> tuple[bytes, str] | None:
+        """Bytes and ETag of a small object."""
+
+        def get() -> tuple[bytes, str]:
+            reply = self.client.get_object(Bucket=self.bucket, Key=self._key(name))
+            return reply["Body"].read(), reply["ETag"]
+
+        found: tuple[bytes, str] | None = self._ask(get, if_absent=None)
+        return found
+
+    def _head(self, name: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._ask(
+            lambda: self.client.head_object(Bucket=self.bucket, Key=self._key(name)), if_absent=None
+        )
+        return found
+
+    def _entries(self, start: str) -> list[dict[str, Any]]:
+        return [entry for page in self._pages(start) for entry in page.get("Contents", [])]
+
+    def _pages(self, start: str, **options: Any) -> list[dict[str, Any]]:
+        pages = self.client.get_paginator("list_objects_v2")
+        found: list[dict[str, Any]] = self._ask(
+            lambda: list(pages.paginate(Bucket=self.bucket, Prefix=start, **options))
+        )
+        return found
+
+    def _put_if(self, name: str, data: bytes, condition: dict[str, str]) -> bool:
+        """A conditional PUT. A condition that is not met may be our own success, whose reply was lost: who wrote it tells."""
+        writer = uuid.uuid4().hex
+        request = {"Bucket": self.bucket, "Key": self._key(name), "Body": data, "Metadata": {_WRITER: writer}}
+        for attempt in range(NUM_ATTEMPTS):
+            code = self._code_of(lambda: self.client.put_object(**request, **condition))
+            if code is None:
+                return True
+            if code in _UNMET or code in _ABSENT:  # If-Match on nothing is 404
+                found = self._head(name)
+                return found is not None and found["Metadata"].get(_WRITER) == writer
+            _wait(attempt)
+        raise Unavailable(
+            f"{self.uri}/{name}: another request on the same object was always under way. Run this again later."
+        )
+
+    def _delete_if(self, name: str, etag: str) -> bool:
+        for attempt in range(NUM_ATTEMPTS):
+            code = self._code_of(
+                lambda: self.client.delete_object(Bucket=self.bucket, Key=self._key(name), IfMatch=etag)
+            )
+            if code is None or code in _ABSENT:
+                return True
+            if code in _UNMET:
+                return self._head(name) is None  # gone: by our own request, whose reply was lost, or by another's
+            _wait(attempt)
+        raise Unavailable(
+            f"{self.uri}/{name}: another request on the same object was always under way. Run this again later."
+        )
+
+    def _code_of(self, request: Callable[[], object]) -> str | None:
+        """The code with which a condition was refused, or None if it was met."""
+        try:
+            self._ask(request, conditions=True)
+        except ClientError as error:
+            return _code(error)
+        return None
+
+    def _require_conditions(self) -> None:
+        """Refuse a server that ignores conditions, once a process: two writers would both commit there.
+
+        Raises:
+            UserError: it ignores one of them.
+        """
+        place = (self.access.endpoint, self.bucket)
+        if place in _honest:
+            return
+        name = f".probe/{uuid.uuid4().hex}"
+        target = {"Bucket": self.bucket, "Key": self._key(name)}
+        put, delete = self.client.put_object, self.client.delete_object
+        self._ask(lambda: put(**target, Body=b"1"))
+        wrong = '"00000000000000000000000000000000"'
+        ignored = [
+            header
+            for header, request in (
+                ("If-None-Match on PUT", lambda: put(**target, Body=b"2", IfNoneMatch="*")),
+                ("If-Match on PUT", lambda: put(**target, Body=b"3", IfMatch=wrong)),
+                ("If-Match on DELETE", lambda: delete(**target, IfMatch=wrong)),
+            )
+            if self._code_of(request) is None
+        ]
+        self.delete(name)
+        if ignored:
+            raise UserError(
+                f"The server of {self.uri} ({self.access.endpoint or 'AWS'}) ignores {', '.join(ignored)}, and commits rest on it: two "
+                "writers would overwrite one another. Use a store that honours conditional writes: Amazon S3, SeaweedFS 4, or a folder."
+            )
+        _honest.add(place)
+
+    def _ask(
+        self, request: Callable[[], R], *, conditions: bool = False, num_attempts: int = NUM_ATTEMPTS, **absent: Any
+    ) -> Any:
+        """Make a request; errors become ours.
+
+        Args:
+            request: made up to `num_attempts` times, where its body breaks off.
+            conditions: leave a refused condition to the caller.
+            absent: `if_absent`, what to return where nothing is.
+        """
+        for attempt in range(num_attempts):
+            try:
+                return request()
+            except ClientError as error:
+                code = _code(error)
+                if code in _ABSENT and absent:
+                    return absent["if_absent"]
+                if conditions and code in _ABSENT | _UNMET | _CONFLICT:
+                    raise
+                raise self._explained(error, code) from error
+            except NoCredentialsError as error:
+                raise UserError(
+                    f"There are no credentials for {self.uri}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the "
+                    "pod's role; the environment file never holds them."
+                ) from error
+            except (BotoCoreError, Boto3Error) as error:
+                if attempt + 1 == num_attempts or not isinstance(error, _BROKEN_OFF):
+                    raise Unavailable(
+                        f"{self.uri} ({self.access.endpoint or 'AWS'}) does not answer as it should ({error}). Run this again later, or mend "
+                        "`store` and `s3` in the environment file."
+                    ) from error
+                _wait(attempt)
+        raise AssertionError("unreachable")
+
+    def _explained(self, error: ClientError, code: str) -> WmtpError:
+        where = f"{self.uri} ({self.access.endpoint or 'AWS'})"
+        if code in _REFUSED:
+            return UserError(
+                f"{where} refuses us: {error}. Check the bucket's name and region, and that these credentials may read and write below this "
+                "prefix (docs/store.md has a policy)."
+            )
+        return Unavailable(f"{where} cannot now: {error}. Run this again later.")
+
+
+_honest: set[tuple[str | None, str]] = set()
+"""Servers and buckets that have shown in this process that they honour conditions."""
+
+
+def parts_of(uri: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key`.
+
+    Raises:
+        UserError: no bucket is named.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{uri!r} names no bucket. Write s3://bucket/prefix.")
+    return bucket, key.strip("/")
+
+
+def _code(error: ClientError) -> str:
+    reply = error.response
+    code = str(reply.get("Error", {}).get("Code", ""))
+    status = str(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    return status if code in ("", "Unknown") else code
+
+
+def _wait(attempt: int) -> None:
+    time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))
+
+
+def _forget_old(folder: Path) -> None:
+    oldest = time.time() - _CACHE_DAYS * 86400
+    for stage in folder.iterdir():
+        for kept in stage.iterdir() if stage.is_dir() else ():
+            if kept.is_dir() and max((path.stat().st_atime for path in kept.rglob("*")), default=0) < oldest:
+                shutil.rmtree(kept, ignore_errors=True)
