@@ -50,5 +50,6 @@ lock: $(READY) ## resolve all versions anew
 	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-header --python-version 3.11 pyproject.toml >> $(LOCK).new
 	mv $(LOCK).new $(LOCK)
 
-clean: ## remove what runs and tests made, fetched models too; .venv stays
-	rm -rf .wmtp build dist htmlcov .coverage* .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove what runs and tests made, fetched models too; .venv and .wmtp/data, which is yours, stay
+	[ ! -d .wmtp ] || find .wmtp -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +
+	rm -rf build dist htmlcov .coverage* .mypy_cache .pytest_cache .ruff_cache

@@ -43,10 +43,8 @@ with DAG(
     },
 ):
     plan = stage("plan", doc_md="Resolves the recipe once, with data, models and champion pinned, into the run's spec.")
-    pulls = [
-        stage("pull_data", doc_md="Problems to learn from and held-out ones, checked, without contamination."),
-        stage("pull_model", doc_md="The base model and its tokenizer."),
-    ]
+    pull_data = stage("pull_data", doc_md="Problems to learn from and held-out ones, checked, without contamination.")
+    pull_model = stage("pull_model", doc_md="The base model and its tokenizer.")
     pull_reference = stage(
         "pull_reference", doc_md="Model of the reference that the scorer trusts, or data for it that it will not score."
     )
@@ -76,4 +74,5 @@ with DAG(
     )
     promote = stage("promote", doc_md="Registers the candidate and, if it is better, makes it the champion.")
     report = stage("report", doc_md="Writes one page about the run.")
-    chain(plan, pulls, pull_reference, reference, score_shard, score, train, generate, judge, promote, report)
+    chain(plan, [pull_data, pull_model], reference)
+    chain(pull_data, pull_reference, reference, score_shard, score, train, generate, judge, promote, report)

@@ -16,6 +16,7 @@ from typing import TextIO
 from mlops_tasks import __version__, logs, pipeline, stage, summary
 from mlops_tasks.config import Environment, load_environment
 from mlops_tasks.errors import UserError, WmtpError
+from mlops_tasks.machine import num_cores
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # numpy's own pool of threads, which nothing here uses, would keep `distributed` from forking its ranks.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # torch sees the machine's cores, and not what a container may use of them.
+    os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
     try:
         return int(options.answer(options, load_environment(options.env), sys.stdout) or 0)
     except WmtpError as error:

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from mlops_tasks.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
 Split = Literal["prompt", "train", "validation", "test"]
 Protocol = Literal["docstring-0shot", "begin-done-3shot"]
 
@@ -25,7 +24,7 @@ Protocol = Literal["docstring-0shot", "begin-done-3shot"]
 class Settings(BaseModel):
     """Base of all models here: frozen, and nothing unknown is accepted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # Where problems and models come from. `path` is where they lie now; a key holds the digest of what lies there instead.
@@ -80,7 +79,7 @@ class RandomModel(Settings):
     """A small Llama with random weights and a byte-level BPE of generated problems: something to learn on in a minute."""
 
     kind: Literal["random"]
-    hidden_size: int = Field(128, ge=16)
+    hidden_size: int = Field(128, ge=32, multiple_of=32)
     """Width D; a multiple of 32."""
     num_layers: int = Field(3, ge=1)
     """Decoder layers."""
@@ -147,7 +146,7 @@ class Train(Settings):
     gradient_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     warmup_share: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps in which the rate rises from 0."""
+    """Share of the steps in which the rate rises from 0; for the base of those after `head_warmup_steps`."""
     final_rate_share: float = Field(0.1, ge=0, le=1)
     """Where the cosine ends, as a share of the peak rate."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -281,10 +280,6 @@ class EvaluationSet(Settings):
         first, second = sorted((self, other), key=lambda one: one.skip)
         return self.split == other.split and (first.limit is None or first.skip + first.limit > second.skip)
 
-    def of(self, problems: Sequence[T]) -> Sequence[T]:
-        """The problems of the set, of all of its split in order of id."""
-        return problems[self.skip :][: self.limit]
-
 
 class Evaluation(Settings):
     """How a model is measured: by running what it writes."""
@@ -302,7 +297,8 @@ class Evaluation(Settings):
     max_new_tokens: int = Field(256, ge=1)
     """Longest program in tokens."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights while a model writes, candidate and baseline alike, whatever they were saved in."""
+    """Of the weights while a model writes, candidate and baseline alike, whatever they were saved in; `bfloat16` takes half the
+    memory."""
     min_seconds: float = Field(3.0, gt=0)
     """Least time limit of a program."""
     reference_factor: float = Field(5.0, ge=1)
@@ -311,6 +307,15 @@ class Evaluation(Settings):
     """Problems on which candidate and champion are compared."""
     report: EvaluationSet = EvaluationSet(split="test")
     """Problems that are only shown, never decided on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _splits_by_default(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        splits = {"gate": "validation", "report": "test"}
+        sets = {name: {"split": splits[name], **tree[name]} for name in splits if isinstance(tree.get(name), dict)}
+        return {**tree, **sets}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -355,14 +360,38 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _gate_of_its_own(self) -> Self:
-        chooses = [
-            name for name, is_so in (("keep", self.train.keep == "best"), ("patience", self.train.patience)) if is_so
-        ]
-        if chooses and self.evaluation.gate.split == "validation":
+        trainings = {"train": self.train}
+        if isinstance(self.reference, CrossFittedReference):
+            trainings["scoring.reference.train"] = self.reference.train
+        for name, train in trainings.items():
+            chooses = "keep" if train.keep == "best" else "patience" if train.patience is not None else None
+            if chooses and self.evaluation.gate.split == "validation":
+                raise ValueError(
+                    f"{name}.{chooses} chooses weights by the validation problems, so evaluation.gate must not decide on them too: "
+                    "set evaluation.gate.split to test, and part it from evaluation.report with skip and limit"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _weighting_has_an_effect(self) -> Self:
+        if isinstance(self.scoring, Uniform) and self.weighting != SoftWeights(kind="soft"):
             raise ValueError(
-                f"train.{chooses[0]} chooses weights by the validation problems, so evaluation.gate must not decide on them too: "
-                "set evaluation.gate.split to test, and part it from evaluation.report with skip and limit"
+                "weighting has no effect with scoring.scorer uniform, where every token counts the same: leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_generated(self) -> Self:
+        source = self.data.source
+        if isinstance(source, GeneratedData):
+            sizes = {"validation": source.num_validation, "test": source.num_test}
+            for name in ("gate", "report"):
+                part: EvaluationSet = getattr(self.evaluation, name)
+                if part.skip >= sizes[part.split]:
+                    raise ValueError(
+                        f"evaluation.{name}.skip is {part.skip}, but the split {part.split} has {sizes[part.split]} problems: "
+                        "none would be left"
+                    )
         return self
 
     @model_validator(mode="before")
@@ -429,7 +458,7 @@ class JudgeResources(Settings):
 class Environment(Settings):
     """Where to run."""
 
-    recipe: str = "demo"
+    scheduled_recipe: str = "demo"
     """What a scheduled run learns: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
     deployment: str = Field("laptop", pattern=r"^[A-Za-z0-9._-]+$")
     """Tells the runs of two Airflows on one store apart."""

@@ -276,11 +276,7 @@ def _join_group() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=here)
     else:
         dist.init_process_group("gloo")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", _threads_per_rank())))
-
-
-def _threads_per_rank() -> int:
-    return max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))))
 
 
 def _local_rank() -> int:

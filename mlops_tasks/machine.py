@@ -28,9 +28,10 @@ def _quota(root: Path, membership: Path) -> float:
     found = [math.inf]
     for _, controllers, path in groups:
         if controllers == "":
-            found += [_quota_v2(folder) for folder in _upwards(root, path)]
+            # Beside the older hierarchy, the newer one lies in a folder of its own.
+            found += [_quota_v2(folder) for top in (root, root / "unified") for folder in _upwards(top, path)]
         elif "cpu" in controllers.split(","):
-            found += [_quota_v1(folder) for folder in _upwards(root / "cpu", path)]
+            found += [_quota_v1(folder) for top in ("cpu", controllers) for folder in _upwards(root / top, path)]
     return min(found)
 
 
@@ -41,8 +42,8 @@ def _upwards(root: Path, path: str) -> list[Path]:
 
 
 def _quota_v2(folder: Path) -> float:
-    quota, period = (_words(folder / "cpu.max") or ["max", "1"])[:2]
-    return math.inf if quota == "max" else int(quota) / int(period)
+    words = _words(folder / "cpu.max")
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else math.inf
 
 
 def _quota_v1(folder: Path) -> float:

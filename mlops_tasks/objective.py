@@ -75,7 +75,7 @@ class WeightedLoss(nn.Module):
         assert weighting is not None, f"{scoring.scorer} needs a weighting"
         if scoring.is_dynamic:
             nats_BS = token_losses(self.model, hidden_BSD, targets_BS=micro.targets_HBS[0], chunk_rows=self.chunk_rows)
-            scores_BS = excess(at_tokens(nats_BS), micro.values_BS, scoring.excess)
+            scores_BS = excess(at_tokens(nats_BS), micro.values_BS, scoring.excess, self.lesson.train.precision)
         return batch_weights(
             scores_BS,
             is_target_BS=micro.batch.is_target,

@@ -7,7 +7,9 @@ also resolves a recipe into the spec that all tasks of a run read (`plan`) and l
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -281,6 +283,7 @@ def plan(
     Raises:
         UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
     """
+    started = time.monotonic()
     store = Store.of(environment)
     if store.read_json(f"{prefix}/spec.json") is None:
         store.create_json(
@@ -288,7 +291,7 @@ def plan(
             resolve(environment, recipe=recipe, overrides=overrides, force=force).model_dump(mode="json"),
         )
     run = Run.open(environment, prefix)
-    run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=0.0))
+    run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=round(time.monotonic() - started, 3)))
     return run
 
 
@@ -308,7 +311,8 @@ def resolve(
         recipe=found,
         pins=pins,
         champion=champion(environment, found.model.name),
-        force=tuple(force),
+        # Shards are in no key: to make them anew is to make anew what is merged of them.
+        force=tuple(dict.fromkeys([*force, *(TASKS[name].covered_by or name for name in force)])),
         created=datetime.now(UTC).isoformat(),
         fan_out={task.id: task.fan_out(found, environment) for task in TASKS.values() if task.fan_out},
     )
@@ -365,7 +369,7 @@ class Forecast:
 def preview(environment: Environment, spec: Spec) -> Iterator[Forecast]:
     """What each task of a run with this spec would do; starts nothing and writes nothing."""
     run = _Preview(Store.of(environment), environment, "runs/preview", spec)
-    took = _earlier_seconds(environment)
+    took = _earlier_seconds(environment, spec.recipe.name)
     for task in TASKS.values():
         for index in range(spec.fan_out.get(task.id, 1)):
             yield _forecast(run, task, index, statistics.median(took[task.id]) if task.id in took else None)
@@ -396,13 +400,22 @@ def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> F
     return Forecast(task.id, index, decision.outcome, seconds, decision.components, decision.artifact)
 
 
-def _earlier_seconds(environment: Environment) -> dict[str, list[float]]:
+def _earlier_seconds(environment: Environment, recipe: str) -> dict[str, list[float]]:
+    """What each task took in earlier runs of a recipe; where it was a hit, what its artifact had taken."""
     took: dict[str, list[float]] = {}
-    for run, _ in zip(runtime.runs(environment), range(20), strict=False):
-        for pointer in run.pointers():
-            if pointer.outcome in ("run", "done"):
-                took.setdefault(pointer.task, []).append(pointer.seconds)
+    earlier = (run for run in runtime.runs(environment) if run.spec.recipe.name == recipe)
+    for run, _ in zip(earlier, range(20), strict=False):
+        with suppress(UserError):  # of an older version
+            for pointer in run.pointers():
+                seconds = pointer.seconds if pointer.outcome in ("run", "done") else _made_in(run, pointer)
+                if seconds is not None:
+                    took.setdefault(pointer.task, []).append(seconds)
     return took
+
+
+def _made_in(run: Run, pointer: Pointer) -> float | None:
+    manifest = run.store.read_json(f"{pointer.prefix}/manifest.json") if pointer.prefix else None
+    return None if manifest is None else float(manifest["seconds"])
 
 
 def why(environment: Environment, spec: Spec, name: str) -> list[str]:

@@ -45,7 +45,7 @@ def load_model(folder: Path, *, dtype: Literal["float32", "bfloat16"] = "float32
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=_DTYPES[dtype], local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise _unreadable("causal language model", folder, error) from error
     model, notes = loaded
     if notes["missing_keys"]:

@@ -11,7 +11,6 @@ The action `promote` owns the gate, the versions and the aliases of the register
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +34,8 @@ log = logging.getLogger(__name__)
 
 # Of the mapped tasks generate and judge; the order is `pipeline.EVALUATIONS`.
 CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
-_EVIDENCE, _PROMOTED_BY = "gate.evidence", "promoted_by"
+_PROMOTED_BY, _JUDGED_BY = "promoted_by", "gate.run"
+_BY_HAND = "by hand"
 _PROTOCOL_FIELDS = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p")
 
 
@@ -121,23 +121,48 @@ def promote(run: Run) -> dict[str, Any]:
     with tracking.connection(run.environment) as client:
         now = _champion(client, name)
         if now is not None and now.digest == candidate.digest:
-            return _of_champion(client, run, now)
+            return _of_champion(client, run, candidate, now)
         evidence = weigh(run, candidate)
+        if (former := _former_champion(client, name, candidate)) is not None:
+            return _result("refused", former, _former_in_words(former, now), asdict(evidence))
         version = _register(client, run, candidate, evidence)
         outcome, reason = _decide(client, run, version, evidence)
         log.info("%s version %s %s: %s", name, version, outcome, reason)
         return _result(outcome, version, reason, asdict(evidence))
 
 
-def _of_champion(client: MlflowClient, run: Run, now: Champion) -> dict[str, Any]:
-    """What is said where the candidate is the champion: by this very run, which is repeated, or by an earlier one."""
+def _of_champion(client: MlflowClient, run: Run, candidate: Artifact, now: Champion) -> dict[str, Any]:
+    """What is said where the candidate is the champion: made so by this very run, which is repeated, or before."""
     _drop_candidate_alias(client, now.name, now.version)
     tags = client.get_model_version(now.name, now.version).tags
-    _set_tags(client, now.name, now.version, {_PROMOTED_BY: tags.get(_PROMOTED_BY, tags.get("dag_run", run.name))})
-    if tags.get("dag_run") == run.name:
-        return _result("promoted", now.version, tags["gate.reason"], json.loads(tags[_EVIDENCE]))
-    reason = f"Version {now.version} of {now.name} has the very same bytes and is the champion already, since {tags.get('dag_run')}."
+    # A kill between the move of the alias and the tag leaves a version that this run has let pass.
+    is_ours = tags.get(_JUDGED_BY) == run.prefix and tags.get("gate.verdict") == "passed"
+    by = tags.get(_PROMOTED_BY) or (run.prefix if is_ours else _BY_HAND)
+    _set_tags(client, now.name, now.version, {_PROMOTED_BY: by})
+    if by == run.prefix:
+        evidence = weigh(run, candidate)
+        return _result("promoted", now.version, _in_words(evidence), asdict(evidence))
+    reason = f"Version {now.version} of {now.name} has the very same bytes and is the champion already, promoted {_whom(by)}."
     return _result("already champion", now.version, reason, {})
+
+
+def _whom(by: str) -> str:
+    return by if by == _BY_HAND else f"by {by.removeprefix('runs/')}"
+
+
+def _former_champion(client: MlflowClient, name: str, candidate: Artifact) -> str | None:
+    """The candidate's version if it was champion once; it is not now."""
+    version = _version_of(client, name, _identity(candidate))
+    if version is None or _PROMOTED_BY not in client.get_model_version(name, version).tags:
+        return None
+    return version
+
+
+def _former_in_words(version: str, now: Champion | None) -> str:
+    return (
+        f"Version {version} has been the champion before, and {f'version {now.version}' if now else 'no version'} is now. A night does "
+        "not undo that, for somebody may have taken it back. Move the alias `champion` by hand if it is to return."
+    )
 
 
 def _result(outcome: Outcome, version: str, reason: str, evidence: dict[str, Any]) -> dict[str, Any]:
@@ -249,9 +274,8 @@ def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evi
         client, run.environment, train=candidate, experiment=tracking.experiment_name(run.spec.recipe),
         metrics=_final_metrics(run, evidence), tags=facts, prompt=_first_prompt(run),
     )  # fmt: skip
-    identity = {tracking.KEY_TAG: candidate.manifest["key"], "digest": candidate.digest}
+    identity = _identity(candidate)
     tags = {**identity, **facts, **{f"gate.{name}": str(value) for name, value in asdict(evidence).items()}}
-    tags[_EVIDENCE] = json.dumps(asdict(evidence))
     version = _version_of(client, name, identity)
     if version is not None:
         _set_tags(client, name, version, tags)
@@ -262,6 +286,10 @@ def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evi
     )
     log.info("registered version %s of %s from %s", made.version, name, candidate.uri)
     return str(made.version)
+
+
+def _identity(candidate: Artifact) -> dict[str, str]:
+    return {tracking.KEY_TAG: candidate.manifest["key"], "digest": candidate.digest}
 
 
 def _set_tags(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:
@@ -322,24 +350,20 @@ def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) ->
             f"The evidence is stale: it compares with {evidence.compared_with}, and the champion is "
             f"{f'version {now.version}' if now else 'no version'} now. Run the DAG again to compare with that."
         )
-    elif now is not None and _PROMOTED_BY in client.get_model_version(name, version).tags:
-        verdict = "refused"
-        reason = (
-            f"Version {version} has been the champion before and gave way to version {now.version}: a night does not undo that, "
-            "for it may have been taken back by hand. Move the alias `champion` by hand if it is to return."
-        )
     else:
         verdict, reason = "passed" if evidence.passed else "refused", _in_words(evidence)
-    _set_tags(client, name, version, {"gate.verdict": verdict, "gate.reason": reason})
+    _set_tags(client, name, version, {"gate.verdict": verdict, "gate.reason": reason, _JUDGED_BY: run.prefix})
     if verdict != "passed":
         client.set_registered_model_alias(name, "candidate", version)
         return "refused", reason
     if now is not None:
+        by = client.get_model_version(name, now.version).tags.get(_PROMOTED_BY, _BY_HAND)
+        _set_tags(client, name, now.version, {_PROMOTED_BY: by})
         client.set_registered_model_alias(name, "previous", now.version)
     # After `previous`: a kill between the two leaves a champion that the repeated task still finds to be the old one.
     client.set_registered_model_alias(name, "champion", version)
-    # After `champion`: a kill between the two leaves a version that is not taken for one that gave way.
-    _set_tags(client, name, version, {_PROMOTED_BY: run.name})
+    # After `champion`: a kill between the two must not leave a version that was never champion and seems to have been.
+    _set_tags(client, name, version, {_PROMOTED_BY: run.prefix})
     _drop_candidate_alias(client, name, version)
     return "promoted", reason
 

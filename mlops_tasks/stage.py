@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 Outcome = Literal["hit", "run", "skipped", "done"]
 
 
+def artifact_prefix(stage: str, key: str) -> str:
+    """Where a stage's result lies in a store."""
+    return f"{stage}/{key}"
+
+
 class Champion(Settings):
     """The model that production loads now."""
 
@@ -49,7 +54,7 @@ class Champion(Settings):
     @property
     def prefix(self) -> str:
         """Where the artifact lies in the store."""
-        return f"train/{self.key}"
+        return artifact_prefix("train", self.key)
 
 
 class Spec(Settings):
@@ -88,7 +93,7 @@ class Pointer(Settings):
     @property
     def prefix(self) -> str | None:
         """Where the artifact lies in the store; never its URI, for a store may be moved."""
-        return f"{self.stage}/{self.key}" if self.key else None
+        return artifact_prefix(self.stage, self.key) if self.key else None
 
 
 @dataclass(frozen=True)
@@ -206,14 +211,15 @@ class Run:
 
     def pointer(self, task: str, index: int = 0) -> Pointer | None:
         """What a task came to, or None before it ended."""
-        tree = self.store.read_json(self._pointer_name(task, index))
-        return None if tree is None else Pointer.model_validate(tree)
+        name = self._pointer_name(task, index)
+        tree = self.store.read_json(name)
+        return None if tree is None else self._pointer_of(tree, name)
 
     def pointers(self) -> list[Pointer]:
         """What all tasks that ended came to, in no order that means something."""
         names = [name for name in self.store.children(self.prefix) if name.endswith(".json") and name != "spec.json"]
-        trees = [self.store.read_json(f"{self.prefix}/{name}") for name in names]
-        return [Pointer.model_validate(tree) for tree in trees if tree is not None]
+        trees = {name: self.store.read_json(f"{self.prefix}/{name}") for name in names}
+        return [self._pointer_of(tree, name) for name, tree in trees.items() if tree is not None]
 
     def artifact(self, task: str, index: int = 0) -> Artifact | None:
         """The artifact of a task; None if it was skipped.
@@ -243,6 +249,14 @@ class Run:
         self.store.write_json(self._pointer_name(pointer.task, pointer.index), pointer.model_dump(mode="json"))
         return pointer
 
+    def _pointer_of(self, tree: Any, name: str) -> Pointer:
+        try:
+            return Pointer.model_validate(tree)
+        except ValidationError as error:
+            raise UserError(
+                f"{self.store.uri}/{self.prefix}: {name.rpartition('/')[2]} was written by another version: {error}. Trigger a new run."
+            ) from error
+
     def _pointer_name(self, task: str, index: int) -> str:
         return f"{self.prefix}/{task}.{index}.json" if task in self.spec.fan_out else f"{self.prefix}/{task}.json"
 
@@ -263,7 +277,7 @@ def decide(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -
         return Decision("skipped")
     inputs = _present_inputs(run, task, index)
     components = _components(task.run, config, {name: one for name, one in inputs.items() if one[0].is_keyed})
-    artifact = run.store.find(f"{task.run.name}/{key_of(components)}")
+    artifact = run.store.find(artifact_prefix(task.run.name, key_of(components)))
     return Decision("hit" if artifact else "run", components, inputs, artifact)
 
 
@@ -377,7 +391,7 @@ def apply_force(run: Run, task: Task, index: int, *, tasks: Mapping[str, Task]) 
     # By key, not by task: candidate and champion may be one model, and its verdicts are made anew once.
     marker = f"{run.prefix}/forced/{task.run.name}.{decision.key}.json"
     if run.store.read_json(marker) is None:
-        prefix = f"{task.run.name}/{decision.key}"
+        prefix = artifact_prefix(task.run.name, decision.key)
         run.store.quarantine(prefix, f"forced by {run.name}")
         _clear_checkpoints(run.store, prefix)
         run.store.create_json(marker, {"task": task.id, "index": index, "at": datetime.now(UTC).isoformat()})
@@ -409,7 +423,7 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision) -> Artifact
     stage = task.run
     assert isinstance(stage, Stage)
     require_locked(stage.packages)
-    prefix = f"{stage.name}/{decision.key}"
+    prefix = artifact_prefix(stage.name, decision.key)
     draft = run.store.begin(prefix)
     started = time.monotonic()
     attempt = Attempt(

@@ -19,7 +19,7 @@ def of_run(run: Run) -> Iterator[str]:
     yield f"{run.name}  (recipe {run.spec.recipe.name})"
     yield ""
     yield f"  {'task':<16}{'outcome':<9}{'seconds':>8}"
-    for task in TASKS:
+    for task in ("plan", *TASKS):
         for index in range(run.spec.fan_out.get(task, 1)):
             yield _task_line(run, task, index, found.get((task, index)))
     yield ""
@@ -50,7 +50,7 @@ def _scores(run: Run, found: dict[tuple[str, int], Pointer]) -> Iterator[str]:
         return
     yield f"\n  {'pass@1':<11}{'set':<8}{'problems':>8}  share   interval"
     for role, part, metrics in rows:
-        low, high = metrics["pass_at_1_interval"]
+        low, high = metrics["pass_at_k_interval"]["1"]
         yield f"  {role:<11}{part:<8}{metrics['num_problems']:>8}  {metrics['pass_at_k']['1']:.3f}   {low:.3f} to {high:.3f}"
 
 

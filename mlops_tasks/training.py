@@ -197,6 +197,7 @@ class _Training:
             "step": self.progress.step,
             **_step_metrics(total, num_targets_H),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **({"head_learning_rate": self.optimizer.param_groups[-1]["lr"]} if train.num_heads > 1 else {}),
             "gradient_norm": norm,
         }
 

@@ -22,8 +22,8 @@ NEXT = """
   next:
     make demo RECIPE={recipe}    the same again: every stage is a hit
     make ui    Airflow and MLflow on localhost: trigger {dag} with another recipe or other settings
-    .venv/bin/wmtp plan --recipe configs/recipes/{recipe}.yaml --set train.steps=600    what that would run, and how long
-    .venv/bin/wmtp why train --recipe configs/recipes/{recipe}.yaml --set train.steps=600    and why"""
+    .venv/bin/wmtp plan --recipe {file} --set seed=1    what another seed would run, and how long
+    .venv/bin/wmtp why train --recipe {file} --set seed=1    and why"""
 
 
 def main() -> int:
@@ -35,7 +35,10 @@ def main() -> int:
     if code == 0:
         print(flush=True)
         shown = subprocess.run([sys.executable, "-m", "mlops_tasks", "show"], env=airflow_home.variables(), check=False)
-        print(NEXT.format(dag=DAG, recipe=recipe), flush=True)
+        print(
+            NEXT.format(dag=DAG, recipe=recipe, file=recipe if "." in recipe else f"configs/recipes/{recipe}.yaml"),
+            flush=True,
+        )
         return shown.returncode
     print(f"\n{error}", file=sys.stderr)
     return code

@@ -61,7 +61,7 @@ class S3Server:
         s3, master, volume, filer = _free_ports(4)
         options = [
             "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={s3}", "-s3.config=identities.json",
-            f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=0", "-s3.port.iceberg=0",
+            f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=0", "-s3.port.iceberg=0", "-s3.allowEmptyFolder=false",
             "-s3.port.lance=0", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024",
         ]  # fmt: skip
         with (folder / "log").open("w") as log:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mlops_tasks.config import Environment, EvaluationSet, Recipe, load_environment, load_recipe
 from mlops_tasks.errors import UserError
@@ -58,9 +59,9 @@ def test_weights_are_soft_unless_said_otherwise() -> None:
 
 def test_an_override_of_a_kind_starts_that_part_anew() -> None:
     recipe = load_recipe(
-        CONFIGS / "recipes/demo.yaml", ["scoring.scorer=uniform", "weighting.kind=select", "weighting.top_share=0.5"]
+        CONFIGS / "recipes/demo.yaml", ["scoring.scorer=random", "weighting.kind=select", "weighting.top_share=0.5"]
     )
-    assert recipe.scoring.model_dump() == {"scorer": "uniform"}
+    assert recipe.scoring.model_dump() == {"scorer": "random"}
     assert recipe.weighting.model_dump() == {"kind": "select", "top_share": 0.5, "strength": 1.0}
 
 
@@ -71,7 +72,7 @@ def test_an_override_of_a_kind_starts_that_part_anew() -> None:
         ("train.stepz=3", r"train\.stepz is not a setting; check its spelling"),
         ("train.steps=-1", r"train\.steps is -1: Input should be greater than or equal to 1"),
         ("train.epochs=2", "exactly one of epochs and steps must be given; got epochs=2"),
-        ("train.steps.more=2", "goes into 'steps', which is 300 and has no parts"),
+        ("train.steps.more=2", "goes into 'steps', which is 280 and has no parts"),
         ("train.steps=[", "is not YAML"),
         (
             "scoring.scorer=best",
@@ -82,6 +83,12 @@ def test_an_override_of_a_kind_starts_that_part_anew() -> None:
         ("evaluation.gate.split=test", "a set that decides must not be the one that is shown"),
         ("train.keep=best", r"train\.keep chooses weights by the validation problems, so evaluation\.gate must not"),
         ("train.patience=3", r"train\.patience chooses weights by the validation problems"),
+        (
+            "evaluation.report={split: test, skip: 100}",
+            r"evaluation\.report\.skip is 100, but the split test has 100 problems",
+        ),
+        ("model.source.hidden_size=100", "Input should be a multiple of 32"),
+        ("train.learning_rate=.inf", "Input should be a finite number"),
         ("seed=-1", "seed is -1: Input should be greater than or equal to 0"),
         ("name=a b", "name is 'a b': String should match pattern"),
     ],
@@ -98,8 +105,29 @@ def test_bad_settings_are_refused_with_their_place(override: str, message: str) 
 def test_a_split_may_be_parted_between_gate_and_report(report: dict[str, int], is_apart: bool) -> None:
     gate, shown = EvaluationSet(split="test", limit=40), EvaluationSet(split="test", **report)
     assert gate.shares_problems_with(shown) is shown.shares_problems_with(gate) is not is_apart
-    problems = list(range(100))
-    assert bool({*gate.of(problems)} & {*shown.of(problems)}) is not is_apart
+
+
+def test_weights_of_a_uniform_training_are_refused() -> None:
+    changes = ["scoring.scorer=uniform", "weighting.kind=select"]
+    with pytest.raises(UserError, match=r"weighting has no effect with scoring\.scorer uniform"):
+        load_recipe(CONFIGS / "recipes/demo.yaml", changes)
+    plain = load_recipe(CONFIGS / "recipes/demo.yaml", changes[:1])
+    assert Recipe.model_validate(plain.model_dump(mode="json")) == plain
+
+
+def test_a_part_of_an_evaluation_set_keeps_the_split_that_it_has_by_default() -> None:
+    recipe = load_recipe(CONFIGS / "recipes/demo.yaml", ["evaluation.gate.skip=10", "evaluation.report.limit=5"])
+    assert recipe.evaluation.gate == EvaluationSet(split="validation", skip=10)
+    assert recipe.evaluation.report == EvaluationSet(split="test", limit=5)
+
+
+def test_a_cross_fitted_reference_must_not_choose_by_the_gates_problems_either(tmp_path: Path) -> None:
+    tree = BASE | {
+        "scoring": {"scorer": "rho1", "reference": {"kind": "cross-fitted", "train": {"steps": 5, "patience": 2}}}
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree | {"evaluation": {}}))
+    with pytest.raises(UserError, match=r"scoring\.reference\.train\.patience chooses weights by the validation"):
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_weights_may_be_chosen_by_validation_where_the_gate_has_problems_of_its_own() -> None:
@@ -128,9 +156,9 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message
 FELT_ELSEWHERE = {
     "name": "test_tracking: names the experiment",
     "model.name": "test_registry: names the registered model",
-    "gate.min_difference": "test_registry",
-    "gate.confidence": "test_registry",
-    "gate.num_resamples": "test_registry",
+    "gate.min_difference": "test_registry: test_every_setting_of_the_gate_counts",
+    "gate.confidence": "test_registry: test_every_setting_of_the_gate_counts",
+    "gate.num_resamples": "test_registry: test_every_setting_of_the_gate_counts",
 }
 TRAIN = {"steps": 5}
 RANDOM = {"kind": "random"}
@@ -161,7 +189,7 @@ def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 def changed_value(name: str, value: Any) -> list[Any]:
     closed = {
         "prompt": ["begin-done-3shot"], "protocol": ["begin-done-3shot"], "precision": ["bfloat16"], "keep": ["best"],
-        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5],
+        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5], "hidden_size": [64],
     }  # fmt: skip
     if name in closed:
         return [choice for choice in closed[name] if choice != value]
@@ -189,7 +217,7 @@ def keyed_parts(recipe: Recipe) -> list[Any]:
 def mutations(variant: dict[str, Any]) -> Iterator[tuple[str, Recipe | None]]:
     tree = Recipe.model_validate(BASE | variant).model_dump(mode="json")
     for place in leaves(tree):
-        # Other kinds are other variants; a path is keyed by what lies there; gate and report take the two splits there are.
+        # Other kinds are other variants; a path is keyed by what lies there; a split may not be shared.
         if place[-1] in ("kind", "scorer", "path", "split"):
             continue
         yield ".".join(place), next(_valid(tree, place), None)

@@ -108,6 +108,14 @@ def test_a_changed_weighting_runs_training_and_what_is_below_it_only(place: Path
     assert {name for name, found in changed.items() if "run" in found} <= {"train", "generate", "judge"}
 
 
+def test_data_of_a_reference_waits_for_the_data_that_it_is_held_against(place: Path) -> None:
+    trained = "scoring.reference={kind: trained, data: {kind: generated, num_train: 40, seed: 1}, train: {steps: 2}}"
+    changes = ("--set", trained, "--set", "data.source.seed=9")
+    code, text = wmtp(place, "plan", "--recipe", str(place / "recipe.yaml"), *changes)
+    assert code == 0
+    assert "pull_data       run" in text and "pull_reference  waits" in text
+
+
 def test_uniform_weights_need_neither_reference_nor_scores(place: Path, first: Run) -> None:
     code, text = wmtp(place, "plan", "--recipe", str(place / "recipe.yaml"), "--set", "scoring.scorer=uniform")
     lines = {line.split()[0]: line.split()[1] for line in text.splitlines() if line[:1].isalpha() and ":" not in line}

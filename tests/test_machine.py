@@ -40,8 +40,21 @@ def test_the_older_hierarchy_has_a_file_each_for_quota_and_period(tmp_path: Path
     assert machine._quota(root, membership) == 3
 
 
-def test_no_group_is_no_limit(tmp_path: Path) -> None:
+def test_both_hierarchies_may_be_there_and_the_older_one_under_its_full_name(tmp_path: Path) -> None:
+    root, membership = tmp_path / "cgroup", tmp_path / "self"
+    membership.write_text("4:cpu,cpuacct:/pods\n0::/pods\n")
+    group(root / "cpu,cpuacct" / "pods", cpu__cfs_quota_us="300000", cpu__cfs_period_us="100000")
+    assert machine._quota(root, membership) == 3
+    group(root / "unified" / "pods", cpu__max="200000 100000")
+    assert machine._quota(root, membership) == 2
+
+
+@pytest.mark.parametrize("text", ["", "max", "max 100000"])
+def test_no_group_and_no_number_are_no_limit(tmp_path: Path, text: str) -> None:
     assert machine._quota(tmp_path, tmp_path / "none") == math.inf
+    (tmp_path / "self").write_text("0::/\n")
+    group(tmp_path, cpu__max=text)
+    assert machine._quota(tmp_path, tmp_path / "self") == math.inf
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (1.5, 2), (math.inf, 4), (9.0, 4)])

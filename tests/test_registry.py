@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlops_tasks import tracking
+from mlops_tasks import registry, tracking
 from mlops_tasks.config import Environment, Recipe
 from mlops_tasks.errors import DataError, Unavailable, UserError
-from mlops_tasks.registry import champion, promote
+from mlops_tasks.evaluation.metrics import Interval, paired_bootstrap
+from mlops_tasks.registry import champion, promote, weigh
 from mlops_tasks.stage import Champion, Pointer, Run, Spec
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.tracking import connection
@@ -235,13 +236,41 @@ def test_difference_that_chance_explains_is_refused(monday: Night) -> None:
     assert registered(monday.environment) == (2, {"champion": "1", "candidate": "2"})
 
 
+@pytest.mark.parametrize(
+    ("gate", "passed"),
+    [
+        ({}, True),
+        ({"min_difference": 0.2}, False),  # 30 of 40 against 22 of 40: 20 points, and no bound is above that
+        ({"confidence": 0.999}, False),  # eight won and none lost: 1 in 256
+        ({"min_difference": -0.9, "confidence": 0.999}, True),  # nothing is asked for, so chance is no objection
+    ],
+)
+def test_every_setting_of_the_gate_counts(
+    monday: Night, gate: dict[str, float], passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = monday.run(STRONG, solved(*range(22)))
+    changed = RECIPE.gate.model_copy(update={"num_resamples": 777, **gate})
+    run = replace(run, spec=run.spec.model_copy(update={"recipe": RECIPE.model_copy(update={"gate": changed})}))
+    asked: list[int] = []
+
+    def watched(*scores: Sequence[float], num_resamples: int, **how: Any) -> Interval:
+        asked.append(num_resamples)
+        return paired_bootstrap(*scores, num_resamples=num_resamples, **how)
+
+    monkeypatch.setattr(registry, "paired_bootstrap", watched)
+    candidate = run.artifact("train")
+    assert candidate is not None
+    assert weigh(run, candidate).passed is passed
+    assert asked == [777]
+
+
 def test_promoting_again_changes_nothing(monday: Night) -> None:
     run = monday.run(STRONG, WEAK)
     first = promote(run)
     assert promote(run) == first, "a task that is repeated says what it said"
     again = promote(replace(tuesday(monday), weights="first", key="abc").run(STRONG, STRONG))
     assert (again["outcome"], again["version"], again["evidence"]) == ("already champion", "1", {})
-    assert again["reason"].endswith("is the champion already, since wmtp_daily/monday.")
+    assert again["reason"].endswith("is the champion already, promoted by laptop/wmtp_daily/monday.")
     assert registered(monday.environment) == (1, {"champion": "1"})
 
 
@@ -251,17 +280,40 @@ def test_champion_that_was_taken_back_by_hand_does_not_return_by_night(monday: N
     with connection(monday.environment) as client:
         client.set_registered_model_alias(NAME, "champion", "1")
     # The next night finds the training of version 2 in the store, and compares it with version 1 again.
-    result = promote(replace(tuesday(monday), name="wednesday").run(STRONGER, STRONG))
-    assert result["outcome"] == "refused"
-    assert "Version 2 has been the champion before and gave way to version 1" in result["reason"]
-    assert registered(monday.environment)[1]["champion"] == "1"
+    before = tags_of(monday.environment, "2")
+    wednesday = replace(tuesday(monday), name="wednesday").run(STRONGER, STRONG)
+    result = promote(wednesday)
+    assert (result["outcome"], result["version"]) == ("refused", "2")
+    assert "Version 2 has been the champion before, and version 1 is now" in result["reason"]
+    assert registered(monday.environment) == (2, {"champion": "1", "previous": "1"})
+    assert tags_of(monday.environment, "2") == before, "the record of its promotion stays"
+
+    with connection(monday.environment) as client:
+        client.set_registered_model_alias(NAME, "champion", "2")
+    returned = promote(wednesday)
+    assert returned["outcome"] == "already champion"
+    assert returned["reason"].endswith("promoted by laptop/wmtp_daily/tuesday.")
 
 
-def test_champion_before_may_return_where_there_is_none_now(monday: Night) -> None:
+def test_champion_that_was_taken_away_does_not_return_by_night_either(monday: Night) -> None:
     promote(monday.run(STRONG, WEAK))
     with connection(monday.environment) as client:
         client.delete_registered_model_alias(NAME, "champion")
-    assert promote(replace(monday, name="again").run(STRONG, WEAK))["outcome"] == "promoted"
+    result = promote(replace(monday, name="again").run(STRONG, WEAK))
+    assert result["outcome"] == "refused"
+    assert "and no version is now" in result["reason"]
+
+
+def test_champion_by_hand_is_said_to_be_one_and_kept_in_mind(monday: Night) -> None:
+    refused = monday.run(WEAK, WEAK)
+    assert promote(refused)["outcome"] == "refused"
+    with connection(monday.environment) as client:
+        client.set_registered_model_alias(NAME, "champion", "1")
+    result = promote(refused)
+    assert result["outcome"] == "already champion"
+    assert result["reason"].endswith("promoted by hand.")
+    assert promote(tuesday(monday).run(STRONGER, WEAK))["outcome"] == "promoted"
+    assert tags_of(monday.environment, "1")["promoted_by"] == "by hand"
 
 
 def test_refused_candidate_that_is_judged_better_later_loses_the_alias_candidate(monday: Night) -> None:

@@ -213,7 +213,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     spread = 1.96 * math.sqrt(share * (1 - share) / len(rows))
     return {
         "protocol": "docstring-0shot", "prompt_sha256": "cd" * 32, "num_problems": len(rows), "num_samples": 1, "temperature": 0.0, "top_p": 1.0,
-        "pass_at_k": {"1": share}, "pass_at_1_interval": [share - spread, share + spread], "exact_match": sum(row["exact_match"] for row in rows) / len(rows),
+        "pass_at_k": {"1": share}, "pass_at_k_interval": {"1": [share - spread, share + spread]}, "exact_match": sum(row["exact_match"] for row in rows) / len(rows),
         "verdicts": {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS},
         "num_passed_reading_answer": sum(row["reads_answer"] for row in rows),
     }  # fmt: skip
@@ -405,7 +405,7 @@ def test_scores_are_shown_with_their_intervals_and_the_difference(environment: E
     assert judged is not None
     assert promoted is not None
     shown = Reader(page(run)).shown
-    low, high = judged.metrics["pass_at_1_interval"]
+    low, high = judged.metrics["pass_at_k_interval"]["1"]
     assert f"{100 * judged.metrics['pass_at_k']['1']:.1f}%" in shown
     assert f"{100 * low:.1f}% to {100 * high:.1f}%" in shown
     assert f"{100 * promoted.detail['evidence']['difference']:+.1f}" in shown

@@ -9,14 +9,15 @@ import random
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, tzinfo
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from mlops_tasks import stage
+from mlops_tasks import store as store_module
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import code_digests
@@ -165,6 +166,13 @@ def test_a_task_whose_input_has_not_ended_cannot_run_now(environment: Environmen
         execute(planned(environment, stages), stages.TASKS["loud"], tasks=stages.TASKS)
 
 
+def test_a_pointer_of_another_version_says_what_to_do(environment: Environment, stages: ModuleType) -> None:
+    run = planned(environment, stages)
+    run.store.write_json(f"{run.prefix}/make.json", {"task": "make", "uri": "/store/make/k"})
+    with pytest.raises(UserError, match=r"(?s)make\.json was written by another version.*Trigger a new run"):
+        run.pointer("make")
+
+
 def test_a_store_that_was_moved_is_as_good_as_before(
     environment: Environment, stages: ModuleType, tmp_path: Path
 ) -> None:
@@ -302,8 +310,22 @@ def test_processes_at_once_give_one_result(
         assert len({run.pointer("make").digest for run in runs}) == 1  # type: ignore[union-attr]
 
 
+class _Jumping(datetime):
+    """A clock that goes a year back each time it is asked."""
+
+    count = 0
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        cls.count += 1
+        return datetime(2100 - cls.count, 1, 1, tzinfo=tz)
+
+
 def test_the_clock_may_jump(environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     run = planned(environment, stages)
     run_all(run, stages)
-    monkeypatch.setattr(time, "time", lambda: 0.0)
+    for place in (stage, store_module):
+        monkeypatch.setattr(place, "datetime", _Jumping)
     assert outcomes(run_all(run, stages))[:3] == ["hit", "hit", "hit"]
+    assert outcomes(run_all(planned(environment, stages, "two", seed=4), stages))[:3] == ["run", "run", "run"]
+    assert _Jumping.count > 3

@@ -238,11 +238,9 @@ def test_a_deleted_experiment_is_named_with_the_way_out(local: Environment) -> N
 
 
 def test_files_of_a_local_store_lie_where_the_environment_says(local: Environment, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    page.write_text("<p>hello</p>")
     environment = local.model_copy(update={"mlflow_artifacts": str(tmp_path / "files")})
     tracking.log_report(
-        environment, stage_key="abc", experiment=EXPERIMENT, page=page, name="wmtp_daily/2026-01-01T00%3A00"
+        environment, stage_key="abc", experiment=EXPERIMENT, page="<p>hello</p>", name="wmtp_daily/2026-01-01T00%3A00"
     )
     (found,) = (tmp_path / "files").rglob("report.html")
     assert found.read_text() == "<p>hello</p>"

@@ -38,8 +38,9 @@ from transformers import (
 from mlops_tasks import checkpoint, distributed, logs, tracking, training
 from mlops_tasks.config import Environment, SoftWeights, Text, Train, TrainResources
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
-from mlops_tasks.data.tokens import Example, encode
+from mlops_tasks.data.tokens import Example, Row, encode
 from mlops_tasks.errors import DataError, Interrupted, UserError
+from mlops_tasks.loss import at_tokens, token_losses
 from mlops_tasks.model import MtpModel
 from mlops_tasks.scoring.scorers import ScoreRow, write_scores
 from mlops_tasks.scoring.weights import document_weights
@@ -464,7 +465,7 @@ def test_curves_have_a_line_a_step_and_one_a_validation(given: Given) -> None:
     assert [line["step"] for line in curves(attempt)] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in curves(attempt, "validation_nats")] == [0, 2, 4, 6]
     assert curves(attempt)[0].keys() == {
-        "step", "loss", "head_nats", "learning_rate", "gradient_norm", "weight_ess", "weight_entropy",
+        "step", "loss", "head_nats", "learning_rate", "head_learning_rate", "gradient_norm", "weight_ess", "weight_entropy",
     }  # fmt: skip
     assert curves(attempt)[0]["weight_ess"] == curves(attempt)[0]["weight_entropy"] == pytest.approx(1)
     nats = curves(attempt)[0]["head_nats"]
@@ -553,6 +554,21 @@ def test_bfloat16_is_close_to_float32(given: Given) -> None:
     assert curves(half)[0]["loss"] == pytest.approx(curves(full)[0]["loss"], rel=1e-2)
     assert curves(half)[0]["loss"] != curves(full)[0]["loss"]
     assert weights(half)["model.embed_tokens.weight"].dtype == torch.float32
+
+
+def test_student_that_is_its_reference_weighs_one_in_bfloat16_too(given: Given) -> None:
+    attempt = given.attempt("equal", train={"precision": "bfloat16", "steps": 1}, **RHO1)
+    for_training = training._Training(attempt)
+    example = for_training.corpus.examples[0]
+    exact = for_training.corpus.micro_batch([Row((example,))], {example.problem_id: np.zeros(len(example), np.float32)})
+    with torch.no_grad():
+        nats_BS = token_losses(
+            for_training.model, for_training.loss.hidden(exact), targets_BS=exact.targets_HBS[0], chunk_rows=64
+        )
+        same = replace(exact, values_BS=at_tokens(nats_BS))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            weights_BS = for_training.loss.weights(same, for_training.loss.hidden(same))
+    assert weights_BS[same.batch.is_target].tolist() == [1.0] * int(same.batch.is_target.sum())
 
 
 # What is refused

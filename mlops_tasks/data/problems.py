@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mlops_tasks.config import Split
-from mlops_tasks.errors import DataError
+from mlops_tasks.config import EvaluationSet, Split
+from mlops_tasks.errors import DataError, UserError
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -82,6 +82,25 @@ def parse_quietly(source: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source)
+
+
+def chosen(problems: Sequence[Problem], part: EvaluationSet) -> list[Problem]:
+    """The problems of an evaluation set.
+
+    Args:
+        problems: all of its split, in order of id.
+        part: which of them.
+
+    Raises:
+        UserError: none is left.
+    """
+    found = list(problems[part.skip :][: part.limit])
+    if not found:
+        raise UserError(
+            f"The evaluation set (split {part.split}, skip {part.skip}, limit {part.limit}) is empty: the split has {len(problems)} "
+            "problems. Lower skip in evaluation.gate or evaluation.report, or give the data such a split."
+        )
+    return found
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:

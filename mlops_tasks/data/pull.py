@@ -93,7 +93,7 @@ def _decontaminated(
 ) -> tuple[list[Problem], list[str]]:
     """The problems that may be used, and one line for each pair that keeps a training problem out."""
     pairs = contaminated_pairs(problems, scored)
-    equal = "problems that the reference will score or that models are judged on" if scored else "evaluation problems"
+    equal = "evaluation problems, or problems that the reference will score" if scored else "evaluation problems"
     lines = [str(pair) for pair in pairs]
     if pairs and on_contamination == "refuse":
         shown = lines[:_NUM_PAIRS_TOLD] + [f"… and {len(lines) - _NUM_PAIRS_TOLD} more"] * (

@@ -174,18 +174,24 @@ def _records_of_list(path: Path) -> Iterator[_Record]:
         )
     text = _decoded(path.read_bytes(), _Place(path, 1))
     at = _after_blanks(text, text.index("[") + 1)
+    is_more = text[at : at + 1] != "]"
     # Value by value instead of at once, so that each record's line is known.
-    while text[at : at + 1] != "]":
+    while is_more:
         place = _Place(path, text.count("\n", 0, at) + 1)
         value, at = _parsed(text, at, place)
         yield _record(value, place)
         at = _after_blanks(text, at)
-        if text[at : at + 1] == ",":
+        is_more = text[at : at + 1] == ","
+        if is_more:
             at = _after_blanks(text, at + 1)
         elif text[at : at + 1] != "]":
-            _refuse_json(
-                _Place(path, text.count("\n", 0, at) + 1), f"{text[at : at + 20]!r} where ',' or ']' should be"
-            )
+            _refuse_at(path, text, at, "where ',' or ']' should be")
+    if (end := _after_blanks(text, at + 1)) < len(text):
+        _refuse_at(path, text, end, "after the end of the list")
+
+
+def _refuse_at(path: Path, text: str, at: int, why: str) -> NoReturn:
+    _refuse_json(_Place(path, text.count("\n", 0, at) + 1), f"{text[at : at + 20]!r} {why}")
 
 
 def _decoded(data: bytes, place: _Place) -> str:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mlops_tasks.config import EvaluationSet, Protocol, Settings
-from mlops_tasks.data.problems import read_problems
+from mlops_tasks.data.problems import chosen, read_problems
 from mlops_tasks.data.prompts import STOPS, cut_at_stop, prompts_sha256, render_prompt, shots_of
 from mlops_tasks.data.tokens import encode_prompt, end_of_sequence
 from mlops_tasks.errors import UserError
@@ -86,7 +86,7 @@ def generate(attempt: Attempt) -> dict[str, Any]:
     started = time.monotonic()
     config = GenerateConfig.model_validate(attempt.config)
     data = attempt.inputs["data"]
-    problems = config.problems.of(read_problems(data.path(f"{config.problems.split}.parquet")))
+    problems = chosen(read_problems(data.path(f"{config.problems.split}.parquet")), config.problems)
     shots = shots_of(read_problems(data.path("prompt.parquet")), config.protocol)
     prompts = {problem.id: render_prompt(problem, config.protocol, shots) for problem in problems}
     writer = load(attempt.inputs["model"].folder("model"), precision=config.precision)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlops_tasks.config import EvaluationSet, Protocol, Settings
-from mlops_tasks.data.problems import Problem, read_problems
+from mlops_tasks.data.problems import Problem, chosen, read_problems
 from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.answers import reads_answer
@@ -83,7 +83,7 @@ def judge(attempt: Attempt) -> dict[str, Any]:
     """
     started = time.monotonic()
     config = JudgeConfig.model_validate(attempt.config)
-    problems = config.problems.of(read_problems(attempt.inputs["data"].path(f"{config.problems.split}.parquet")))
+    problems = chosen(read_problems(attempt.inputs["data"].path(f"{config.problems.split}.parquet")), config.problems)
     completions = read_completions(attempt.inputs["completions"].path("completions.parquet"))
     _require_samples(problems, completions, config.num_samples)
     rows = run_completions(
@@ -235,7 +235,7 @@ def score(rows: Sequence[Mapping[str, Any]], ks: Sequence[int]) -> dict[str, Any
     return {
         "num_problems": len(passed),
         "pass_at_k": {str(k): mean for k, mean in means.items()},
-        "pass_at_1_interval": list(wilson_interval(means[1], len(passed))),
+        "pass_at_k_interval": {str(k): list(wilson_interval(mean, len(passed))) for k, mean in means.items()},
         "exact_match": sum(row["exact_match"] for row in rows) / len(rows),
         "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
         "tests_passed_share": sum(row["tests_passed"] / row["num_tests"] for row in rows) / len(rows),

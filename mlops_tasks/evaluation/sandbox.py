@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import queue
@@ -27,9 +28,11 @@ from typing import Any, Literal, Self, get_args
 
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.evaluation import harness
-from mlops_tasks.evaluation.confinement import MEMORY_BYTES, is_supported
+from mlops_tasks.evaluation.confinement import MEMORY_BYTES, has_landlock, is_supported
 from mlops_tasks.logs import watched
 from mlops_tasks.machine import num_cores
+
+log = logging.getLogger(__name__)
 
 Verdict = Literal["passed", "failed", "error", "timeout", "crashed"]
 """`failed`: a wrong answer; `error`: an exception, a syntax error too; `timeout`; `crashed`: exit, signal, memory, tampering."""
@@ -124,6 +127,8 @@ class Sandbox:
                 f"Programs cannot be confined on {platform.system()} {platform.machine()}: judging needs Linux with seccomp on "
                 "x86_64 or aarch64. Run this stage in a Linux container or on a Linux machine."
             )
+        if not has_landlock():
+            log.warning("this kernel has no Landlock (Linux 5.13): programs can read what this user may read")
         self._folder = tempfile.TemporaryDirectory(prefix="wmtp-sandbox-")
         try:
             for index in range(self.num_workers):
@@ -235,7 +240,9 @@ class _Worker:
 
 def wall_limit(limit_seconds: float) -> float:
     """Seconds on the clock after which a program is taken to sleep: what its CPU time may take under the load there is."""
-    load_per_core = os.getloadavg()[0] / num_cores()
+    load_per_core = os.getloadavg()[0] / (
+        os.cpu_count() or 1
+    )  # the load is the whole machine's, whatever we may use of it
     return _WALL_FACTOR * limit_seconds * max(1.0, load_per_core)
 
 

@@ -55,7 +55,9 @@ def _tiles(facts: Facts) -> Iterable[Markup]:
     for who, label in (("candidate", "candidate"), ("baseline", facts.baseline)):
         scores = facts.scores(who, "gate")
         if scores:
-            yield _tile(f"pass@1, {label}", percent(scores["pass_at_k"]["1"]), _range(scores.get("pass_at_1_interval")))
+            yield _tile(
+                f"pass@1, {label}", percent(scores["pass_at_k"]["1"]), _range(scores["pass_at_k_interval"]["1"])
+            )
     evidence = facts.promotion.get("evidence") or {}
     if evidence:
         low, high = 100 * evidence["low"], 100 * evidence["high"]
@@ -85,8 +87,8 @@ def _tile(term: str, value: str, detail: str) -> Markup:
     )
 
 
-def _range(interval: Sequence[float] | None) -> str:
-    return f"{percent(interval[0])} to {percent(interval[1])}" if interval else ""
+def _range(interval: Sequence[float]) -> str:
+    return f"{percent(interval[0])} to {percent(interval[1])}"
 
 
 def evaluation(facts: Facts) -> Markup:
@@ -140,7 +142,7 @@ def _difference(facts: Facts) -> Markup | None:
 
 def _scores(facts: Facts, measured: Sequence[Measured]) -> Markup:
     rows = [
-        Estimate(f"{where} set, {label}: pass@{k}", share, scores.get("pass_at_1_interval") if k == "1" else None, who)
+        Estimate(f"{where} set, {label}: pass@{k}", share, scores["pass_at_k_interval"].get(k), who)
         for who, where, scores in measured
         for label in ("candidate" if who == "candidate" else facts.baseline,)
         for k, share in scores["pass_at_k"].items()
@@ -155,7 +157,7 @@ def _scores(facts: Facts, measured: Sequence[Measured]) -> Markup:
     return element(
         "div",
         element("h3", "pass@k"),
-        element("p", f"{text[0].upper()}{text[1:]}. Whiskers are 95% intervals of pass@1.", class_="note"),
+        element("p", f"{text[0].upper()}{text[1:]}. Whiskers are 95% intervals.", class_="note"),
         chart,
         class_="card",
     )

@@ -46,7 +46,7 @@ def tasks(facts: Facts) -> Markup:
 
 
 def _in_order(facts: Facts) -> Iterator[Pointer]:
-    for name in TASKS:
+    for name in ("plan", *TASKS):
         for index in range(facts.run.spec.fan_out.get(name, 1)):
             if name != "report" and (pointer := facts.pointers.get((name, index))):
                 yield pointer

@@ -51,11 +51,16 @@ class ScoreRow:
     """Placebos: the score itself."""
 
 
-NOISE = 1e-5
-"""Relative to the losses and, below one nat, absolute: some twenty times what was measured in float32."""
+NOISE = {"float32": 1e-5, "bfloat16": 2e-2}
+"""By the student's precision; relative to the losses and, below one nat, absolute: some twenty times what was measured."""
 
 
-def excess(student_nats: V, reference_nats: V, kind: Literal["signed", "abs", "relative"]) -> V:
+def excess(
+    student_nats: V,
+    reference_nats: V,
+    kind: Literal["signed", "abs", "relative"],
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> V:
     """How much worse the student is than the reference, token by token.
 
     A difference within floating-point noise is 0.
@@ -63,6 +68,7 @@ def excess(student_nats: V, reference_nats: V, kind: Literal["signed", "abs", "r
     Args:
         student_nats: a ≥ 0, the student's losses.
         reference_nats: r ≥ 0, the reference's losses of the same tokens and prefixes.
+        precision: of the student's matrix products; the reference's are float32.
         kind: `signed` is a - r, `abs` is |a - r|, `relative` is (a - r)/(a + r), and 0 where both are 0.
 
     Reference:
@@ -71,7 +77,7 @@ def excess(student_nats: V, reference_nats: V, kind: Literal["signed", "abs", "r
     score: V = student_nats - reference_nats
     # One model gives one token two losses that differ in the last bits when it is packed in another way. Standardised, such
     # noise would be the whole score of a document on which student and reference agree.
-    score = score * (abs(score) > NOISE * (1 + student_nats + reference_nats))
+    score = score * (abs(score) > NOISE[precision] * (1 + student_nats + reference_nats))
     if kind == "abs":
         score = abs(score)
     elif kind == "relative":

@@ -1,6 +1,6 @@
 """What a DAG file needs: one factory for the tasks of the pipeline, and the form of a trigger.
 
-The environment file is chosen when the DAG is parsed; task ids, edges and params do not depend on it. What the tasks do is
+The environment file is chosen when the DAG is parsed; task ids and edges do not depend on it. What the tasks do is
 in `mlops_tasks`, which knows nothing of Airflow.
 """
 
@@ -35,7 +35,7 @@ def environment() -> Environment:
 
 def params() -> dict[str, Param]:
     """The typed form of a trigger; a scheduled run takes the recipe of the environment file."""
-    return trigger.params(environment().recipe)
+    return trigger.params(environment().scheduled_recipe)
 
 
 def stage(

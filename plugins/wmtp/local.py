@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context, ExceptionRetryPolicy, RetryAction, RetryRule
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config import load_environment
@@ -75,8 +75,10 @@ class LocalStage(BaseOperator):
         return {"stage": pointer.stage, "key": pointer.key, "uri": uri, "cache": pointer.outcome}
 
     def on_kill(self) -> None:
-        """Airflow got SIGTERM for this task: end the process; `execute` then raises."""
-        _stopped.set()
+        """Airflow got SIGTERM for this task, or its time is up: end the process; `execute` then raises."""
+        # Airflow calls this while it handles the time-out, after which this process may go on with other tasks.
+        if not isinstance(sys.exception(), AirflowTaskTimeout):
+            _stopped.set()
         if self._process is not None:
             self._process.stop()
 

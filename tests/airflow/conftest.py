@@ -53,6 +53,22 @@ class Place:
             if any(str(self.folder) in word or str(self.home) in word for word in process.info["cmdline"] or [])
         ]
 
+    def demo(self, recipe: str = "demo") -> subprocess.Popen[str]:
+        """`make demo`, in a process group of its own as from a terminal."""
+        return self.open("scripts.demo", recipe)
+
+    def open(self, module: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=CHECKOUT,
+            env=self.variables,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=heed_ctrl_c,  # noqa: PLW1509  it only sets a flag of the kernel
+        )
+
     def wait_until(self, is_so: Callable[[], object], *, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
@@ -86,22 +102,6 @@ class Toys(Place):
     def start(self, *tasks: str, conf: object = None) -> subprocess.Popen[str]:
         """A process that runs tasks as Airflow's worker does."""
         return self.open("toys.run_task", json.dumps(conf or {}), *tasks)
-
-    def demo(self) -> subprocess.Popen[str]:
-        """`make demo`, in a process group of its own as from a terminal."""
-        return self.open("scripts.demo")
-
-    def open(self, module: str, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=CHECKOUT,
-            env=self.variables,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=heed_ctrl_c,  # noqa: PLW1509  it only sets a flag of the kernel
-        )
 
 
 def heed_ctrl_c() -> None:

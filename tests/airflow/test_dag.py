@@ -65,8 +65,8 @@ def test_a_dag_file_has_less_than_80_lines(path: Path) -> None:
 
 def test_the_shape_is_the_pipeline(read: dict[str, Any]) -> None:
     assert {name: task["below"] for name, task in read["tasks"].items()} == {
-        "plan": ["pull_data", "pull_model", "pull_reference", "reference"],
-        "pull_data": ["reference"],
+        "plan": ["pull_data", "pull_model", "reference"],
+        "pull_data": ["pull_reference", "reference"],
         "pull_model": ["reference"],
         "pull_reference": ["reference"],
         "reference": ["score_shard"],

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 if TYPE_CHECKING:
-    from conftest import Toys
+    from conftest import Place, Toys
 
 
 @pytest.mark.slow
@@ -38,6 +40,48 @@ def test_ctrl_c_ends_everything_and_the_next_run_goes_on_from_there(toys: Toys) 
     assert sorted(re.findall(r"(\S+): starts", second)) == sorted(["plan", *left, "report[0]"]), "a hit starts nothing"
     assert "score[0]: skipped" in second and "report[0]: done" in second
     assert "Traceback" not in second and "{" not in second, "only what is worth a line"
+
+
+# What is learnt in a few steps is nothing; that is good enough for a gate that lets a model pass which is not much worse.
+TINY = {
+    "name": "tiny",
+    "data": {"source": {"kind": "generated", "num_train": 40, "num_validation": 6, "num_test": 4}, "on_contamination": "drop"},
+    "model": {"name": "tiny-coder", "source": {"kind": "random", "hidden_size": 32, "num_layers": 1}},
+    "text": {"max_length": 256},
+    "scoring": {"scorer": "rho1", "reference": {"kind": "trained", "data": {"kind": "generated", "num_train": 40, "seed": 1}, "train": {"num_heads": 1, "steps": 2, "batch_size": 4}}},
+    "train": {"num_heads": 2, "steps": 3, "batch_size": 8},
+    "evaluation": {"max_new_tokens": 8},
+    "gate": {"min_difference": -0.5},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_real_day_promotes_and_the_next_one_computes_nothing(place: Place) -> None:
+    recipe = place.folder / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+
+    first, _ = (process := place.demo(str(recipe))).communicate(timeout=900)
+
+    assert process.returncode == 0, first
+    outcome = dict(re.findall(r"^  (\S+) +(run|hit|skipped|done) +[\d.]+$", first, re.MULTILINE))
+    assert outcome.pop("plan") == outcome.pop("promote") == outcome.pop("report") == "done"
+    # Candidate and base may write the same programs after three steps, and then their verdicts are a hit.
+    assert {task: what for task, what in outcome.items() if not task.startswith("judge")} == {
+        "pull_data": "run", "pull_model": "run", "pull_reference": "run", "reference": "run", "score_shard": "run", "score": "run",
+        "train": "run", **{f"generate[{index}]": "run" for index in range(4)},
+    }  # fmt: skip
+    assert "  promoted: version 1. pass@1 is 0.0% against 0.0% of the base model on 6 problems" in first
+    (report,) = re.findall(r"^  report: (.+)$", first, re.MULTILINE)
+    assert Path(report).read_text().startswith("<!doctype html>")
+    assert f"make demo RECIPE={recipe}" in first and f"wmtp plan --recipe {recipe} --set seed=1" in first
+
+    second, _ = (process := place.demo(str(recipe))).communicate(timeout=900)
+
+    assert process.returncode == 0, second
+    assert "Every stage was a hit: nothing had to be computed." in second
+    # The baseline is the champion now, which is the candidate itself.
+    assert "  already champion: version 1. " in second
+    assert sorted(re.findall(r"(\S+): starts", second)) == ["plan", "promote[0]", "report[0]"]
 
 
 def test_the_screen_shows_our_lines_and_keeps_the_last_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,8 @@ def test_nothing_is_left_of_a_task_that_is_ended_by(number: signal.Signals, stat
     assert [one["told"]["state"] for one in told[:1]] == ([state] if state else []), log
     if number in (signal.SIGINT, signal.SIGTERM):
         assert "asked to stop" in told[1]["error"], "after a signal the same process must not go on with the next task"
+    if number == signal.SIGALRM:
+        assert told[1]["told"]["state"] == "success", "after a time-out it goes on"
 
 
 def guarded(*command: str, grace_seconds: float = 20) -> subprocess.Popen[str]:
@@ -235,7 +237,7 @@ def test_a_scheduled_run_takes_the_recipe_of_the_environment_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "environment.yaml"
-    file.write_text(json.dumps({"store": "store", "mlflow_uri": "sqlite:///mlflow.db", "recipe": "nightly"}))
+    file.write_text(json.dumps({"store": "store", "mlflow_uri": "sqlite:///mlflow.db", "scheduled_recipe": "nightly"}))
     monkeypatch.setenv("WMTP_ENVIRONMENT", str(file))
     assert params()["recipe"].resolve() == "nightly"
 

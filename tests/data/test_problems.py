@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from mlops_tasks.data.problems import Problem, in_order, read_problems, write_problems
-from mlops_tasks.errors import DataError
+from mlops_tasks.config import EvaluationSet
+from mlops_tasks.data.problems import Problem, chosen, in_order, read_problems, write_problems
+from mlops_tasks.errors import DataError, UserError
 
 
 def problem(problem_id: str = "7", **changes: Any) -> Problem:
@@ -27,6 +28,20 @@ def problem(problem_id: str = "7", **changes: Any) -> Problem:
         "licence": "unknown",
     }
     return Problem.model_validate(values | changes)
+
+
+@pytest.mark.parametrize(
+    ("skip", "limit", "ids"), [(0, None, "123"), (1, None, "23"), (1, 1, "2"), (0, 9, "123"), (2, 5, "3")]
+)
+def test_an_evaluation_set_is_a_stretch_of_a_split(skip: int, limit: int | None, ids: str) -> None:
+    split = [problem(id) for id in ("1", "2", "3")]
+    part = EvaluationSet(split="test", skip=skip, limit=limit)
+    assert [one.id for one in chosen(split, part)] == [*ids]
+
+
+def test_an_empty_evaluation_set_is_refused() -> None:
+    with pytest.raises(UserError, match=r"split test, skip 3, limit None\) is empty: the split has 3 problems"):
+        chosen([problem(id) for id in ("1", "2", "3")], EvaluationSet(split="test", skip=3))
 
 
 def test_problems_come_back_as_they_were_in_order_of_number(tmp_path: Path) -> None:

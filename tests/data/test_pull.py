@@ -139,7 +139,8 @@ def test_what_a_reference_learns_is_held_against_what_it_will_score(tmp_path: Pa
 
     refusing = attempt(tmp_path / "reference", data=source, on_contamination="refuse")
     with pytest.raises(
-        DataError, match=r"(?s)Training problems of the reference equal problems that .*702 .* and 602 "
+        DataError,
+        match=r"(?s)Training problems of the reference equal .* problems that the reference will score.*702 .* and 602 ",
     ) as caught:
         pull(replace(refusing, inputs={"data": scored}))
     assert caught.value.exit_code == 65

@@ -120,7 +120,7 @@ def test_scores_are_means_over_problems() -> None:
     assert scores["verdicts"] == {"passed": 1, "failed": 3, "error": 0, "timeout": 0, "crashed": 0}
     assert scores["tests_passed_share"] == pytest.approx(7 / 16)
     assert (scores["num_reading_answer"], scores["num_passed_reading_answer"]) == (2, 1)
-    low, high = scores["pass_at_1_interval"]
+    low, high = scores["pass_at_k_interval"]["1"]
     assert low < 0.25 < high
 
 

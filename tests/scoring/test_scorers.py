@@ -52,6 +52,13 @@ def test_a_student_equal_to_its_reference_weighs_one_everywhere(
     assert document_weights(excess(nats, nats.clone(), kind), weighting).tolist() == [1.0] * 9  # type: ignore[arg-type]
 
 
+def test_noise_of_bfloat16_is_no_score() -> None:
+    reference = torch.tensor([0.5, 3.0, 9.0, 2.0])
+    student = reference + torch.tensor([0.002, -0.02, 0.1, 0.5])
+    assert excess(student, reference, "signed", "bfloat16").tolist() == pytest.approx([0, 0, 0, 0.5])
+    assert all(excess(student, reference, "signed", "float32") != 0)
+
+
 def test_abs_and_signed_differ_on_a_token_where_the_student_is_better() -> None:
     half = SelectWeights(kind="select", top_share=0.25)
     student, reference = torch.tensor([3.0, 1.0, 0.0, 2.0]), torch.tensor([1.0, 9.0, 0.0, 2.0])
