@@ -75,7 +75,7 @@ class S3Server:
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(2)
             process.kill()
             process.wait()
 

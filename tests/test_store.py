@@ -82,7 +82,7 @@ def test_delete_takes_a_file_or_all_below(backend: Backend) -> None:
     backend.delete("a/d")
     assert backend.children("a") == ["b"]
     backend.delete("a")
-    assert backend.children("") == []
+    assert backend.sizes("a") == {}  # SeaweedFS lists an empty folder for a while, as S3 itself never does
 
 
 def test_swap_replaces_only_what_was_read(backend: Backend) -> None:
@@ -188,7 +188,7 @@ def test_a_draft_is_not_seen_before_it_is_committed(store: Store) -> None:
     (draft.folder / "a.txt").write_text("half")
     assert store.find("make/k1") is None
     store.abandon(draft)
-    assert store.children("make/k1/attempts") == []
+    assert store.backend.sizes("make/k1") == {}
 
 
 @pytest.mark.parametrize("data", [None, b"alph", b""])
@@ -230,7 +230,7 @@ def test_a_second_commit_gives_way_to_the_first(store: Store, caplog: pytest.Log
     first = committed(store)
     again = committed(store)
     assert again == first
-    assert store.children("make/k1/attempts") == [first.manifest["attempt"]]
+    assert {name.split("/")[0] for name in store.backend.sizes("make/k1/attempts")} == {first.manifest["attempt"]}
     other = committed(store, **{"a.txt": "different"})
     assert other == first
     assert "is not deterministic" in caplog.text
@@ -264,7 +264,7 @@ def test_removal_takes_the_manifest_first(store: Store, monkeypatch: pytest.Monk
     monkeypatch.setattr(kind, "delete", lambda self, name: (deleted.append(name), real(self, name)))
     store.remove("make/k1")
     assert deleted == ["make/k1/manifest.json", "make/k1"]
-    assert store.children("make") == []
+    assert store.backend.sizes("make") == {}
 
 
 def test_json_files_are_replaced_or_created_once(store: Store) -> None:

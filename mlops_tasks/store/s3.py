@@ -187,9 +187,15 @@ class S3Backend:
             temporary.unlink(missing_ok=True)
         return path
 
-    @cached_property
+    @property
     def client(self) -> BaseClient:
-        """One for all threads of this process."""
+        """One for all threads of a process; a forked one must not speak on its parent's connections."""
+        place = (os.getpid(), self.access)
+        if place not in _clients:
+            _clients.setdefault(place, self._connected())
+        return _clients[place]
+
+    def _connected(self) -> BaseClient:
         settings = Config(
             region_name=self.access.region,
             connect_timeout=_CONNECT_SECONDS,
@@ -362,6 +368,8 @@ class S3Backend:
             )
         return Unavailable(f"{where} cannot now: {error}. Run this again later.")
 
+
+_clients: dict[tuple[int, S3Access], BaseClient] = {}
 
 _honest: set[tuple[str | None, str]] = set()
 """Servers and buckets that have shown in this process that they honour conditions."""
