@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
+from s3_server import BUCKET, S3Server
 
-from mlops_tasks.config import Environment
+from mlops_tasks.config import Environment, S3Access
+from mlops_tasks.store import Store
+from mlops_tasks.store.backend import Backend, FolderBackend
+from mlops_tasks.store.s3 import S3Backend
 from mlops_tasks.tracking import connection
 
 # Models here are so small that threads only wait for one another; set before anything loads torch.
@@ -77,6 +80,21 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def environment(tmp_path: Path) -> Environment:
     """An environment whose store is an empty temporary folder."""
     return Environment(store=str(tmp_path / "store"), mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture(params=["folder", "s3"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Each kind of backend, empty."""
+    if request.param == "folder":
+        return FolderBackend(tmp_path / "store")
+    server: S3Server = request.getfixturevalue("s3")
+    return S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(server.access(tmp_path / "cache")))
+
+
+@pytest.fixture
+def store(backend: Backend) -> Store:
+    """A store on each kind of backend."""
+    return Store(backend)
 
 
 @pytest.fixture(scope="session")
