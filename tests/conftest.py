@@ -29,6 +29,8 @@ from toy.words import shout
 
 def make(attempt):
     """Write a file of as many lines as the recipe's seed says."""
+    with (Path(attempt.environment.store).parent / "made.txt").open("a") as stream:
+        stream.write(".")
     (attempt.folder / "lines.txt").write_text("".join(f"line {n}\\\\n" for n in range(attempt.config["seed"])))
     (attempt.folder / "deep").mkdir()
     (attempt.folder / "deep" / "notes.txt").write_text("unread")
