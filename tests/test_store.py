@@ -63,6 +63,7 @@ def test_retire_moves_only_what_was_read(backend: Backend) -> None:
 def test_delete_takes_a_file_or_all_below(backend: Backend) -> None:
     backend.write("a/b/c", b"")
     backend.write("a/d", b"")
+    backend.delete("a/d/below")
     backend.delete("a/d")
     assert backend.children("a") == ["b"]
     backend.delete("a")
