@@ -58,7 +58,7 @@ class S3Server:
         """Start the server, make the bucket, and end it with the context."""
         (folder / "data").mkdir()
         (folder / "identities.json").write_text(json.dumps(_IDENTITIES))
-        s3, master, volume, filer = _free_ports(4)
+        s3, master, volume, filer = free_ports(4)
         options = [
             "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={s3}", "-s3.config=identities.json",
             f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=0", "-s3.port.iceberg=0", "-s3.allowEmptyFolder=false",
@@ -101,7 +101,7 @@ class S3Server:
                 time.sleep(0.3)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free, and whose partner 10000 higher, which SeaweedFS takes for itself, is free too."""
     found: list[int] = []
     while len(found) < count:
