@@ -34,7 +34,9 @@ RUNTIME = frozenset(
         for name in (
             "config",
             "errors",
+            "housekeeping",
             "keys",
+            "ledger",
             "logs",
             "machine",
             "pipeline",

@@ -27,7 +27,7 @@ from mlops_tasks import __version__
 from mlops_tasks.config import Environment, Recipe, Settings
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
-from mlops_tasks.store import Artifact, Store
+from mlops_tasks.store import Artifact, Draft, Store
 
 log = logging.getLogger(__name__)
 
@@ -440,14 +440,15 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision) -> Artifact
     try:
         metrics = _function(stage.function)(attempt)
     except BaseException as error:
-        _record_failure(run.store, prefix, draft.attempt, task, error)
+        _record_failure(run, task, draft, error, seconds=time.monotonic() - started)
         run.store.abandon(draft)
         raise
     seconds = time.monotonic() - started
+    device_seconds = seconds * task.num_devices(run.environment)
     record = {
         "stage": stage.name, "key": decision.key, "components": decision.components, "metrics": metrics,
         "inputs": {name: {"artifact": artifact.prefix, "digest": artifact.digest_of(*wanted.files), "files": list(wanted.files)} for name, (wanted, artifact) in decision.inputs.items()},
-        "seconds": round(seconds, 3), "device_seconds": round(seconds * task.num_devices(run.environment), 3),
+        "seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3), "cost": run.environment.cost(stage.name, device_seconds),
         "versions": {"mlops-tasks": __version__, **{name: locked_versions()[name] for name in stage.packages}},
         "environment": run.environment.model_dump(mode="json"), "run": run.name,
     }  # fmt: skip
@@ -456,17 +457,25 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision) -> Artifact
     return artifact
 
 
-def _record_failure(store: Store, prefix: str, attempt: str, task: Task, error: BaseException) -> None:
-    store.write_json(
-        f"{prefix}/failures/{attempt}.json",
-        {
-            "task": task.id,
-            "error": type(error).__name__,
-            "message": str(error),
-            "traceback": traceback.format_exc(),
-            "at": datetime.now(UTC).isoformat(),
-        },
-    )
+def _record_failure(run: Run, task: Task, draft: Draft, error: BaseException, *, seconds: float) -> None:
+    assert isinstance(task.run, Stage)
+    num_devices = task.num_devices(run.environment)
+    lost = num_devices * _seconds_lost(run.store, draft.prefix, seconds)
+    record = {
+        "task": task.id, "run": run.name, "deployment": run.environment.deployment,
+        "error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc(), "at": datetime.now(UTC).isoformat(),
+        "seconds": round(seconds, 3), "device_seconds": round(seconds * num_devices, 3), "cost": run.environment.cost(task.run.name, seconds * num_devices),
+        "lost_device_seconds": round(lost, 3), "lost_cost": run.environment.cost(task.run.name, lost),
+    }  # fmt: skip
+    run.store.write_json(f"{draft.prefix}/failures/{draft.attempt}.json", record)
+
+
+def _seconds_lost(store: Store, prefix: str, seconds: float) -> float:
+    """Of an attempt that ends now, what the next one does again: all, or what came after the last checkpoint."""
+    steps = f"{prefix}/checkpoints"
+    made = [store.read_json(f"{steps}/{step}/manifest.json") for step in store.children(steps)]
+    newest = max((datetime.fromisoformat(one["created"]) for one in made if one), default=None)
+    return seconds if newest is None else min(seconds, max(0.0, (datetime.now(UTC) - newest).total_seconds()))
 
 
 def _clear_checkpoints(store: Store, prefix: str) -> None:
