@@ -6,6 +6,7 @@ also resolves a recipe into the spec that all tasks of a run read (`plan`) and l
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +52,8 @@ _TOKENIZER_FILES = tuple(
 )
 _ASKED = ("protocol", "num_samples", "temperature", "top_p")
 _TRAINING_DATA = ("train.parquet", "validation.parquet", "prompt.parquet")
+
+_NUM_EARLIER_RUNS = 20
 
 # generate and judge are mapped over these, in this order.
 EVALUATIONS: tuple[tuple[Literal["candidate", "baseline"], Literal["gate", "report"]], ...] = (
@@ -414,8 +417,7 @@ def _cost(environment: Environment, task: Task, seconds: float | None) -> float 
 def _earlier_seconds(environment: Environment, recipe: str) -> dict[str, list[float]]:
     """What each task took in earlier runs of a recipe; where it was a hit, what its artifact had taken."""
     took: dict[str, list[float]] = {}
-    earlier = (run for run in runtime.runs(environment) if run.spec.recipe.name == recipe)
-    for run, _ in zip(earlier, range(20), strict=False):
+    for run in itertools.islice(runtime.runs(environment, recipe=recipe), _NUM_EARLIER_RUNS):
         with suppress(UserError):  # of an older version
             for pointer in run.pointers():
                 seconds = pointer.seconds if pointer.outcome in ("run", "done") else _made_in(run, pointer)

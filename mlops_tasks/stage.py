@@ -15,6 +15,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,6 +197,15 @@ class Run:
         tree = store.read_json(f"{prefix}/spec.json")
         if tree is None:
             raise UserError(f"There is no {store.uri}/{prefix}/spec.json. Run the task `plan` of this run first.")
+        return cls.of(store, environment, prefix, tree)
+
+    @classmethod
+    def of(cls, store: Store, environment: Environment, prefix: str, tree: Any) -> Run:
+        """A run whose spec has been read.
+
+        Raises:
+            UserError: the spec is of a version with other settings.
+        """
         try:
             spec = Spec.model_validate(tree)
         except ValidationError as error:
@@ -489,15 +499,17 @@ def _function(name: str) -> Callable[..., dict[str, Any]]:
     return found
 
 
-def runs(environment: Environment) -> Iterator[Run]:
-    """All planned runs of this deployment, the newest first."""
+def runs(environment: Environment, *, recipe: str | None = None) -> Iterator[Run]:
+    """All planned runs of this deployment, or those of one recipe, the newest first."""
     store = Store.of(environment)
     top = f"runs/{environment.deployment}"
     prefixes = [f"{top}/{dag}/{name}" for dag in store.children(top) for name in store.children(f"{top}/{dag}")]
-    specs = [(prefix, store.read_json(f"{prefix}/spec.json")) for prefix in prefixes]
-    planned = sorted(((tree["created"], prefix) for prefix, tree in specs if tree is not None), reverse=True)
-    for _, prefix in planned:
-        try:
-            yield Run.open(environment, prefix)
-        except UserError as error:
-            log.warning("%s", error)
+    with ThreadPoolExecutor() as pool:  # in a bucket each is a request that waits for its reply
+        trees = zip(prefixes, pool.map(lambda prefix: store.read_json(f"{prefix}/spec.json"), prefixes), strict=True)
+        planned = [(tree["created"], prefix, tree) for prefix, tree in trees if tree is not None]
+    for _, prefix, tree in sorted(planned, key=lambda one: one[:2], reverse=True):
+        if recipe is None or tree["recipe"]["name"] == recipe:
+            try:
+                yield Run.of(store, environment, prefix, tree)
+            except UserError as error:
+                log.warning("%s", error)
