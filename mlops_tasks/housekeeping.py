@@ -327,7 +327,7 @@ class Collector:
             tree = content.trees[piece]
             content.kept |= {piece, f"attempts/{tree.get('attempt')}"}
             for given in tree.get("inputs", {}).values():
-                reference = _Reference(given["artifact"], given["digest"], tuple(given["files"]))
+                reference = _Reference(given["artifact"], given["digest"], tuple(given.get("files", ("*",))))
                 waiting += self._versions(contents, reference)
 
     def _versions(self, contents: Mapping[str, _Content], reference: _Reference) -> Iterator[tuple[str, str]]:

@@ -44,7 +44,9 @@ def committed(store: Store, prefix: str, text: str = "alpha", *, made_from: Arti
         if made_from
         else {}
     )
-    return store.commit(draft, {"stage": prefix.split("/", maxsplit=1)[0], "metrics": {}, "inputs": given, "run": "d/r"})
+    return store.commit(
+        draft, {"stage": prefix.split("/", maxsplit=1)[0], "metrics": {}, "inputs": given, "run": "d/r"}
+    )
 
 
 def planned(environment: Environment, name: str, *artifacts: Artifact, created: str = "2026-01-01") -> str:
