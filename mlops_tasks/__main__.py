@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
@@ -73,7 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     why.set_defaults(answer=_why)
     show = commands.add_parser("show", parents=[common], help="a run as a table, or an artifact with its lineage")
     show.add_argument("what", nargs="?", help="URI of an artifact or of a run's spec.json; default: the last run")
+    show.add_argument("--lineage", action="store_true", help="all that the artifact was made from, as a tree")
     show.set_defaults(answer=_show)
+    _add_verify(
+        commands.add_parser("verify", parents=[common], help="hash what is committed again, or compute it again")
+    )
+    _add_gc(
+        commands.add_parser("gc", parents=[common], help="what nobody needs any more; removes nothing without --delete")
+    )
     check = commands.add_parser(
         "check-data", parents=[common], help="run every reference solution against its own tests"
     )
@@ -115,6 +123,34 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.set_defaults(answer=_plan)
 
 
+def _add_verify(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "what", nargs="*", metavar="PREFIX", help="a stage, the beginning of <stage>/<key>, or a URI; default: all"
+    )
+    command.add_argument("--recompute", metavar="TASK", help="run this task of a run again in the shadow and compare")
+    command.add_argument("--spec", help="URI of that run's spec.json")
+    command.add_argument("--index", type=int, default=0, help="which of the mapped tasks")
+    command.set_defaults(answer=_verify)
+
+
+def _add_gc(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--keep-runs", type=int, default=20, metavar="N", help="last runs of each deployment (default: %(default)s)"
+    )
+    command.add_argument(
+        "--grace-days", type=float, default=7, metavar="D", help="touch nothing younger (default: %(default)s)"
+    )
+    command.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="keep this artifact and its inputs; may be repeated",
+    )
+    command.add_argument("--delete", action="store_true", help="remove it, instead of only saying what would go")
+    command.set_defaults(answer=_gc)
+
+
 def _prefix_of(spec: str, environment: Environment) -> str:
     store = Store.of(environment).uri
     if not (spec.startswith(f"{store}/runs/") and spec.endswith("/spec.json")):
@@ -143,15 +179,18 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
         )
         return
     spec = pipeline.resolve(environment, recipe=options.recipe, overrides=options.overrides, force=options.force)
-    total = 0.0
-    for one in pipeline.preview(environment, spec):
-        total += one.seconds or 0.0
+    forecasts = list(pipeline.preview(environment, spec))
+    for one in forecasts:
         took = "" if one.seconds is None else f"{one.seconds / 60:6.1f} min last time"
-        out.write(f"{spec.label(one.task, one.index):<16}{one.outcome:<9}{took}\n")
+        price = "" if one.cost is None else f"  {one.cost:.2f} {environment.currency}"
+        out.write(f"{spec.label(one.task, one.index):<16}{one.outcome:<9}{took}{price}\n")
     out.write(
         f"champion: {f'version {spec.champion.version}' if spec.champion else 'none yet; the base model is compared with'}\n"
     )
-    out.write(f"expected: {total / 60:.1f} min where earlier runs tell\n")
+    minutes = sum(one.seconds or 0.0 for one in forecasts) / 60
+    costs = [one.cost for one in forecasts if one.cost is not None]
+    price = f" and {sum(costs):.2f} {environment.currency}" if costs else ""
+    out.write(f"expected: {minutes:.1f} min{price} where earlier runs tell\n")
 
 
 def _why(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
@@ -161,6 +200,8 @@ def _why(options: argparse.Namespace, environment: Environment, out: TextIO) -> 
 
 def _show(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
     what = options.what
+    if options.lineage and (what is None or what.endswith("/spec.json")):
+        raise UserError("--lineage is of an artifact. Give its URI; the report of a run leads to each.")
     if what is None or what.endswith("/spec.json"):
         run = Run.open(environment, _prefix_of(what, environment)) if what else next(stage.runs(environment), None)
         if run is None:
@@ -170,7 +211,58 @@ def _show(options: argparse.Namespace, environment: Environment, out: TextIO) ->
     artifact = Store.of(environment).artifact_at(what.removesuffix("/manifest.json"))
     if artifact is None:
         raise UserError(f"{what} is no whole artifact. `wmtp show` without an argument tells of the last run.")
-    out.writelines(f"{line}\n" for line in summary.of_artifact(artifact))
+    told = summary.lineage(artifact) if options.lineage else summary.of_artifact(artifact)
+    out.writelines(f"{line}\n" for line in told)
+
+
+def _verify(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:
+    from mlops_tasks import housekeeping
+
+    if options.recompute:
+        return _recompute(options, environment, out)
+    store = Store.of(environment)
+    checked, broken = [], 0
+    for one in housekeeping.verify(store, housekeeping.selected(store, options.what)):
+        checked.append(one)
+        if one.flaw is not None:
+            broken += 1
+            out.write(f"{one.prefix}: {one.flaw}\n")
+    num_bytes = sum(one.num_bytes for one in checked)
+    out.write(
+        f"{len(checked)} artifacts, {sum(one.num_files for one in checked)} files, {housekeeping.readable(num_bytes)}: "
+        f"{f'{broken} broken, quarantined; run the DAG again and they are made anew' if broken else 'all as committed'}\n"
+    )
+    return 65 if broken else 0
+
+
+def _recompute(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:
+    from mlops_tasks import housekeeping
+
+    if not options.spec or options.what:
+        raise UserError("--recompute TASK needs --spec, the URI of the run's spec.json, and no prefix.")
+    run = Run.open(environment, _prefix_of(options.spec, environment))
+    task = pipeline.task_named(options.recompute)
+    found = housekeeping.recompute(run, task, options.index, tasks=pipeline.TASKS)
+    for one in found:
+        out.write(f"{one.name}: committed {one.committed or 'nothing'}, recomputed {one.recomputed or 'nothing'}\n")
+    out.write(f"{run.spec.label(task.id, options.index)}: {len(found) or 'no'} files differ\n")
+    return 65 if found else 0
+
+
+def _gc(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
+    from mlops_tasks import housekeeping
+
+    collector = housekeeping.Collector(
+        environment, num_runs=options.keep_runs, grace=timedelta(days=options.grace_days), pins=options.pin
+    )
+    garbage = collector.garbage()
+    gone = list(collector.remove(garbage)) if options.delete else garbage
+    for one in gone:
+        out.write(f"{housekeeping.readable(one.num_bytes):>12}  {one.prefix}  {one.text}\n")
+    uploads = collector.uploads(dry_run=not options.delete)
+    size = housekeeping.readable(sum(one.num_bytes for one in gone))
+    out.write(f"{len(gone)} prefixes with {size}, and {uploads} unfinished writes: ")
+    out.write("removed\n" if options.delete else "a dry run, nothing was removed; --delete removes them\n")
 
 
 def _check_data(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from mlops_tasks.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+Price = Annotated[float, Field(ge=0)]
+Priced = Literal["default", "pull", "train", "score_shard", "score", "generate", "judge"]
 Split = Literal["prompt", "train", "validation", "test"]
 Protocol = Literal["docstring-0shot", "begin-done-3shot"]
 
@@ -481,10 +483,20 @@ class Environment(Settings):
     is written into manifests and reports: they are in `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`."""
     mlflow_artifacts: str | None = None
     """Where a local `sqlite` tracking store puts files; None: the server's own choice."""
+    prices: dict[Priced, Price] = {}
+    """Price of a device-hour by stage; `default` for the others. Without one, no cost is told."""
+    currency: str = "USD"
+    """Of the prices."""
     score: ScoreResources = ScoreResources()
     train: TrainResources = TrainResources()
     generate: GenerateResources = GenerateResources()
     judge: JudgeResources = JudgeResources()
+
+    def cost(self, stage: str, device_seconds: float) -> float | None:
+        """What device time of a stage costs, in `currency`; None where it has no price."""
+        prices = {str(name): price for name, price in self.prices.items()}
+        price = prices.get(stage, prices.get("default"))
+        return None if price is None else device_seconds / 3600 * price
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -34,8 +34,10 @@ RUNTIME = frozenset(
         for name in (
             "config",
             "errors",
+            "housekeeping",
             "keys",
             "lease",
+            "ledger",
             "logs",
             "machine",
             "pipeline",

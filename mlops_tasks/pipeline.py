@@ -6,6 +6,7 @@ also resolves a recipe into the spec that all tasks of a run read (`plan`) and l
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +52,8 @@ _TOKENIZER_FILES = tuple(
 )
 _ASKED = ("protocol", "num_samples", "temperature", "top_p")
 _TRAINING_DATA = ("train.parquet", "validation.parquet", "prompt.parquet")
+
+_NUM_EARLIER_RUNS = 20
 
 # generate and judge are mapped over these, in this order.
 EVALUATIONS: tuple[tuple[Literal["candidate", "baseline"], Literal["gate", "report"]], ...] = (
@@ -362,7 +365,10 @@ class Forecast:
     """`waits`: something above it runs first, and what that yields decides."""
     seconds: float | None
     """What it took last time; None: never seen, or no work to do."""
+    cost: float | None = None
+    """Of these seconds; None: they are not known, or have no price."""
     components: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, tuple[Input, Artifact]] = field(default_factory=dict)
     artifact: Artifact | None = None
 
 
@@ -376,12 +382,14 @@ def preview(environment: Environment, spec: Spec) -> Iterator[Forecast]:
 
 
 def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> Forecast:
+    cost = _cost(run.environment, task, seconds)
     try:
         decision = runtime.decide(run, task, index, tasks=TASKS)
     except Unavailable:
-        return Forecast(task.id, index, "waits", seconds)
+        return Forecast(task.id, index, "waits", seconds, cost)
+    found = (decision.components, decision.inputs, decision.artifact)
     if decision.outcome == "hit" and task.id in run.spec.force:
-        return Forecast(task.id, index, "run", seconds, decision.components, decision.artifact)
+        return Forecast(task.id, index, "run", seconds, cost, *found)
     if decision.outcome in ("hit", "skipped"):
         artifact = decision.artifact
         name = task.run.name if isinstance(task.run, Stage) else task.id
@@ -396,15 +404,20 @@ def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> F
                 digest=artifact.digest if artifact else None,
             )
         )
-        seconds = None
-    return Forecast(task.id, index, decision.outcome, seconds, decision.components, decision.artifact)
+        seconds = cost = None
+    return Forecast(task.id, index, decision.outcome, seconds, cost, *found)
+
+
+def _cost(environment: Environment, task: Task, seconds: float | None) -> float | None:
+    if seconds is None or not isinstance(task.run, Stage):
+        return None
+    return environment.cost(task.run.name, seconds * task.num_devices(environment))
 
 
 def _earlier_seconds(environment: Environment, recipe: str) -> dict[str, list[float]]:
     """What each task took in earlier runs of a recipe; where it was a hit, what its artifact had taken."""
     took: dict[str, list[float]] = {}
-    earlier = (run for run in runtime.runs(environment) if run.spec.recipe.name == recipe)
-    for run, _ in zip(earlier, range(20), strict=False):
+    for run in itertools.islice(runtime.runs(environment, recipe=recipe), _NUM_EARLIER_RUNS):
         with suppress(UserError):  # of an older version
             for pointer in run.pointers():
                 seconds = pointer.seconds if pointer.outcome in ("run", "done") else _made_in(run, pointer)
@@ -437,7 +450,35 @@ def why(environment: Environment, spec: Spec, name: str) -> list[str]:
         return [f"{name} is not needed by this recipe."]
     if last is None:
         return [f"{name} has no earlier result in this store."]
-    return differences(last.manifest["components"], now.components) or [f"nothing changed: {last.uri}"]
+    return changes(last, now.components, now.inputs) or [f"nothing changed: {last.uri}"]
+
+
+def changes(last: Artifact, components: Mapping[str, Any], inputs: Mapping[str, tuple[Input, Artifact]]) -> list[str]:
+    """Lines that say what differs between the key of an artifact and another one: the setting, the file, the code's module, the package.
+
+    Args:
+        last: whose key is compared with.
+        components: of the other key.
+        inputs: what the other key's inputs are made of.
+    """
+    lines = differences(last.manifest["components"], components)
+    files = {f"inputs.{name}": _changed_files(last, name, *given) for name, given in inputs.items()}
+    return [f"{place}: {files[place]}" if files.get(place := line.partition(":")[0]) else line for line in lines]
+
+
+def _changed_files(last: Artifact, name: str, wanted: Input, artifact: Artifact) -> str:
+    """In words; empty where nobody knows any more what the old input was made of."""
+    given = last.manifest["inputs"].get(name)
+    before = last.store.version_at(given["artifact"], given["digest"], given["files"]) if given else None
+    if before is None:
+        return ""
+    old, new = before.entries(*given["files"]), artifact.entries(*wanted.files)
+    words = [
+        f"{file} {'changed' if file in old and file in new else 'new' if file in new else 'gone'}"
+        for file in sorted(old.keys() | new.keys())
+        if old.get(file) != new.get(file)
+    ]
+    return ", ".join(words)
 
 
 def _result_of(run: Run, task: str) -> Artifact | None:

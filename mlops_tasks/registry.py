@@ -32,6 +32,8 @@ Outcome = Literal["promoted", "refused", "already champion"]
 
 log = logging.getLogger(__name__)
 
+ALIASES = frozenset({"champion", "previous", "candidate"})
+
 # Of the mapped tasks generate and judge; the order is `pipeline.EVALUATIONS`.
 CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
 _PROMOTED_BY, _JUDGED_BY = "promoted_by", "gate.run"
@@ -104,6 +106,48 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise
+
+
+@dataclass(frozen=True)
+class Aliased:
+    """A version that somebody may load by name, as far as the store is concerned."""
+
+    name: str
+    alias: str
+    key: str
+    """Names the artifact of `train` in the store."""
+    digest: str
+
+
+def aliased(environment: Environment) -> list[Aliased]:
+    """Every version of every registered model that carries one of our aliases and was registered by `promote`.
+
+    Raises:
+        Unavailable: the registry cannot be reached.
+    """
+    if tracking.is_empty(environment):
+        return []
+    with tracking.connection(environment) as client:
+        return [found for name in _registered_names(client) for found in _aliased(client, name)]
+
+
+def _registered_names(client: MlflowClient) -> list[str]:
+    names: list[str] = []
+    token: str | None = None
+    while token != "":
+        page = client.search_registered_models(page_token=token)
+        names += [model.name for model in page]
+        token = page.token or ""
+    return names
+
+
+def _aliased(client: MlflowClient, name: str) -> list[Aliased]:
+    found: list[Aliased] = []
+    for alias, version in _aliases(client, name).items():
+        tags = client.get_model_version(name, version).tags
+        if alias in ALIASES and {tracking.KEY_TAG, "digest"} <= tags.keys():
+            found.append(Aliased(name, alias, tags[tracking.KEY_TAG], tags["digest"]))
+    return found
 
 
 def promote(run: Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ from mlops_tasks import __version__, lease
 from mlops_tasks.config import Environment, Recipe, Settings
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
-from mlops_tasks.store import Artifact, Store
+from mlops_tasks.store import Artifact, Draft, Store
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +199,15 @@ class Run:
         tree = store.read_json(f"{prefix}/spec.json")
         if tree is None:
             raise UserError(f"There is no {store.uri}/{prefix}/spec.json. Run the task `plan` of this run first.")
+        return cls.of(store, environment, prefix, tree)
+
+    @classmethod
+    def of(cls, store: Store, environment: Environment, prefix: str, tree: Any) -> Run:
+        """A run whose spec has been read.
+
+        Raises:
+            UserError: the spec is of a version with other settings.
+        """
         try:
             spec = Spec.model_validate(tree)
         except ValidationError as error:
@@ -462,14 +472,15 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
     try:
         metrics = _function(stage.function)(attempt)
     except BaseException as error:
-        _record_failure(run.store, prefix, draft.attempt, task, error)
+        _record_failure(run, task, draft, error, seconds=time.monotonic() - started)
         run.store.abandon(draft)
         raise
     seconds = time.monotonic() - started
+    device_seconds = seconds * task.num_devices(run.environment)
     record = {
         "stage": stage.name, "key": decision.key, "components": decision.components, "metrics": metrics,
         "inputs": {name: {"artifact": artifact.prefix, "digest": artifact.digest_of(*wanted.files), "files": list(wanted.files)} for name, (wanted, artifact) in decision.inputs.items()},
-        "seconds": round(seconds, 3), "device_seconds": round(seconds * task.num_devices(run.environment), 3),
+        "seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3), "cost": run.environment.cost(stage.name, device_seconds),
         "versions": {"mlops-tasks": __version__, **{name: locked_versions()[name] for name in stage.packages}},
         "environment": run.environment.model_dump(mode="json"), "run": run.name,
     }  # fmt: skip
@@ -478,17 +489,25 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
     return artifact
 
 
-def _record_failure(store: Store, prefix: str, attempt: str, task: Task, error: BaseException) -> None:
-    store.write_json(
-        f"{prefix}/failures/{attempt}.json",
-        {
-            "task": task.id,
-            "error": type(error).__name__,
-            "message": str(error),
-            "traceback": traceback.format_exc(),
-            "at": datetime.now(UTC).isoformat(),
-        },
-    )
+def _record_failure(run: Run, task: Task, draft: Draft, error: BaseException, *, seconds: float) -> None:
+    assert isinstance(task.run, Stage)
+    num_devices = task.num_devices(run.environment)
+    lost = num_devices * _seconds_lost(run.store, draft.prefix, seconds)
+    record = {
+        "task": task.id, "run": run.name, "deployment": run.environment.deployment,
+        "error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc(), "at": datetime.now(UTC).isoformat(),
+        "seconds": round(seconds, 3), "device_seconds": round(seconds * num_devices, 3), "cost": run.environment.cost(task.run.name, seconds * num_devices),
+        "lost_device_seconds": round(lost, 3), "lost_cost": run.environment.cost(task.run.name, lost),
+    }  # fmt: skip
+    run.store.write_json(f"{draft.prefix}/failures/{draft.attempt}.json", record)
+
+
+def _seconds_lost(store: Store, prefix: str, seconds: float) -> float:
+    """Of an attempt that ends now, what the next one does again: all, or what came after the last checkpoint."""
+    steps = f"{prefix}/checkpoints"
+    made = [store.read_json(f"{steps}/{step}/manifest.json") for step in store.children(steps)]
+    newest = max((datetime.fromisoformat(one["created"]) for one in made if one), default=None)
+    return seconds if newest is None else min(seconds, max(0.0, (datetime.now(UTC) - newest).total_seconds()))
 
 
 def _clear_checkpoints(store: Store, prefix: str) -> None:
@@ -502,15 +521,17 @@ def _function(name: str) -> Callable[..., dict[str, Any]]:
     return found
 
 
-def runs(environment: Environment) -> Iterator[Run]:
-    """All planned runs of this deployment, the newest first."""
+def runs(environment: Environment, *, recipe: str | None = None) -> Iterator[Run]:
+    """All planned runs of this deployment, or those of one recipe, the newest first."""
     store = Store.of(environment)
     top = f"runs/{environment.deployment}"
     prefixes = [f"{top}/{dag}/{name}" for dag in store.children(top) for name in store.children(f"{top}/{dag}")]
-    specs = [(prefix, store.read_json(f"{prefix}/spec.json")) for prefix in prefixes]
-    planned = sorted(((tree["created"], prefix) for prefix, tree in specs if tree is not None), reverse=True)
-    for _, prefix in planned:
-        try:
-            yield Run.open(environment, prefix)
-        except UserError as error:
-            log.warning("%s", error)
+    with ThreadPoolExecutor() as pool:  # in a bucket each is a request that waits for its reply
+        trees = zip(prefixes, pool.map(lambda prefix: store.read_json(f"{prefix}/spec.json"), prefixes), strict=True)
+        planned = [(tree["created"], prefix, tree) for prefix, tree in trees if tree is not None]
+    for _, prefix, tree in sorted(planned, key=lambda one: one[:2], reverse=True):
+        if recipe is None or tree["recipe"]["name"] == recipe:
+            try:
+                yield Run.of(store, environment, prefix, tree)
+            except UserError as error:
+                log.warning("%s", error)

@@ -5,9 +5,10 @@ The page for a browser is in `report`; this is for whoever started the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mlops_tasks import ledger
 from mlops_tasks.pipeline import EVALUATIONS, TASKS
 from mlops_tasks.stage import Pointer, Run, Stage
 from mlops_tasks.store import Artifact
@@ -29,6 +30,8 @@ def of_run(run: Run) -> Iterator[str]:
         yield _work_done(stages)
     yield from _scores(run, found)
     yield from _verdict(found)
+    yield ""
+    yield f"  {ledger.of_run(run, found.values()).in_words()}"
 
 
 def _task_line(run: Run, task: str, index: int, pointer: Pointer | None) -> str:
@@ -74,3 +77,48 @@ def of_artifact(artifact: Artifact) -> Iterator[str]:
         f"  input   {name}: {artifact.store.uri}/{one['artifact']}" for name, one in manifest.get("inputs", {}).items()
     )
     yield from (f"  metric  {name}: {value}" for name, value in artifact.metrics.items())
+
+
+_SHORT = 12
+_NUM_METRICS = 3
+
+
+def lineage(artifact: Artifact) -> Iterator[str]:
+    """An artifact with all that it was made from, as a tree; what is needed twice is told once."""
+    yield from _branch(artifact, name="", told=set())
+
+
+def _branch(artifact: Artifact, *, name: str, told: set[str]) -> Iterator[str]:
+    title = f"{name}{_title(artifact.prefix)}"
+    if artifact.prefix in told:
+        yield f"{title}  (told above)"
+        return
+    told.add(artifact.prefix)
+    yield f"{title}  {_how(artifact)}".rstrip()
+    inputs = list(artifact.manifest.get("inputs", {}).items())
+    for position, (input_name, given) in enumerate(inputs, start=1):
+        mark, indent = ("└─ ", "   ") if position == len(inputs) else ("├─ ", "│  ")
+        for number, line in enumerate(_input(artifact, input_name, given, told)):
+            yield f"{indent if number else mark}{line}"
+
+
+def _input(artifact: Artifact, name: str, given: Mapping[str, Any], told: set[str]) -> Iterator[str]:
+    found = artifact.store.version_at(given["artifact"], given["digest"], given["files"])
+    if found is None:
+        yield f"{name}: {_title(given['artifact'])}  (not in this store any more)"
+    else:
+        yield from _branch(found, name=f"{name}: ", told=told)
+
+
+def _title(prefix: str) -> str:
+    stage, _, key = prefix.partition("/")
+    return f"{stage} {key[:_SHORT]}"
+
+
+def _how(artifact: Artifact) -> str:
+    """The first metrics, when, and by which run."""
+    numbers = [(name, value) for name, value in artifact.metrics.items() if isinstance(value, int | float)]
+    words = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in numbers]
+    made = f"made {artifact.manifest['created'][:16].replace('T', ' ')}"
+    by = f" by {artifact.manifest['run']}" if "run" in artifact.manifest else ""
+    return "; ".join([*([", ".join(words[:_NUM_METRICS])] if words else []), made + by])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -84,6 +84,10 @@ def _name(annotation: Any) -> str:
     arguments = [one for one in get_args(annotation) if one is not type(None)]
     if arguments and all(isinstance(one, str) for one in arguments):
         return ", ".join(f"`{one}`" for one in arguments)
+    if get_origin(annotation) is dict:
+        return f"map of {_name(arguments[0])} to {_name(arguments[1])}"
+    if get_origin(annotation) is Annotated:
+        return _name(arguments[0])
     if get_origin(annotation) is tuple:
         return f"list of {_name(arguments[0])}"
     if arguments:

@@ -170,11 +170,58 @@ def test_show_tells_of_an_artifact_and_of_a_run(place: Path, first: Run) -> None
     assert " stages ran in " in text and "refused: version 1" in text
 
 
+def test_lineage_is_a_tree_in_which_each_artifact_is_told_once(first: Run, place: Path) -> None:
+    trained, data, model = (first.pointer(name) for name in ("train", "pull_data", "pull_model"))
+    assert trained and data and model and trained.key and data.key and model.key
+    code, text = wmtp(place, "show", "--lineage", f"{first.store.uri}/{trained.prefix}")
+    lines = text.splitlines()
+    assert code == 0
+    assert lines[0].startswith(f"train {trained.key[:12]}  ") and " by wmtp_daily/first" in lines[0]
+    assert lines[1].startswith(f"├─ data: pull {data.key[:12]}  ") and "; made 20" in lines[1]
+    assert lines[2].startswith(f"├─ model: pull {model.key[:12]}  ")
+    assert lines[3].startswith("└─ scores: score ")
+    assert lines[4] == f"   ├─ data: pull {data.key[:12]}  (told above)"
+    assert all(text.count(key) == 1 + text.count(f"{key}  (told above)") for key in (data.key[:12], model.key[:12]))
+
+
+def test_verify_and_gc_find_nothing_to_do_after_a_day(place: Path, first: Run) -> None:
+    code, text = wmtp(place, "verify")
+    assert code == 0 and text.endswith(": all as committed\n")
+    code, text = wmtp(place, "gc")
+    assert code == 0
+    assert (
+        text
+        == "0 prefixes with 0 bytes, and 0 unfinished writes: a dry run, nothing was removed; --delete removes them\n"
+    )
+
+
+def test_a_stage_that_runs_again_in_the_shadow_gives_the_same_files(place: Path, first: Run) -> None:
+    spec = f"{first.store.uri}/{first.prefix}/spec.json"
+    for task in ("pull_data", "score", "train"):
+        assert wmtp(place, "verify", "--recompute", task, "--spec", spec) == (0, f"{task}: no files differ\n")
+
+
+def test_verify_ends_with_65_where_something_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "environment.yaml").write_text(yaml.safe_dump(ENVIRONMENT))
+    store = stage.Store.of(load_environment(tmp_path / "environment.yaml"))
+    draft = store.begin("make/k1")
+    (draft.folder / "a.txt").write_text("alpha")
+    store.commit(draft, {})
+    (draft.folder / "a.txt").write_text("alpho")
+    code, text = wmtp(tmp_path, "verify", "make")
+    assert code == 65
+    assert text.startswith("make/k1: a.txt was committed with SHA-256 ")
+    assert "1 artifacts, 1 files, 5 bytes: 1 broken, quarantined" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("show", "/elsewhere/x"), "is not in the store"),
         (("show", "{store}/train/none"), "is no whole artifact"),
+        (("show", "--lineage"), "--lineage is of an artifact"),
+        (("verify", "--recompute", "train"), "needs --spec"),
+        (("gc", "--grace-days", "0"), "a day or more"),
         (("train", "--spec", "/x/spec.json", "--task", "train"), "must lie in the store of the environment file"),
         (("train", "--spec", "{store}/runs/laptop/d/none/spec.json", "--task", "train"), "Run the task `plan`"),
         (("plan", "--recipe", "{place}/recipe.yaml", "--force", "promote"), "is an action and always runs"),

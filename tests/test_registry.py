@@ -26,7 +26,7 @@ from mlops_tasks import registry, tracking
 from mlops_tasks.config import Environment, Recipe
 from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.evaluation.metrics import Interval, paired_bootstrap
-from mlops_tasks.registry import champion, promote, weigh
+from mlops_tasks.registry import Aliased, aliased, champion, promote, weigh
 from mlops_tasks.stage import Champion, Pointer, Run, Spec
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.tracking import connection
@@ -193,6 +193,28 @@ def test_champion_names_the_artifact_that_was_promoted(monday: Night) -> None:
     train = run.artifact("train")
     assert train is not None
     assert champion(monday.environment, NAME) == Champion(name=NAME, version="1", key="abc", digest=train.digest)
+
+
+def test_every_aliased_version_is_listed_for_whoever_looks_after_the_store(monday: Night) -> None:
+    assert aliased(monday.environment) == []
+    run = monday.run(STRONG, WEAK)
+    promote(run)
+    train = run.artifact("train")
+    assert train is not None
+    with connection(monday.environment) as client:
+        client.set_registered_model_alias(NAME, "mine", "1")
+        client.create_registered_model("another")
+        client.create_model_version("another", source="/elsewhere")
+        client.set_registered_model_alias("another", "champion", "1")  # not by promote: nothing in the store is it
+    assert aliased(monday.environment) == [Aliased(NAME, "champion", "abc", train.digest)]
+    night = tuesday(monday)
+    promote(night.run(STRONGER, STRONG))
+    assert {(one.alias, one.key) for one in aliased(monday.environment)} == {("champion", "def"), ("previous", "abc")}
+
+
+def test_a_registry_that_does_not_exist_yet_lists_nothing(environment: Environment, tmp_path: Path) -> None:
+    assert aliased(environment) == []
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_evidence_is_on_the_version(monday: Night) -> None:

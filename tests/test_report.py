@@ -62,7 +62,7 @@ class Maker:
         fan_out = {"reference": 2, "score_shard": 2, "generate": 4, "judge": 4}
         spec = Spec(
             recipe=RECIPE,
-            pins={"pull_data": "ab" * 32},
+            pins={"pull_data": "ab" * 32, "pull_model": "cd" * 32},
             champion=champion,
             fan_out=fan_out,
             created="2026-01-05T03:00:00+00:00",

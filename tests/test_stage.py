@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -159,6 +160,41 @@ def test_a_failure_is_recorded_and_is_never_a_hit(
     assert json.loads(failure.read_text())["message"] == "the disk is made of cheese"
     assert not list(Path(environment.store).glob("make/*/attempts/*"))
     assert execute(run, stages.TASKS["make"], tasks=stages.TASKS).outcome == "run"
+
+
+def test_a_failure_says_what_it_cost_and_what_of_it_is_lost(
+    environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(attempt: stage.Attempt) -> None:
+        time.sleep(0.3)
+        if attempt.config["seed"] == 4:
+            attempt.store.commit(attempt.store.begin(f"{attempt.prefix}/checkpoints/step-1"), {})
+        time.sleep(0.1)
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(stages, "make", broken)
+    priced = environment.model_copy(update={"prices": {"default": 36.0}})  # a hundredth a second
+    for seed in (3, 4):
+        with pytest.raises(ValueError, match="stopped"):
+            execute(planned(priced, stages, str(seed), seed=seed), stages.TASKS["make"], tasks=stages.TASKS)
+    found = [json.loads(path.read_text()) for path in Path(environment.store).glob("make/*/failures/*.json")]
+    unsaved, saved = sorted(found, key=lambda one: str(one["run"]))
+    assert (unsaved["run"], unsaved["deployment"]) == ("toy/3", "laptop")
+    assert unsaved["lost_device_seconds"] == unsaved["device_seconds"] == unsaved["seconds"] >= 0.4
+    assert unsaved["cost"] == unsaved["lost_cost"] == pytest.approx(unsaved["seconds"] / 100, abs=1e-5)
+    assert 0.1 <= saved["lost_device_seconds"] <= saved["seconds"] - 0.3
+
+
+def test_a_manifest_says_what_it_cost(environment: Environment, stages: ModuleType) -> None:
+    priced = environment.model_copy(update={"prices": {"default": 36.0}})
+    for place, is_priced in (
+        (environment, False),
+        (priced.model_copy(update={"store": f"{environment.store}-2"}), True),
+    ):
+        run = planned(place, stages)
+        execute(run, stages.TASKS["make"], tasks=stages.TASKS)
+        manifest = run.artifact("make").manifest  # type: ignore[union-attr]
+        assert manifest["cost"] == (pytest.approx(manifest["device_seconds"] / 100, abs=1e-5) if is_priced else None)
 
 
 def test_a_task_whose_input_has_not_ended_cannot_run_now(environment: Environment, stages: ModuleType) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mlops_tasks import ledger
 from mlops_tasks.pipeline import EVALUATIONS, TASKS
 from mlops_tasks.report.facts import Facts, absent, duration, pill, section
 from mlops_tasks.report.markup import Child, Markup, element, join
@@ -40,6 +41,7 @@ def tasks(facts: Facts) -> Markup:
         if hits
         else f"{duration(spent)} in all. No task was a hit."
     )
+    text += f" {ledger.of_run(facts.run, facts.pointers.values()).in_words()}"
     return section(
         "tasks", "Tasks", element("p", text), element("div", element("table", head, rows), class_="card scroll")
     )

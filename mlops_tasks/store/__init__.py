@@ -130,9 +130,15 @@ class Artifact:
 
     def digest_of(self, *patterns: str) -> str:
         """SHA-256 over the names and contents of the files that match a glob (`*` crosses `/`); of none: of nothing."""
-        return _digest(
-            file for file in self.manifest["files"] if any(fnmatch.fnmatchcase(file["name"], one) for one in patterns)
-        )
+        return _digest({"name": name, "sha256": sha256} for name, sha256 in self.entries(*patterns).items())
+
+    def entries(self, *patterns: str) -> dict[str, str]:
+        """SHA-256 by name of the files that match a glob."""
+        return {
+            file["name"]: file["sha256"]
+            for file in self.manifest["files"]
+            if any(fnmatch.fnmatchcase(file["name"], one) for one in patterns)
+        }
 
     def path(self, name: str) -> Path:
         """A local path to one file.
@@ -182,6 +188,17 @@ class Artifact:
             f"{self.uri}: {entry['name']} was committed with SHA-256 {entry['sha256'][:12]}… and now is {found[:12]}…. "
             "The artifact is quarantined; run the DAG again and it is made anew."
         )
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What it came to, to hash all files of an artifact again."""
+
+    prefix: str
+    num_files: int
+    num_bytes: int
+    flaw: str | None
+    """What is not as it was committed; None: nothing."""
 
 
 def _found(path: Path) -> str:
@@ -287,16 +304,23 @@ class Store:
             )
         return self.find(uri.removeprefix(f"{self.uri}/"))
 
-    def version_at(self, prefix: str, digest: str) -> Artifact | None:
-        """The artifact that had this digest, also where another one took its place since (see `force`), or None."""
+    def version_at(self, prefix: str, digest: str, files: Sequence[str] = ("*",)) -> Artifact | None:
+        """The artifact whose files had this digest, also where another one took its place since (see `force`), or None.
+
+        Args:
+            prefix: where it lies.
+            digest: of the files that match one of the globs `files`; by default of all.
+            files: as a manifest names them beside an input.
+        """
         current = self.find(prefix)
-        if current is not None and current.digest == digest:
+        if current is not None and current.digest_of(*files) == digest:
             return current
         for name in self.children(f"{prefix}/quarantine"):
             data = self.backend.read(f"{prefix}/quarantine/{name}") or b""
             manifest, flaw = self._inspected(prefix, data)
-            if flaw is None and manifest["digest"] == digest:
-                return Artifact(self, prefix, manifest)
+            version = Artifact(self, prefix, manifest)
+            if flaw is None and version.digest_of(*files) == digest:
+                return version
         return None
 
     def quarantine(self, prefix: str, reason: str) -> None:
@@ -305,6 +329,29 @@ class Store:
         if data is not None:
             log.warning("%s/%s quarantined: %s", self.uri, prefix, reason)
             self._retire(prefix, data)
+
+    def rehash(self, prefix: str) -> Inspection | None:
+        """Hash every file again, from the store itself and never from a copy; None where nothing is committed.
+
+        What is broken is quarantined.
+        """
+        data = self.backend.read(f"{prefix}/{MANIFEST}")
+        if data is None:
+            return None
+        manifest, flaw = self._inspected(prefix, data)
+        files = manifest.get("files", [])
+        flaw = flaw or self._changed(prefix, manifest)
+        if flaw is not None and not self._retire(prefix, data):
+            return self.rehash(prefix)  # it was replaced or removed while we read
+        return Inspection(prefix, len(files), sum(file["size"] for file in files), flaw)
+
+    def withdraw(self, prefix: str, manifest: bytes) -> bool:
+        """Take a manifest away for good if it is still this one, byte for byte; its files are the caller's to remove."""
+        aside = f"{prefix}/quarantine/{uuid.uuid4().hex}.json"
+        is_ours = self.backend.retire(f"{prefix}/{MANIFEST}", manifest, aside)
+        if is_ours:
+            self.backend.delete(aside)
+        return is_ours
 
     def children(self, prefix: str) -> list[str]:
         """Sorted names directly below a prefix."""
@@ -347,8 +394,28 @@ class Store:
                 return f"{file['name']} has {'no file' if size is None else f'{size} bytes'}, committed were {file['size']} bytes"
         return None
 
-    def _retire(self, prefix: str, data: bytes) -> None:
-        self.backend.retire(f"{prefix}/{MANIFEST}", data, f"{prefix}/quarantine/{uuid.uuid4().hex}.json")
+    def _changed(self, prefix: str, manifest: dict[str, Any]) -> str | None:
+        if (digest := manifest.get("digest")) != _digest(manifest["files"]):
+            return f"the manifest has the digest {digest}, which is not that of the files that it lists"
+        base = f"{prefix}/attempts/{manifest['attempt']}"
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            found = list(pool.map(lambda file: self._sha256_of(f"{base}/{file['name']}"), manifest["files"]))
+        for file, sha256 in zip(manifest["files"], found, strict=True):
+            if sha256 != file["sha256"]:
+                return f"{file['name']} was committed with SHA-256 {file['sha256']} and now has {sha256}"
+        return None
+
+    def _sha256_of(self, name: str) -> str:
+        sha256 = hashlib.sha256()
+        try:
+            for piece in self.backend.pieces(name):
+                sha256.update(piece)
+        except FileNotFoundError:
+            return "nothing"
+        return sha256.hexdigest()
+
+    def _retire(self, prefix: str, data: bytes) -> bool:
+        return self.backend.retire(f"{prefix}/{MANIFEST}", data, f"{prefix}/quarantine/{uuid.uuid4().hex}.json")
 
     def _give_way(self, draft: Draft, manifest: dict[str, Any], first: Artifact) -> None:
         if first.digest == manifest["digest"]:

@@ -13,12 +13,15 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mlops_tasks.errors import Unavailable, UserError
 
 _TEMPORARY = ".tmp-"
+_LOCK = f"{_TEMPORARY}lock"
+_PIECE_BYTES = 2**20
 
 
 class Backend(Protocol):
@@ -75,6 +78,19 @@ class Backend(Protocol):
             name: never one that is replaced.
             anew: do not trust a copy that is there already.
         """
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a write-once file one after another, from the store itself and never from a copy.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+        """
+
+    def modified(self, name: str) -> datetime | None:
+        """When a file was last written, or None where nothing is."""
+
+    def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
+        """Remove what writes that never ended left behind, where it was begun before a time; returns how many there were."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +166,8 @@ class FolderBackend:
             for file in files:
                 if not file.startswith(_TEMPORARY):
                     path = Path(folder, file)
-                    found[path.relative_to(self.root / name).as_posix()] = path.stat().st_size
+                    with suppress(FileNotFoundError):  # removed while we look
+                        found[path.relative_to(self.root / name).as_posix()] = path.stat().st_size
         return found
 
     def children(self, name: str) -> list[str]:
@@ -197,13 +214,45 @@ class FolderBackend:
     def local(self, name: str, *, anew: bool = False) -> Path:
         return self.root / name
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        with (self.root / name).open("rb") as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                yield piece
+
+    def modified(self, name: str) -> datetime | None:
+        try:
+            return datetime.fromtimestamp((self.root / name).stat().st_mtime, UTC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
+        """As promised; folders that have been empty for as long go too, which a bucket does not have."""
+        count = 0
+        for folder, below, files in os.walk(self.root, topdown=False):
+            for name in files:
+                # Whoever waits for a lock has its file open: another one in its place would be another lock.
+                if name.startswith(_TEMPORARY) and name != _LOCK and _is_older(path := Path(folder, name), older_than):
+                    count += 1
+                    if not dry_run:
+                        path.unlink(missing_ok=True)
+            if (
+                not dry_run
+                and not files
+                and not below
+                and Path(folder) != self.root
+                and _is_older(Path(folder), older_than)
+            ):
+                with suppress(OSError):  # somebody writes there again
+                    os.rmdir(folder)
+        return count
+
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """One process at a time; the lock is the kernel's, so that it ends with whoever holds it."""
         folder = (self.root / name).parent
         with self._explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{_TEMPORARY}lock").open("w") as lock:
+            with (folder / _LOCK).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
 
@@ -238,6 +287,12 @@ class FolderBackend:
                     "and run this again."
                 ) from error
             raise
+
+
+def _is_older(path: Path, than: datetime) -> bool:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime < than.timestamp()
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

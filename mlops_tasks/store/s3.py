@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -45,6 +46,7 @@ NUM_ATTEMPTS = 8
 _CONNECT_SECONDS, _READ_SECONDS = 5, 60
 _MIB = 2**20
 _TRANSFER = TransferConfig(multipart_threshold=16 * _MIB, multipart_chunksize=16 * _MIB, max_concurrency=8)
+_PIECE_BYTES = 16 * _MIB
 _NUM_STREAMS = 16  # small files are many requests, and each waits for a reply
 _MAX_KEYS_A_DELETE = 1000
 _WRITER = "wmtp-writer"
@@ -53,7 +55,7 @@ _CACHE_DAYS = 7
 # What botocore cannot repeat, because it happens while a body is read.
 _BROKEN_OFF = (IncompleteReadError, ResponseStreamingError, RetriesExceededError)
 
-_ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
+_ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
 _CONFLICT = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
 _UNMET = frozenset({"412", "PreconditionFailed"})
 _REFUSED = frozenset(
@@ -187,6 +189,36 @@ class S3Backend:
             temporary.unlink(missing_ok=True)
         return path
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        found = self._head(name)
+        # Each piece is a request of its own, so that one whose body breaks off can be repeated.
+        for start in range(0, int(found["ContentLength"]) if found else 0, _PIECE_BYTES):
+            piece: bytes | None = self._ask(lambda start=start: self._piece(name, start), if_absent=None)  # type: ignore[misc]
+            if piece is None:
+                found = None
+                break
+            yield piece
+        if found is None:
+            raise FileNotFoundError(f"{self.uri}/{name}")
+
+    def modified(self, name: str) -> datetime | None:
+        found = self._head(name)
+        return None if found is None else found["LastModified"]
+
+    def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
+        pages = self.client.get_paginator("list_multipart_uploads")
+        found: list[dict[str, Any]] = self._ask(
+            lambda: list(pages.paginate(Bucket=self.bucket, Prefix=self._key("")).search("Uploads[]"))
+        )
+        old = [upload for upload in found if upload and upload["Initiated"] < older_than]
+        for upload in () if dry_run else old:
+            which = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+            self._ask(
+                lambda which=which: self.client.abort_multipart_upload(**which),  # type: ignore[misc]
+                if_absent=None,
+            )
+        return len(old)
+
     @property
     def client(self) -> BaseClient:
         """One for all threads of a process; a forked one must not speak on its parent's connections."""
@@ -239,6 +271,11 @@ class S3Backend:
 
         found: tuple[bytes, str] | None = self._ask(get, if_absent=None)
         return found
+
+    def _piece(self, name: str, start: int) -> bytes:
+        span = f"bytes={start}-{start + _PIECE_BYTES - 1}"
+        data: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(name), Range=span)["Body"].read()
+        return data
 
     def _head(self, name: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = self._ask(
