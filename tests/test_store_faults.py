@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +71,10 @@ def through(proxy: FaultProxy, tmp_path: Path) -> S3Backend:
     backend = backend_at(proxy.endpoint, tmp_path)
     proxy.rate = 0.2
     return backend
+
+
+def replaced_cache(access: S3Access, name: str) -> S3Access:
+    return access.model_copy(update={"cache": f"{access.cache}-{name}"})
 
 
 @pytest.fixture
@@ -153,22 +158,16 @@ def test_a_committed_artifact_is_whole_and_reads_back(through: S3Backend, direct
     with draft.stream("streamed.bin") as stream:
         stream.write(files["deep/29.bin"])
     made = store.commit(draft, {"metrics": {}})
-    for reader in (
-        store,
-        Store(direct),
-        Store(backend_at(str(through.access.endpoint), Path(through.access.cache or ""), cache="third")),
-    ):
-        found = Store(S3Backend(reader.backend.bucket, through.prefix, reader.backend.access)).find("make/k")  # type: ignore[attr-defined]
-        assert found == made or (found is not None and found.manifest == made.manifest)
+    for reader in (store, Store(direct), Store(replace(through, access=replaced_cache(through.access, "third")))):
+        found = reader.find("make/k")
+        assert found is not None and found.manifest == made.manifest
         assert {name: found.path(name).read_bytes() for name in files} == files
         assert found.path("streamed.bin").read_bytes() == files["deep/29.bin"]
     assert store.commit(store.begin("make/k"), {"metrics": {}}).digest == made.digest
     assert Store(direct).children("make/k/quarantine") == []
 
 
-def test_forty_mebibytes_go_through_whole(
-    proxy: FaultProxy, through: S3Backend, direct: S3Backend, tmp_path: Path
-) -> None:
+def test_forty_mebibytes_go_through_whole(through: S3Backend, direct: S3Backend) -> None:
     data = os.urandom(2**20) * 40 + b"end"
     digest = hashlib.sha256(data).hexdigest()
     folder = through.scratch("large/attempt")
@@ -180,7 +179,7 @@ def test_forty_mebibytes_go_through_whole(
                 stream.write(data[start : start + 3 * 2**20 + 7])
     for name in ("attempt/weights.bin", *(f"streamed{index}" for index in range(3))):
         assert hashlib.sha256(direct.local(f"large/{name}").read_bytes()).hexdigest() == digest
-    fresh = backend_at(proxy.endpoint, tmp_path, cache="fresh")
+    fresh = replace(through, access=replaced_cache(through.access, "fresh"))
     assert hashlib.sha256(fresh.local("large/attempt/weights.bin").read_bytes()).hexdigest() == digest
 
 
@@ -201,7 +200,7 @@ def test_no_fault_makes_a_whole_artifact_look_broken(
         for _ in range(5):
             assert store.find(prefix) is not None
         assert direct.children(f"{prefix}/quarantine") == []
-    assert proxy.done[kind] > 8
+    assert proxy.done[kind] >= 3
 
 
 def test_a_stream_whose_writer_fails_leaves_nothing(direct: S3Backend) -> None:
@@ -211,6 +210,15 @@ def test_a_stream_whose_writer_fails_leaves_nothing(direct: S3Backend) -> None:
             raise ZeroDivisionError
     assert direct.sizes("half") == {}
     assert "Uploads" not in direct.client.list_multipart_uploads(Bucket=BUCKET)
+
+
+def test_a_body_that_breaks_off_is_never_kept_as_a_whole(
+    proxy: FaultProxy, through: S3Backend, direct: S3Backend
+) -> None:
+    proxy.kinds, proxy.rate = ("cut_request",), 0.3
+    for number in range(40):  # SeaweedFS would keep some of them, empty, without a checksum in the request
+        assert through.create(f"cut/{number}", b"data")
+    assert direct.sizes("cut") == {f"{number}": 4 for number in range(40)}
 
 
 def test_every_kind_of_fault_is_survived_by_itself(proxy: FaultProxy, through: S3Backend, direct: S3Backend) -> None:
@@ -255,7 +263,7 @@ def test_a_server_that_is_always_busy_is_unavailable_in_bounded_time(
         ) as caught:
             ask()
         assert caught.value.exit_code == 75
-        assert time.monotonic() - started < 10  # 71 s at most without the shorter waits
+        assert time.monotonic() - started < 15
 
 
 @pytest.mark.slow
@@ -268,7 +276,7 @@ def test_the_whole_waits_are_bounded(s3: S3Server, tmp_path: Path, monkeypatch: 
         with pytest.raises(Unavailable):
             backend_at(proxy.endpoint, tmp_path).read("a")
         assert proxy.done["503"] == s3_module.NUM_ATTEMPTS
-        assert 1 < time.monotonic() - started < 80
+        assert time.monotonic() - started < 10  # botocore's waits after 503: 6.4 s at most; 71 s after SlowDown
 
 
 def test_nothing_that_listens_is_unavailable(s3: S3Server, tmp_path: Path) -> None:
