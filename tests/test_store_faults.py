@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -133,6 +134,26 @@ def test_what_is_retired_is_kept_aside(through: S3Backend, direct: S3Backend) ->
         direct.write(f"m/{number}", b"new")
         assert not through.retire(f"m/{number}", b"old", f"q/{number}-again")
         assert direct.read(f"m/{number}") == b"new"
+
+
+def test_what_is_retired_is_kept_though_another_took_its_place_before_that_was_known(
+    proxy: FaultProxy, through: S3Backend, direct: S3Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through.write("m", b"old")
+    faults, broken = iter(["lose_reply"]), proxy._break
+
+    def break_(client: socket.socket) -> None:
+        direct.write("m", b"new")
+        broken(client)
+
+    monkeypatch.setattr(
+        proxy,
+        "_draw",
+        lambda request: next(faults, None) if request.method == "DELETE" and "probe" not in request.target else None,
+    )
+    monkeypatch.setattr(proxy, "_break", break_)
+    assert through.retire("m", b"old", "q")
+    assert (direct.read("m"), direct.read("q")) == (b"new", b"old")
 
 
 def test_small_files_are_written_read_listed_and_deleted(through: S3Backend, direct: S3Backend) -> None:
