@@ -1,13 +1,16 @@
 """Training checkpoints: small commits of their own below a training's prefix, so that an interrupted one goes on exactly.
 
     <prefix>/checkpoints/step-00000100/   state.pt: model, optimiser, and whatever else `training` hands over
+    <prefix>/checkpoints/latest.json      the last step, and the token of the lease under which it was written
 
 Owns which steps are there, which of them are whole, and which are kept. What has to be in a state is `training`'s; removing all
-of them after the training is committed is the runtime's. Only rank 0 writes.
+of them after the training is committed is the runtime's. Only rank 0 writes, and only as long as nobody took over: `latest.json`
+moves by compare-and-swap, never to a lower token.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -15,16 +18,18 @@ from typing import Any
 
 import torch
 
-from mlops_tasks.errors import DataError
+from mlops_tasks import lease
+from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
+LATEST = "latest.json"
 
 
-def save(store: Store, prefix: str, state: Mapping[str, Any], *, step: int, best_step: int | None) -> None:
-    """Commit the state after `step` optimiser steps; a step that is there already stays as it is.
+def save(store: Store, prefix: str, state: Mapping[str, Any], *, step: int, best_step: int | None, token: int) -> None:
+    """Commit the state after `step` optimiser steps, without a local copy; a step that is there already stays as it is.
 
     Args:
         store: where the training itself will be committed.
@@ -32,13 +37,35 @@ def save(store: Store, prefix: str, state: Mapping[str, Any], *, step: int, best
         state: tensors, numbers, strings, and lists and dicts of them.
         step: optimiser steps done.
         best_step: an earlier checkpoint, or this one, that the result may have to be taken from; it is kept as long as this one.
+        token: of the lease under which this process works.
+
+    Raises:
+        Unavailable: another process took over this training.
     """
+    lease.require(store, prefix, token)
     at = _prefix(prefix, step)
-    if store.find(at) is not None:
-        return
-    draft = store.begin(at)
-    torch.save(dict(state), draft.folder / STATE)
-    store.commit(draft, {"step": step, "best_step": best_step})
+    if store.find(at) is None:
+        draft = store.begin(at)
+        with draft.stream(STATE) as stream:
+            torch.save(dict(state), stream)
+        store.commit(draft, {"step": step, "best_step": best_step})
+    _point(store, prefix, step=step, token=token)
+
+
+def _point(store: Store, prefix: str, *, step: int, token: int) -> None:
+    name = f"{prefix}/checkpoints/{LATEST}"
+    new = json.dumps({"step": step, "token": token}).encode()
+    while not store.backend.create(name, new):
+        now = store.backend.read(name)
+        if now is None:
+            continue
+        if json.loads(now)["token"] > token:
+            raise Unavailable(
+                f"{store.uri}/{prefix}: another process has taken over this training, and its checkpoints count. Start the task again "
+                "to wait for the result."
+            )
+        if store.backend.swap(name, new, over=now):
+            return
 
 
 def steps(store: Store, prefix: str) -> list[int]:

@@ -419,6 +419,15 @@ class S3Access(Settings):
     """Folder for what is fetched; None: a temporary one of this machine."""
 
 
+class LeaseTerms(Settings):
+    """When two processes want one result, one works and the other waits."""
+
+    ttl_seconds: float = Field(30.0, gt=0)
+    """Without a sign of life for so long, another process takes over. It is renewed three times in that time."""
+    wait_seconds: float | None = Field(None, ge=0)
+    """How long to wait for another process's result before ending with 75; None: as long as it takes."""
+
+
 class ScoreResources(Settings):
     """Where `score_shard` runs."""
 
@@ -466,6 +475,7 @@ class Environment(Settings):
     """Where artifacts lie: a folder, or `s3://bucket/prefix`."""
     s3: S3Access = S3Access()
     """For a store, data or models on `s3://`."""
+    lease: LeaseTerms = LeaseTerms()
     mlflow_uri: str = Field(pattern=r"^[^@]*$")
     """Tracking server and registry: `http://…`, or `sqlite:///…` on a laptop. Name and password never stand here, for this
     is written into manifests and reports: they are in `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`."""

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from mlops_tasks import logs
 from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, UserError, WmtpError
+from mlops_tasks.lease import THREAD_NAME
 from mlops_tasks.machine import accelerator, num_cores
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ R = TypeVar("R")
 # Time for a step and a checkpoint; a Spot notice is 120 s.
 GRACE_SECONDS = 110
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_FORK_SAFE_THREADS = {"jemalloc_bg_thd"}  # pyarrow's allocator starts it anew in the child
+# pyarrow's allocator starts its thread anew in the child; the one that renews a lease is asleep when this process forks.
+_FORK_SAFE_THREADS = {"jemalloc_bg_thd", THREAD_NAME}
 _HANDLED_BY_TORCH = (*STOP_SIGNALS, signal.SIGQUIT)
 
 _stop = threading.Event()

@@ -35,6 +35,7 @@ RUNTIME = frozenset(
             "config",
             "errors",
             "keys",
+            "lease",
             "logs",
             "machine",
             "pipeline",

@@ -45,9 +45,7 @@ class ProgressBar:
         self._title, self._total, self._before, self._is_told = title, total, done, is_told
         self._done = done
         self._started = self._said = time.monotonic()
-        self._bar = tqdm(
-            total=total, initial=done, desc=title, unit=unit, leave=False, disable=None if is_told else True
-        )
+        self._bar = tqdm(total=total, initial=done, desc=title, unit=unit, disable=None if is_told else True)
 
     def __enter__(self) -> Self:
         return self

@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 
-from mlops_tasks import __version__
+from mlops_tasks import __version__, lease
 from mlops_tasks.config import Environment, Recipe, Settings
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
@@ -154,6 +154,8 @@ class Attempt:
     prefix: str
     index: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    token: int = 0
+    """Of this process's lease; whatever it writes beside its folder is refused to one with a lower token."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +360,7 @@ def execute(
         _require_key(run, task, index, decision, expect_key)
     artifact = decision.artifact
     if decision.outcome == "run":
-        artifact = _run_stage(run, task, index, decision)
+        decision, artifact = _run_leased(run, task, index, decision, tasks)
     return settle(run, task, index, decision, artifact, seconds=time.monotonic() - started)
 
 
@@ -419,7 +421,26 @@ def _require_key(run: Run, task: Task, index: int, decision: Decision, expected:
     raise (Unavailable if kinds & {"code", "packages", "python", "generation"} else UserError)(message)
 
 
-def _run_stage(run: Run, task: Task, index: int, decision: Decision) -> Artifact:
+def _run_leased(
+    run: Run, task: Task, index: int, decision: Decision, tasks: Mapping[str, Task]
+) -> tuple[Decision, Artifact | None]:
+    """Run a stage, unless another process makes its result in the meantime."""
+    assert isinstance(task.run, Stage)
+    prefix = artifact_prefix(task.run.name, decision.key)
+    terms = run.environment.lease
+
+    def is_done() -> bool:
+        return run.store.find(prefix) is not None
+
+    with lease.held(run.store, prefix, terms=terms, run=run.name, is_done=is_done) as mine:
+        # Between our look and the lease somebody may have committed; with the lease in hand it is for sure.
+        now = decide(run, task, index, tasks=tasks)
+        if now.outcome == "run" and mine is not None:
+            return now, _run_stage(run, task, index, now, token=mine.token)
+        return now, now.artifact
+
+
+def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: int) -> Artifact:
     stage = task.run
     assert isinstance(stage, Stage)
     require_locked(stage.packages)
@@ -436,6 +457,7 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision) -> Artifact
         prefix=prefix,
         index=index,
         labels=task.labels(run.spec),
+        token=token,
     )
     try:
         metrics = _function(stage.function)(attempt)

@@ -313,7 +313,8 @@ class _Training:
             "progress": asdict(progress),
         }
         place = (self.attempt.store, self.attempt.prefix)
-        checkpoint.save(*place, state, step=progress.step, best_step=progress.best_step if keeps_best else None)
+        best_step = progress.best_step if keeps_best else None
+        checkpoint.save(*place, state, step=progress.step, best_step=best_step, token=self.attempt.token)
         checkpoint.prune(*place, keep_last=self.resources.keep_last)
 
     def _resume(self) -> int | None:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
+from s3_server import BUCKET, S3Server
 
-from mlops_tasks.config import Environment
+from mlops_tasks.config import Environment, S3Access
+from mlops_tasks.store import Store
+from mlops_tasks.store.backend import Backend, FolderBackend
+from mlops_tasks.store.s3 import S3Backend
 from mlops_tasks.tracking import connection
 
 # Models here are so small that threads only wait for one another; set before anything loads torch.
@@ -26,6 +29,8 @@ from toy.words import shout
 
 def make(attempt):
     """Write a file of as many lines as the recipe's seed says."""
+    with (Path(attempt.environment.store).parent / "made.txt").open("a") as stream:
+        stream.write(".")
     (attempt.folder / "lines.txt").write_text("".join(f"line {n}\\\\n" for n in range(attempt.config["seed"])))
     (attempt.folder / "deep").mkdir()
     (attempt.folder / "deep" / "notes.txt").write_text("unread")
@@ -77,6 +82,21 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def environment(tmp_path: Path) -> Environment:
     """An environment whose store is an empty temporary folder."""
     return Environment(store=str(tmp_path / "store"), mlflow_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+@pytest.fixture(params=["folder", "s3"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Each kind of backend, empty."""
+    if request.param == "folder":
+        return FolderBackend(tmp_path / "store")
+    server: S3Server = request.getfixturevalue("s3")
+    return S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(server.access(tmp_path / "cache")))
+
+
+@pytest.fixture
+def store(backend: Backend) -> Store:
+    """A store on each kind of backend."""
+    return Store(backend)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> Store:
 
 def save(store: Store, *steps: int, best: int | None = None) -> None:
     for step in steps:
-        checkpoint.save(store, PREFIX, state(step), step=step, best_step=best)
+        checkpoint.save(store, PREFIX, state(step), step=step, best_step=best, token=1)
 
 
 def state(step: int) -> dict[str, Any]:

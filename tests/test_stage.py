@@ -301,6 +301,7 @@ def test_killed_at_random_instants_the_next_run_ends_with_the_same_bytes(
 def test_processes_at_once_give_one_result(
     environment: Environment, stages: ModuleType, unbroken: dict[str, bytes]
 ) -> None:
+    (Path(environment.store).parent / "made.txt").unlink()
     for round_ in range(5):
         place = environment.model_copy(update={"store": f"{environment.store}-{round_}"})
         runs = [planned(place, stages, str(name)) for name in range(4)]
@@ -308,6 +309,9 @@ def test_processes_at_once_give_one_result(
             assert all(pool.map(lambda run: in_a_process_that_dies(run, stages), runs))
         assert committed_files(place) == unbroken
         assert len({run.pointer("make").digest for run in runs}) == 1  # type: ignore[union-attr]
+        # Whoever was second waited for the first one's lease, and found a hit.
+        assert (Path(place.store).parent / "made.txt").read_text() == "."
+        (Path(place.store).parent / "made.txt").unlink()
 
 
 class _Jumping(datetime):

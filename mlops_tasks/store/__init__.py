@@ -18,7 +18,7 @@ import logging
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from mlops_tasks.store.backend import Backend, FolderBackend
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_NUM_READERS = 8
 
 
 def canonical_json(value: object) -> bytes:
@@ -159,10 +160,17 @@ class Artifact:
         below = [file for file in self.names if file.startswith(f"{name}/")]
         if not below:
             raise DataError(f"{self.uri} holds no folder {name}; it holds {', '.join(self.names)}.")
-        first = self.path(below[0])
-        for file in below[1:]:
-            self.path(file)
+        first, *_ = self.paths(below)
         return first.parents[below[0].removeprefix(f"{name}/").count("/")]
+
+    def paths(self, names: Sequence[str]) -> list[Path]:
+        """Local paths to several files, fetched and checked side by side.
+
+        Raises:
+            DataError: as `path`.
+        """
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            return list(pool.map(self.path, names))
 
     def _require(self, found: str, entry: dict[str, Any]) -> None:
         if found == entry["sha256"]:
@@ -229,8 +237,11 @@ class Store:
             The artifact that is committed now, ours or the first writer's.
         """
         streamed = {file["name"] for file in draft.streamed}
-        local = [file for file in _file_entries(draft.folder) if file["name"] not in streamed]
-        self.backend.publish(draft.place, draft.folder, [file["name"] for file in local])
+        names = [name for name in _names_below(draft.folder) if name not in streamed]
+        with ThreadPoolExecutor(1) as pool:  # one reads and one sends: each waits for another part of the machine
+            published = pool.submit(self.backend.publish, draft.place, draft.folder, names)
+            local = _file_entries(draft.folder, names)
+            published.result()
         files = sorted([*local, *draft.streamed], key=lambda file: str(file["name"]))
         manifest = {
             "schema": 1,
@@ -357,13 +368,16 @@ class Store:
         self.abandon(draft)
 
 
-def _file_entries(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def _names_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _file_entries(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter lock
-        hashes = list(pool.map(sha256_of_file, paths))
+        hashes = list(pool.map(lambda name: sha256_of_file(folder / name), names))
     return [
-        {"name": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256}
-        for path, sha256 in zip(paths, hashes, strict=True)
+        {"name": name, "size": (folder / name).stat().st_size, "sha256": sha256}
+        for name, sha256 in zip(names, hashes, strict=True)
     ]
 
 

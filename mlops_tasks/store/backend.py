@@ -172,7 +172,7 @@ class FolderBackend:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with self._explained(path):
+            with self._explained(path), suppress(NotADirectoryError):  # below a file is nothing
                 path.unlink(missing_ok=True)
 
     def scratch(self, name: str) -> Path:

@@ -1,0 +1,175 @@
+"""Who works and who waits, over every kind of backend; the processes are real."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mlops_tasks import checkpoint, lease
+from mlops_tasks.config import Environment, LeaseTerms
+from mlops_tasks.errors import DataError, Unavailable
+from mlops_tasks.store import Store
+
+PREFIX = "train/k"
+QUICK = LeaseTerms(ttl_seconds=0.6)
+AT_ONCE = LeaseTerms(ttl_seconds=30, wait_seconds=0)
+
+
+def hold(store: Store, terms: LeaseTerms = QUICK, is_done: Callable[[], bool] = lambda: False) -> Any:
+    return lease.held(store, PREFIX, terms=terms, run="dag/run", is_done=is_done)
+
+
+def state(store: Store) -> dict[str, Any]:
+    found: dict[str, Any] = store.read_json(f"{PREFIX}/lease.json")
+    return found
+
+
+def elsewhere(store: Store, **changes: Any) -> dict[str, Any]:
+    """A lease of a process on another machine."""
+    other = {
+        "holder": "x",
+        "token": 7,
+        "beat": 0,
+        "run": "dag/other",
+        "host": "far",
+        "pid": 1,
+        "machine": "far",
+        "born": "1",
+    }
+    store.backend.write(f"{PREFIX}/lease.json", json.dumps(other | changes).encode())
+    return other | changes
+
+
+def test_a_lease_is_let_go_at_once_and_each_holder_has_a_higher_token(store: Store) -> None:
+    with hold(store) as first:
+        assert state(store)["holder"] is not None
+        assert state(store)["run"] == "dag/run"
+    assert state(store)["holder"] is None
+    started = time.monotonic()
+    with hold(store, LeaseTerms(ttl_seconds=30)) as second:
+        assert (first.token, second.token) == (1, 2)
+    assert time.monotonic() - started < 10
+
+
+def test_an_error_lets_go_too(store: Store) -> None:
+    with pytest.raises(ValueError, match="broken"), hold(store):
+        raise ValueError("broken")
+    assert state(store)["holder"] is None
+
+
+def test_one_that_may_not_wait_leaves_and_says_who_works(store: Store) -> None:
+    elsewhere(store)
+    with (
+        pytest.raises(Unavailable, match=r"is being made by process 1 on far for dag/other.*lease\.wait_seconds"),
+        hold(store, AT_ONCE),
+    ):
+        pass
+    assert state(store)["token"] == 7
+
+
+def test_one_that_waits_gets_nothing_when_the_result_is_there(store: Store) -> None:
+    elsewhere(store)
+    asked: list[float] = []
+    with hold(store, LeaseTerms(ttl_seconds=30), lambda: asked.append(0) or len(asked) == 3) as mine:
+        assert mine is None
+    assert state(store)["token"] == 7
+
+
+def test_a_holder_without_a_sign_of_life_is_followed_after_a_whole_term(store: Store) -> None:
+    elsewhere(store)
+    started = time.monotonic()
+    with hold(store) as mine:
+        assert time.monotonic() - started >= QUICK.ttl_seconds
+        assert mine.token == 8
+
+
+def test_a_holder_that_shows_signs_of_life_keeps_it(store: Store) -> None:
+    elsewhere(store)
+    over = threading.Event()
+
+    def beat() -> None:
+        number = 0
+        while not over.wait(QUICK.ttl_seconds / 4):
+            number += 1
+            elsewhere(store, beat=number)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(Unavailable), hold(store, QUICK.model_copy(update={"wait_seconds": 4 * QUICK.ttl_seconds})):
+            pass
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_lease_is_renewed_while_it_is_held(store: Store) -> None:
+    with hold(store):
+        time.sleep(2.5 * QUICK.ttl_seconds)
+        assert state(store)["beat"] >= 2
+        with pytest.raises(Unavailable), hold(store, QUICK.model_copy(update={"wait_seconds": 2 * QUICK.ttl_seconds})):
+            pass
+
+
+def _hold_for_ever(store: Store, gate: Any) -> None:
+    with hold(store, LeaseTerms(ttl_seconds=600)):
+        gate.set()
+        time.sleep(600)
+
+
+def test_a_holder_of_this_machine_that_was_killed_is_followed_at_once(store: Store) -> None:
+    context = multiprocessing.get_context("fork")
+    gate = context.Event()
+    holder = context.Process(target=_hold_for_ever, args=(store, gate), daemon=True)
+    holder.start()
+    assert gate.wait(30)
+    with pytest.raises(Unavailable, match=f"process {holder.pid} on "), hold(store, AT_ONCE):
+        pass
+    os.kill(holder.pid or 0, signal.SIGKILL)
+    holder.join()
+    started = time.monotonic()
+    with hold(store, LeaseTerms(ttl_seconds=600)) as mine:
+        assert mine.token == 2
+    assert time.monotonic() - started < 30
+
+
+def test_one_that_was_out_of_touch_writes_no_checkpoint_any_more(store: Store) -> None:
+    with hold(store) as zombie:
+        lease.require(store, PREFIX, zombie.token)
+        checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=1, best_step=None, token=zombie.token)
+        elsewhere(store, token=zombie.token + 1)
+        with pytest.raises(Unavailable, match=r"process 1 on far for dag/other has taken over \(token 2 against 1\)"):
+            checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=2, best_step=None, token=zombie.token)
+    assert checkpoint.steps(store, PREFIX) == [1]
+    assert state(store)["token"] == 2, "a lease that is lost is not let go"
+
+
+def test_a_checkpoint_does_not_move_the_pointer_of_a_later_holder(store: Store) -> None:
+    checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=4, best_step=None, token=3)
+    with pytest.raises(Unavailable, match="its checkpoints count"):
+        checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=5, best_step=None, token=2)
+    assert store.read_json(f"{PREFIX}/checkpoints/latest.json") == {"step": 4, "token": 3}
+
+
+def test_a_file_that_is_no_lease_is_named(store: Store) -> None:
+    store.backend.write(f"{PREFIX}/lease.json", b"<html>")
+    with pytest.raises(DataError, match=r"lease\.json is no lease \(b'<html>'\)\. Remove it"), hold(store):
+        pass
+
+
+def test_the_thread_that_renews_does_not_keep_ranks_from_being_forked(environment: Environment) -> None:
+    from mlops_tasks import distributed
+
+    with hold(Store.of(environment)):
+        time.sleep(0.1)
+        assert lease.THREAD_NAME in distributed._other_threads()
+        assert lease.THREAD_NAME in distributed._FORK_SAFE_THREADS
