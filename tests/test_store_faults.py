@@ -16,11 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fault_proxy
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 from fault_proxy import KINDS, FaultProxy
@@ -104,7 +106,7 @@ def test_of_racing_writers_exactly_one_is_told_that_it_won(through: S3Backend, d
             return through.create(f"race/{number}", data)
         return through.swap(f"race/{number}", data, over=b"first")
 
-    for number in range(6):
+    for number in range(4):
         if action == "swap":
             direct.write(f"race/{number}", b"first")
         told = together(5, lambda index, number=number: write(number, index))  # type: ignore[misc]
@@ -202,6 +204,26 @@ def test_forty_mebibytes_go_through_whole(through: S3Backend, direct: S3Backend)
         assert hashlib.sha256(direct.local(f"large/{name}").read_bytes()).hexdigest() == digest
     fresh = replace(through, access=replaced_cache(through.access, "fresh"))
     assert hashlib.sha256(fresh.local("large/attempt/weights.bin").read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("faults", [["lose_reply", "no_such_upload"], ["no_such_upload"]])
+def test_an_upload_that_is_unknown_when_it_is_ended_again_is_there_or_not(
+    proxy: FaultProxy, through: S3Backend, monkeypatch: pytest.MonkeyPatch, faults: list[str]
+) -> None:
+    left = list(faults)
+    monkeypatch.setitem(fault_proxy._ANSWERS, "no_such_upload", ("404 Not Found", "NoSuchUpload"))
+    monkeypatch.setattr(
+        proxy,
+        "_draw",
+        lambda request: left.pop(0) if left and request.method == "POST" and "uploadId=" in request.target else None,
+    )
+    expected: AbstractContextManager[Any] = (
+        nullcontext() if "lose_reply" in faults else pytest.raises(Unavailable, match="NoSuchUpload")
+    )
+    with expected, through.sink("ended") as stream:
+        stream.write(bytes(20 * 2**20))
+    assert left == []
+    assert through.size("ended") == (20 * 2**20 if "lose_reply" in faults else None)
 
 
 @pytest.mark.parametrize("kind", ["stale_list", "cut_reply", "lose_reply"])
