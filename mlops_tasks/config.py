@@ -37,7 +37,7 @@ class MbppData(Settings):
 
     kind: Literal["mbpp"]
     path: str
-    """The .jsonl or .json file."""
+    """The .jsonl or .json file: a path, or `s3://bucket/key`."""
 
 
 class GeneratedData(Settings):
@@ -64,7 +64,7 @@ class FolderModel(Settings):
 
     kind: Literal["folder"]
     path: str
-    """The folder."""
+    """The folder: a path, or `s3://bucket/prefix`."""
 
 
 class HubModel(Settings):
@@ -577,7 +577,7 @@ def _with_absolute_paths(tree: Any, folder: Path) -> Any:
     if isinstance(tree, Mapping):
         return {
             name: str((folder / Path(value).expanduser()).resolve())
-            if name == "path" and isinstance(value, str)
+            if name == "path" and isinstance(value, str) and "://" not in value
             else _with_absolute_paths(value, folder)
             for name, value in tree.items()
         }

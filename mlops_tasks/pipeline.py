@@ -26,6 +26,7 @@ from mlops_tasks.config import (
     ModelSource,
     Recipe,
     Rho1,
+    S3Access,
     TrainedReference,
     Uniform,
     load_recipe,
@@ -309,7 +310,7 @@ def resolve(
             raise UserError(
                 f"force names {name!r}, which is an action and always runs. Stages are {', '.join(id for id, task in TASKS.items() if isinstance(task.run, Stage))}."
             )
-    found, pins = _pinned(load_recipe(recipe, overrides))
+    found, pins = _pinned(load_recipe(recipe, overrides), environment.s3)
     return Spec(
         recipe=found,
         pins=pins,
@@ -321,14 +322,17 @@ def resolve(
     )
 
 
-def _pinned(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
-    pins = {"pull_data": digest_of_source(recipe.data.source), "pull_model": digest_of_model(recipe.model.source)}
+def _pinned(recipe: Recipe, access: S3Access) -> tuple[Recipe, dict[str, str]]:
+    pins = {
+        "pull_data": digest_of_source(recipe.data.source, access),
+        "pull_model": digest_of_model(recipe.model.source, access),
+    }
     model = recipe.model.model_copy(update={"source": _at_commit(recipe.model.source, pins["pull_model"])})
     scoring, reference = recipe.scoring, recipe.reference
     if isinstance(reference, TrainedReference):
-        pins["pull_reference"] = digest_of_source(reference.data)
+        pins["pull_reference"] = digest_of_source(reference.data, access)
     elif isinstance(reference, GivenReference):
-        pins["pull_reference"] = digest_of_model(reference.model)
+        pins["pull_reference"] = digest_of_model(reference.model, access)
         scoring = scoring.model_copy(
             update={
                 "reference": reference.model_copy(update={"model": _at_commit(reference.model, pins["pull_reference"])})

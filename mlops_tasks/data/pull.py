@@ -10,18 +10,30 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource
+from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource, S3Access
 from mlops_tasks.data.contamination import contaminated_pairs
 from mlops_tasks.data.generated import generate_problems
 from mlops_tasks.data.hub import commit_of, download
-from mlops_tasks.data.pins import MODEL_FILES, digest_of_files, digest_of_model, digest_of_source, model_files
+from mlops_tasks.data.pins import (
+    MODEL_FILES,
+    digest_of_files,
+    digest_of_model,
+    digest_of_remote_file,
+    digest_of_remote_model,
+    digest_of_source,
+    model_files,
+    remote_file,
+    remote_model_files,
+)
 from mlops_tasks.data.problems import SPLITS, Problem, read_problems, write_problems
+from mlops_tasks.data.remote import is_remote
 from mlops_tasks.data.sources import read_mbpp
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.stage import Attempt
@@ -43,15 +55,18 @@ def pull(attempt: Attempt) -> dict[str, Any]:
     Raises:
         UserError: a bad file, or something that a model needs is missing.
         DataError: contamination, or the source has changed since it was planned.
-        Unavailable: the hub does not answer.
+        Unavailable: S3 or the hub does not answer.
     """
+    access = attempt.environment.s3
     pin: str | None = attempt.config.get("pin")
     if "data" in attempt.config:
         data: DataSource = TypeAdapter(DataSource).validate_python(attempt.config["data"])
         scored = _scored(attempt.inputs["data"]) if "data" in attempt.inputs else []
-        return _pull_problems(data, pin, attempt.config["on_contamination"], scored, attempt.folder)
+        return _snapshot(
+            _pinned_problems(data, pin, access), attempt.config["on_contamination"], scored, attempt.folder
+        )
     model: ModelSource = TypeAdapter(ModelSource).validate_python(attempt.config["model"])
-    return _pull_model(model, pin, attempt.folder / "model")
+    return _pull_model(model, pin, attempt.folder / "model", access)
 
 
 def _scored(data: Artifact) -> list[Problem]:
@@ -61,18 +76,25 @@ def _scored(data: Artifact) -> list[Problem]:
     ]
 
 
-def _pull_problems(
-    source: DataSource,
-    pin: str | None,
-    on_contamination: Literal["refuse", "drop"],
-    scored: Sequence[Problem],
-    folder: Path,
-) -> dict[str, Any]:
-    problems = generate_problems(source) if isinstance(source, GeneratedData) else read_mbpp(Path(source.path))
+def _pinned_problems(source: DataSource, pin: str | None, access: S3Access) -> list[Problem]:
+    if isinstance(source, GeneratedData):
+        _require_pin(pin, digest_of_source(source), "the generated data")
+        return generate_problems(source)
+    if is_remote(source.path):
+        file = remote_file(source.path, access)
+        _require_pin(pin, digest_of_remote_file(file), source.path)
+        with tempfile.TemporaryDirectory() as folder:
+            file.fetch(Path(folder, file.name))
+            return read_mbpp(Path(folder, file.name), name=source.path)
+    problems = read_mbpp(Path(source.path))
     # Only after reading: a file that is replaced between a check and its reading would be pinned as something else.
-    _require_pin(
-        pin, digest_of_source(source), "the generated data" if isinstance(source, GeneratedData) else source.path
-    )
+    _require_pin(pin, digest_of_source(source), source.path)
+    return problems
+
+
+def _snapshot(
+    problems: Sequence[Problem], on_contamination: Literal["refuse", "drop"], scored: Sequence[Problem], folder: Path
+) -> dict[str, Any]:
     kept, dropped = _decontaminated(problems, scored, on_contamination)
     for split in SPLITS:
         write_problems(folder / f"{split}.parquet", [problem for problem in kept if problem.split == split])
@@ -114,10 +136,10 @@ def _decontaminated(
     return kept, lines
 
 
-def _pull_model(source: ModelSource, pin: str | None, folder: Path) -> dict[str, Any]:
+def _pull_model(source: ModelSource, pin: str | None, folder: Path, access: S3Access) -> dict[str, Any]:
     folder.mkdir()
     if isinstance(source, FolderModel):
-        _copy(source, pin, folder)
+        _fetch(source, pin, folder, access) if is_remote(source.path) else _copy(source, pin, folder)
     elif isinstance(source, HubModel):
         commit = pin or commit_of(source)
         download(source, commit, folder, MODEL_FILES)
@@ -140,11 +162,19 @@ def _copy(source: FolderModel, pin: str | None, folder: Path) -> None:
     _require_pin(pin, digest_of_files(model_files(folder)), source.path)
 
 
+def _fetch(source: FolderModel, pin: str | None, folder: Path, access: S3Access) -> None:
+    files = remote_model_files(source.path, access)
+    _require_pin(pin, digest_of_remote_model(files), source.path)
+    for file in files:
+        file.fetch(folder / file.name)
+    _require_whole(folder, source.path)
+
+
 def _require_whole(folder: Path, where: str) -> None:
     names = {file.name for file in folder.iterdir()}
     missing = [
         *(["config.json"] if "config.json" not in names else []),
-        *_missing_weights(folder, names),
+        *_missing_weights(folder, names, where),
         *([] if names & {"tokenizer.json", "tokenizer.model", "vocab.json"} else ["a tokenizer (tokenizer.json)"]),
     ]
     if missing:
@@ -152,19 +182,19 @@ def _require_whole(folder: Path, where: str) -> None:
             f"{where} is no whole model: {' and '.join(missing)} missing; found {', '.join(sorted(names)) or 'no file'}. "
             "Write it with model.save_pretrained(folder) and tokenizer.save_pretrained(folder)."
         )
-    if "model_type" not in _json_object(folder / "config.json"):
+    if "model_type" not in _json_object(folder / "config.json", where):
         raise UserError(
-            f"{folder / 'config.json'} has no model_type, so transformers cannot tell what it is. Export it again."
+            f"{where}/config.json has no model_type, so transformers cannot tell what it is. Export it again."
         )
     for file in folder.glob("model*.safetensors"):
-        _require_safetensors(file)
+        _require_safetensors(file, where)
 
 
-def _missing_weights(folder: Path, names: set[str]) -> list[str]:
+def _missing_weights(folder: Path, names: set[str], where: str) -> list[str]:
     if "model.safetensors" in names:
         return []
     if "model.safetensors.index.json" in names:
-        index = _json_object(folder / "model.safetensors.index.json")
+        index = _json_object(folder / "model.safetensors.index.json", where)
         return sorted(set(index.get("weight_map", {"": "model.safetensors"}).values()) - names)
     pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
     hint = (
@@ -173,17 +203,19 @@ def _missing_weights(folder: Path, names: set[str]) -> list[str]:
     return [f"model.safetensors (weights as safetensors{hint})"]
 
 
-def _json_object(file: Path) -> dict[str, Any]:
+def _json_object(file: Path, where: str) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}. Export the model again.") from error
+        raise UserError(f"{where}/{file.name} is no JSON: {error}. Export the model again.") from error
     if not isinstance(value, dict):
-        raise UserError(f"{file} holds {type(value).__name__}; expected a JSON object. Export the model again.")
+        raise UserError(
+            f"{where}/{file.name} holds {type(value).__name__}; expected a JSON object. Export the model again."
+        )
     return value
 
 
-def _require_safetensors(file: Path) -> None:
+def _require_safetensors(file: Path, where: str) -> None:
     with file.open("rb") as stream:
         head = stream.read(9)
     # Eight bytes of header length, then the header, which is JSON.
@@ -193,4 +225,4 @@ def _require_safetensors(file: Path) -> None:
             if head.startswith(b"version ")
             else "cut off or another format"
         )
-        raise UserError(f"{file} begins with {head!r} and is no safetensors file but {kind}.")
+        raise UserError(f"{where}/{file.name} begins with {head!r} and is no safetensors file but {kind}.")

@@ -82,17 +82,28 @@ _KINDS: dict[type, str] = {
 
 
 @dataclass(frozen=True)
+class _Document:
+    """A local file, and what people call it: it may be a copy of something elsewhere."""
+
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
 class _Place:
     """Where something was read."""
 
-    path: Path
+    document: _Document
     line: int
 
     def refuse(self, found: str, todo: str) -> NoReturn:
         raise UserError(f"{self}: {found} {todo}")
 
     def __str__(self) -> str:
-        return f"{self.path}, line {self.line}"
+        return f"{self.document}, line {self.line}"
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,12 @@ class _Record:
         return tuple(_unix(value) for value in values)
 
 
-def read_mbpp(path: Path) -> list[Problem]:
+def read_mbpp(path: Path, *, name: str | None = None) -> list[Problem]:
     """Read problems in one of MBPP's formats, in the file's order.
+
+    Args:
+        path: the file.
+        name: what messages call it; None: its path.
 
     Raises:
         UserError: no such file, or it is bad: file, line, field, what was found and what was expected.
@@ -127,37 +142,38 @@ def read_mbpp(path: Path) -> list[Problem]:
     published = _PUBLISHED.get(sha256_of_file(existing_file(path)))
     problems: list[Problem] = []
     lines: dict[str, int] = {}
-    for record in _records(path):
+    document = _Document(path, name or str(path))
+    for record in _records(document):
         problem = _problem(record, published)
         if problem.id in lines:
             record.refuse("task_id", f"{problem.id}, as in line {lines[problem.id]}", "an id that no other problem has")
         lines[problem.id] = record.place.line
         problems.append(problem)
     if not problems:
-        raise UserError(f"{path} is empty; expected at least one problem. Fetch the file again.")
+        raise UserError(f"{document} is empty; expected at least one problem. Fetch the file again.")
     if not any(problem.split == "train" for problem in problems):
         counts = ", ".join(f"{sum(problem.split == split for problem in problems)} {split}" for split in SPLITS)
         raise UserError(
-            f"{path} has no training problem (it has {counts}), so there is nothing to learn from. "
+            f"{document} has no training problem (it has {counts}), so there is nothing to learn from. "
             "Add some: task_id 601 to 974, or the field split with the value 'train'."
         )
     return problems
 
 
-def _records(path: Path) -> Iterator[_Record]:
-    with path.open("rb") as stream:
+def _records(document: _Document) -> Iterator[_Record]:
+    with document.path.open("rb") as stream:
         head = stream.read(512).removeprefix(b"\xef\xbb\xbf").lstrip()
     for start, what in _MISTAKEN:
         if head.lower().startswith(start):
-            raise UserError(f"{path} begins with {head[:24]!r} and is {what}.")
-    return _records_of_list(path) if head.startswith(b"[") else _records_of_lines(path)
+            raise UserError(f"{document} begins with {head[:24]!r} and is {what}.")
+    return _records_of_list(document) if head.startswith(b"[") else _records_of_lines(document)
 
 
-def _records_of_lines(path: Path) -> Iterator[_Record]:
-    with path.open("rb") as stream:
+def _records_of_lines(document: _Document) -> Iterator[_Record]:
+    with document.path.open("rb") as stream:
         number = 0
         while line := stream.readline(MAX_LINE_BYTES + 1):
-            place = _Place(path, number := number + 1)
+            place = _Place(document, number := number + 1)
             if len(line) > MAX_LINE_BYTES:
                 place.refuse(
                     f"longer than {MAX_LINE_BYTES:,} bytes; expected one problem a line.", "Is it another kind of file?"
@@ -166,18 +182,18 @@ def _records_of_lines(path: Path) -> Iterator[_Record]:
                 yield _record(_parsed(text, 0, place)[0], place)
 
 
-def _records_of_list(path: Path) -> Iterator[_Record]:
-    size = path.stat().st_size
+def _records_of_list(document: _Document) -> Iterator[_Record]:
+    size = document.path.stat().st_size
     if size > MAX_LIST_BYTES:
         raise UserError(
-            f"{path} is one list of {size:,} bytes; expected at most {MAX_LIST_BYTES:,}. Write one problem a line (.jsonl)."
+            f"{document} is one list of {size:,} bytes; expected at most {MAX_LIST_BYTES:,}. Write one problem a line (.jsonl)."
         )
-    text = _decoded(path.read_bytes(), _Place(path, 1))
+    text = _decoded(document.path.read_bytes(), _Place(document, 1))
     at = _after_blanks(text, text.index("[") + 1)
     is_more = text[at : at + 1] != "]"
     # Value by value instead of at once, so that each record's line is known.
     while is_more:
-        place = _Place(path, text.count("\n", 0, at) + 1)
+        place = _Place(document, text.count("\n", 0, at) + 1)
         value, at = _parsed(text, at, place)
         yield _record(value, place)
         at = _after_blanks(text, at)
@@ -185,13 +201,13 @@ def _records_of_list(path: Path) -> Iterator[_Record]:
         if is_more:
             at = _after_blanks(text, at + 1)
         elif text[at : at + 1] != "]":
-            _refuse_at(path, text, at, "where ',' or ']' should be")
+            _refuse_at(document, text, at, "where ',' or ']' should be")
     if (end := _after_blanks(text, at + 1)) < len(text):
-        _refuse_at(path, text, end, "after the end of the list")
+        _refuse_at(document, text, end, "after the end of the list")
 
 
-def _refuse_at(path: Path, text: str, at: int, why: str) -> NoReturn:
-    _refuse_json(_Place(path, text.count("\n", 0, at) + 1), f"{text[at : at + 20]!r} {why}")
+def _refuse_at(document: _Document, text: str, at: int, why: str) -> NoReturn:
+    _refuse_json(_Place(document, text.count("\n", 0, at) + 1), f"{text[at : at + 20]!r} {why}")
 
 
 def _decoded(data: bytes, place: _Place) -> str:
@@ -199,7 +215,7 @@ def _decoded(data: bytes, place: _Place) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = place.line + data.count(b"\n", 0, error.start)
-        _Place(place.path, line).refuse(
+        _Place(place.document, line).refuse(
             f"not UTF-8: byte 0x{data[error.start]:02x} in {data[max(0, error.start - 12) : error.start + 4]!r}.",
             "Save the file as UTF-8.",
         )

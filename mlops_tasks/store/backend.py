@@ -23,6 +23,12 @@ _TEMPORARY = ".tmp-"
 _LOCK = f"{_TEMPORARY}lock"
 _PIECE_BYTES = 2**20
 
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_AWAY = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENOTCONN})
+_UNSUPPORTED = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOLCK})
+"""What a file system says to a hard link or a lock if it has none. EPERM is no matter of rights then: the file is our own."""
+
 
 class Backend(Protocol):
     """Bytes by name; a name is relative and separated by `/`. Every write is durable when the call returns.
@@ -104,32 +110,30 @@ class FolderBackend:
         return str(self.root)
 
     def read(self, name: str) -> bytes | None:
-        try:
-            return (self.root / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with self._explained(self.root / name):
+            try:
+                return (self.root / name).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def write(self, name: str, data: bytes) -> None:
-        temporary = self._durable_temporary(name, data)
-        os.replace(temporary, self.root / name)
-        _sync_folder(temporary.parent)
+        with self._temporary(name, data) as temporary:
+            os.replace(temporary, self.root / name)
+            _sync_folder(temporary.parent)
 
     def create(self, name: str, data: bytes) -> bool:
         # A rename would overwrite what another process has just committed; a hard link fails instead.
-        temporary = self._durable_temporary(name, data)
-        try:
-            os.link(temporary, self.root / name)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise UserError(
-                f"The file system of {self.root} cannot make hard links ({error}), and commits rest on them. "
-                "Set `store` in the environment file to a folder on a local or NFS file system."
-            ) from error
-        finally:
-            temporary.unlink()
-        _sync_folder(temporary.parent)
-        return True
+        with self._temporary(name, data) as temporary:
+            try:
+                os.link(temporary, self.root / name)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                raise self._unsupported("make hard links", error) from error
+            _sync_folder(temporary.parent)
+            return True
 
     def swap(self, name: str, data: bytes, *, over: bytes) -> bool:
         with self._locked(name):
@@ -141,24 +145,25 @@ class FolderBackend:
     def retire(self, name: str, data: bytes, to: str) -> bool:
         aside = self.root / to
         with self._explained(aside.parent):
-            aside.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(self.root / name, aside)
-        except FileNotFoundError:
+            _make_folder(aside.parent)
+            try:
+                os.rename(self.root / name, aside)
+            except FileNotFoundError:
+                return False
+            if (moved := aside.read_bytes()) == data:
+                _sync_folder(aside.parent)
+                return True
+            # Somebody committed anew between our read and the rename: put theirs back.
+            self.create(name, moved)
+            aside.unlink()
             return False
-        if (moved := aside.read_bytes()) == data:
-            _sync_folder(aside.parent)
-            return True
-        # Somebody committed anew between our read and the rename: put theirs back.
-        self.create(name, moved)
-        aside.unlink()
-        return False
 
     def size(self, name: str) -> int | None:
-        try:
-            return (self.root / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with self._explained(self.root / name):
+            try:
+                return (self.root / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def sizes(self, name: str) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -171,10 +176,11 @@ class FolderBackend:
         return found
 
     def children(self, name: str) -> list[str]:
-        try:
-            names = os.listdir(self.root / name)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with self._explained(self.root / name):
+            try:
+                names = os.listdir(self.root / name)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
         return sorted(child for child in names if not child.startswith(_TEMPORARY))
 
     def delete(self, name: str) -> None:
@@ -182,34 +188,36 @@ class FolderBackend:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with suppress(NotADirectoryError):  # below a file is nothing
+            with self._explained(path), suppress(NotADirectoryError):  # below a file is nothing
                 path.unlink(missing_ok=True)
 
     def scratch(self, name: str) -> Path:
         folder = self.root / name
         with self._explained(folder):
-            folder.mkdir(parents=True)
+            _make_folder(folder.parent)
+            folder.mkdir()
         return folder
 
     def publish(self, name: str, folder: Path, files: Iterable[str]) -> None:
         assert folder == self.root / name, f"{folder} is not where {name} belongs"
-        for file in files:
-            with (folder / file).open("rb") as stream, self._explained(folder):
-                os.fsync(stream.fileno())
-        for below in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-            _sync_folder(below)
-        _sync_folder(folder.parent)
+        with self._explained(folder):
+            for file in files:
+                with (folder / file).open("rb") as stream:
+                    os.fsync(stream.fileno())
+            for below in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+                _sync_folder(below)
+            _sync_folder(folder.parent)
 
     @contextmanager
     def sink(self, name: str) -> Iterator[BinaryIO]:
         path = self.root / name
         with self._explained(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as stream:
+            _make_folder(path.parent)
+            with path.open("xb") as stream, _removed_unless_done(path):
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-        _sync_folder(path.parent)
+            _sync_folder(path.parent)
 
     def local(self, name: str, *, anew: bool = False) -> Path:
         return self.root / name
@@ -251,42 +259,77 @@ class FolderBackend:
         """One process at a time; the lock is the kernel's, so that it ends with whoever holds it."""
         folder = (self.root / name).parent
         with self._explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
             with (folder / _LOCK).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                except OSError as error:
+                    if error.errno not in _UNSUPPORTED:
+                        raise
+                    raise self._unsupported("lock files", error) from error
                 yield
 
-    def _durable_temporary(self, name: str, data: bytes) -> Path:
+    @contextmanager
+    def _temporary(self, name: str, data: bytes) -> Iterator[Path]:
+        """A durable file with these bytes, in the folder where `name` belongs, that is gone in the end."""
         folder = (self.root / name).parent
         temporary = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
         with self._explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
             try:
                 with temporary.open("xb") as stream:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
-            except OSError:
+                yield temporary
+            finally:
                 temporary.unlink(missing_ok=True)
-                raise
-        return temporary
 
     @contextmanager
-    def _explained(self, folder: Path) -> Iterator[None]:
+    def _explained(self, place: Path) -> Iterator[None]:
         """What the system refuses, as an error that says what to do."""
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno in _REFUSED:
                 raise UserError(
-                    f"{folder} cannot be written ({error}). Set `store` in the environment file to a folder of yours."
+                    f"{place} cannot be read or written ({error}). Set `store` in the environment file to a folder of yours."
                 ) from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in _FULL:
                 raise Unavailable(
                     f"The disk of {self.root} is full ({error}). Free some space (`wmtp gc` says what is not needed any more) "
                     "and run this again."
                 ) from error
+            if error.errno in _AWAY:
+                raise Unavailable(
+                    f"The file system of {self.root} does not answer as it should ({error}). Run this again when it is back."
+                ) from error
             raise
+
+    def _unsupported(self, what: str, error: OSError) -> UserError:
+        return UserError(
+            f"The file system of {self.root} cannot {what} ({error}), and commits rest on that. "
+            "Set `store` in the environment file to a folder on a local or NFS file system."
+        )
+
+
+@contextmanager
+def _removed_unless_done(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durable: a file in a folder that is lost with the power is lost too."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
 
 
 def _is_older(path: Path, than: datetime) -> bool:

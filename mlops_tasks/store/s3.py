@@ -1,12 +1,13 @@
 """A bucket, or a part of one, as a backend.
 
-Owns how S3's answers are read: a refused condition may be our own success whose reply was lost, a body may break off, a conflict is
-tried again. Requests are repeated by botocore (500, 503, slow-down, time-outs, with jitter); what it cannot repeat, a body that
-breaks off while it is read, is repeated here. Credentials come by AWS's usual chain and from nowhere else.
+Owns how S3's answers are read: a refused condition may be our own success whose reply was lost, a head or a body may break off, a
+conflict is tried again. Requests are repeated by botocore (500, 503, slow-down, time-outs, with jitter); what it cannot repeat, a body
+that breaks off while it is read, is repeated here. Credentials come by AWS's usual chain and from nowhere else.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import random
@@ -25,16 +26,23 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
-from boto3.exceptions import Boto3Error, RetriesExceededError
+from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigNotFound,
+    ConfigParseError,
     IncompleteReadError,
+    InvalidRegionError,
     NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
     ResponseStreamingError,
+    UnauthorizedSSOTokenError,
 )
 
 from mlops_tasks.config import S3Access
@@ -58,9 +66,41 @@ _BROKEN_OFF = (IncompleteReadError, ResponseStreamingError, RetriesExceededError
 _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
 _CONFLICT = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
 _UNMET = frozenset({"412", "PreconditionFailed"})
-_REFUSED = frozenset(
-    {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken", "301"}
+_REFUSED = frozenset({
+    "301", "400", "403", "501", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId",
+    "InvalidBucketName", "InvalidToken", "MethodNotAllowed", "NoSuchBucket", "NotImplemented", "PermanentRedirect", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+})  # fmt: skip
+# What no repetition mends: our settings, not the server.
+_MISCONFIGURED = (
+    ConfigNotFound,
+    ConfigParseError,
+    InvalidRegionError,
+    ParamValidationError,
+    ProfileNotFound,
+    UnauthorizedSSOTokenError,
 )
+
+# The end of a connection ends a reply's head too, for Python, so that a head that was cut off looks like one with fewer fields.
+_FIELDS_OF_WHOLE_HEADS = {
+    "GetObject": ("ETag", "Content-Length"),
+    "HeadObject": ("ETag", "Content-Length"),
+    "PutObject": ("ETag",),
+    "UploadPart": ("ETag",),
+}
+_WITH_BODY = frozenset(
+    {"CompleteMultipartUpload", "CreateMultipartUpload", "DeleteObjects", "ListMultipartUploads", "ListObjectsV2"}
+)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What S3 says of an object without its bytes; other bytes have another one."""
+
+    size: int
+    etag: str
+    version: str | None
+    """None where the bucket keeps no versions."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +120,7 @@ class S3Backend:
         return None if found is None else found[0]
 
     def write(self, name: str, data: bytes) -> None:
-        self._ask(lambda: self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
+        self._ask(lambda: self.client.put_object(**self._put(name, data, uuid.uuid4().hex)))
 
     def create(self, name: str, data: bytes) -> bool:
         self._require_conditions()
@@ -145,14 +185,18 @@ class S3Backend:
     @contextmanager
     def sink(self, name: str) -> Iterator[BinaryIO]:
         reader, writer = os.pipe()
+        pipe = _Pipe(os.fdopen(reader, "rb"))
         failed: list[BaseException] = []
 
         def send() -> None:
-            with os.fdopen(reader, "rb") as stream:
+            with pipe.stream:
                 try:
-                    self._ask(
-                        lambda: self.client.upload_fileobj(stream, self.bucket, self._key(name), Config=_TRANSFER),
-                        num_attempts=1,  # what has gone through a pipe cannot be sent again; botocore repeats each part
+                    # What has gone through a pipe cannot be sent again; botocore repeats each part.
+                    self._send(
+                        lambda: self.client.upload_fileobj(pipe, self.bucket, self._key(name), Config=_TRANSFER),
+                        name,
+                        num_attempts=1,
+                        size=lambda: pipe.num_read,
                     )
                 except BaseException as error:
                     failed.append(error)
@@ -161,7 +205,11 @@ class S3Backend:
         thread.start()
         try:
             with suppress(BrokenPipeError), os.fdopen(writer, "wb") as stream:
-                yield stream
+                try:
+                    yield stream
+                except BaseException:
+                    pipe.is_broken = True  # before the end of the stream is seen, or a part would be kept as the whole
+                    raise
         finally:
             thread.join()
         if failed:
@@ -219,6 +267,28 @@ class S3Backend:
             )
         return len(old)
 
+    def stamp(self, name: str) -> Stamp | None:
+        """What tells the object there from others, or None where nothing is."""
+        found = self._head(name)
+        return None if found is None else Stamp(int(found["ContentLength"]), found["ETag"], found.get("VersionId"))
+
+    def fetch(self, name: str, path: Path, stamp: Stamp) -> bool:
+        """Write the object's bytes to a file; False if it does not bear this stamp any more."""
+        with path.open("wb") as file, ThreadPoolExecutor(_TRANSFER.max_request_concurrency) as pool:
+            firsts = range(0, stamp.size, _TRANSFER.multipart_chunksize)
+            parts = pool.map(lambda first: self._fetch_part(name, file, first, stamp), firsts)
+            return all(parts)
+
+    def _fetch_part(self, name: str, file: BinaryIO, first: int, stamp: Stamp) -> bool:
+        last = min(first + _TRANSFER.multipart_chunksize, stamp.size) - 1
+        request = {"Bucket": self.bucket, "Key": self._key(name), "IfMatch": stamp.etag}
+
+        def get() -> None:
+            reply = self.client.get_object(**request, Range=f"bytes={first}-{last}")
+            os.pwrite(file.fileno(), reply["Body"].read(), first)
+
+        return self._refusal(get) is None
+
     @property
     def client(self) -> BaseClient:
         """One for all threads of a process; a forked one must not speak on its parent's connections."""
@@ -239,7 +309,16 @@ class S3Backend:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        return boto3.session.Session().client("s3", endpoint_url=self.access.endpoint, config=settings)
+        try:
+            client = boto3.session.Session().client("s3", endpoint_url=self.access.endpoint, config=settings)
+        except ValueError as error:
+            raise UserError(
+                f"`s3` in the environment file does not fit: {error}. The endpoint is like http://host:8333, the region like eu-central-1."
+            ) from error
+        client.meta.events.register("before-parse.s3", _repeat_if_cut)
+        for operation in ("PutObject", "UploadPart"):
+            client.meta.events.register(f"before-call.s3.{operation}", _add_md5)
+        return client
 
     @cached_property
     def _cache(self) -> Path:
@@ -259,8 +338,25 @@ class S3Backend:
             for _ in pool.map(action, names):
                 pass
 
+    def _put(self, name: str, data: bytes, writer: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self._key(name), "Body": data, "Metadata": {_WRITER: writer}}
+
     def _upload(self, file: Path, name: str) -> None:
-        self._ask(lambda: self.client.upload_file(str(file), self.bucket, self._key(name), Config=_TRANSFER))
+        self._send(
+            lambda: self.client.upload_file(str(file), self.bucket, self._key(name), Config=_TRANSFER),
+            name,
+            num_attempts=NUM_ATTEMPTS,
+            size=lambda: file.stat().st_size,
+        )
+
+    def _send(self, upload: Callable[[], None], name: str, *, num_attempts: int, size: Callable[[], int]) -> None:
+        try:
+            self._ask(upload, num_attempts=num_attempts)
+        except Unavailable as error:
+            # The reply to the last request of a multipart upload was lost, and to its repetition the upload is unknown.
+            is_unknown = isinstance(error.__cause__, ClientError) and _code(error.__cause__) == "NoSuchUpload"
+            if not is_unknown or self.size(name) != size():
+                raise
 
     def _get(self, name: str) -> tuple[bytes, str] | None:
         """Bytes and ETag of a small object."""
@@ -287,48 +383,60 @@ class S3Backend:
         return [entry for page in self._pages(start) for entry in page.get("Contents", [])]
 
     def _pages(self, start: str, **options: Any) -> list[dict[str, Any]]:
-        pages = self.client.get_paginator("list_objects_v2")
-        found: list[dict[str, Any]] = self._ask(
-            lambda: list(pages.paginate(Bucket=self.bucket, Prefix=start, **options))
-        )
+        def ask() -> list[dict[str, Any]]:
+            pages = self.client.get_paginator("list_objects_v2")
+            return list(pages.paginate(Bucket=self.bucket, Prefix=start, **options))
+
+        found: list[dict[str, Any]] = self._ask(ask)
         return found
 
     def _put_if(self, name: str, data: bytes, condition: dict[str, str]) -> bool:
         """A conditional PUT. A condition that is not met may be our own success, whose reply was lost: who wrote it tells."""
         writer = uuid.uuid4().hex
-        request = {"Bucket": self.bucket, "Key": self._key(name), "Body": data, "Metadata": {_WRITER: writer}}
+        request = self._put(name, data, writer)
         for attempt in range(NUM_ATTEMPTS):
-            code = self._code_of(lambda: self.client.put_object(**request, **condition))
-            if code is None:
+            refused = self._refusal(lambda: self.client.put_object(**request, **condition))
+            if refused is None:
                 return True
-            if code in _UNMET or code in _ABSENT:  # If-Match on nothing is 404
-                found = self._head(name)
-                return found is not None and found["Metadata"].get(_WRITER) == writer
+            if _code(refused) in _UNMET | _ABSENT:  # If-Match on nothing is 404
+                return self._is_by(name, writer)
             _wait(attempt)
-        raise Unavailable(
-            f"{self.uri}/{name}: another request on the same object was always under way. Run this again later."
-        )
+        raise self._always_busy(name)
+
+    def _is_by(self, name: str, writer: str) -> bool:
+        for _ in range(NUM_ATTEMPTS):
+            found = self._head(name)
+            if found is None:
+                return False
+            by = found["Metadata"].get(_WRITER, "")
+            if len(by) == len(writer):  # else the head was cut off before or within it, or no one of us wrote it
+                return bool(by == writer)
+        return False
 
     def _delete_if(self, name: str, etag: str) -> bool:
+        """Whether the object with this ETag is gone. By whom is not known if the first reply was lost."""
         for attempt in range(NUM_ATTEMPTS):
-            code = self._code_of(
+            refused = self._refusal(
                 lambda: self.client.delete_object(Bucket=self.bucket, Key=self._key(name), IfMatch=etag)
             )
-            if code is None or code in _ABSENT:
+            if refused is None or _code(refused) in _ABSENT:
                 return True
-            if code in _UNMET:
-                return self._head(name) is None  # gone: by our own request, whose reply was lost, or by another's
+            if _code(refused) in _UNMET:
+                return attempt > 0 or _was_repeated(refused) or self._head(name) is None
             _wait(attempt)
-        raise Unavailable(
+        raise self._always_busy(name)
+
+    def _always_busy(self, name: str) -> Unavailable:
+        return Unavailable(
             f"{self.uri}/{name}: another request on the same object was always under way. Run this again later."
         )
 
-    def _code_of(self, request: Callable[[], object]) -> str | None:
-        """The code with which a condition was refused, or None if it was met."""
+    def _refusal(self, request: Callable[[], object]) -> ClientError | None:
+        """With what a condition was refused, or None if it was met."""
         try:
             self._ask(request, conditions=True)
         except ClientError as error:
-            return _code(error)
+            return error
         return None
 
     def _require_conditions(self) -> None:
@@ -342,8 +450,8 @@ class S3Backend:
             return
         name = f".probe/{uuid.uuid4().hex}"
         target = {"Bucket": self.bucket, "Key": self._key(name)}
+        self.write(name, b"1")
         put, delete = self.client.put_object, self.client.delete_object
-        self._ask(lambda: put(**target, Body=b"1"))
         wrong = '"00000000000000000000000000000000"'
         ignored = [
             header
@@ -352,7 +460,7 @@ class S3Backend:
                 ("If-Match on PUT", lambda: put(**target, Body=b"3", IfMatch=wrong)),
                 ("If-Match on DELETE", lambda: delete(**target, IfMatch=wrong)),
             )
-            if self._code_of(request) is None
+            if self._refusal(request) is None
         ]
         self.delete(name)
         if ignored:
@@ -375,26 +483,34 @@ class S3Backend:
         for attempt in range(num_attempts):
             try:
                 return request()
-            except ClientError as error:
-                code = _code(error)
+            except (ClientError, S3UploadFailedError) as error:
+                refused = _refusal_in(error)
+                code = _code(refused)
                 if code in _ABSENT and absent:
                     return absent["if_absent"]
                 if conditions and code in _ABSENT | _UNMET | _CONFLICT:
                     raise
-                raise self._explained(error, code) from error
-            except NoCredentialsError as error:
-                raise UserError(
-                    f"There are no credentials for {self.uri}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the "
-                    "pod's role; the environment file never holds them."
-                ) from error
+                raise self._explained(refused, code) from refused
             except (BotoCoreError, Boto3Error) as error:
                 if attempt + 1 == num_attempts or not isinstance(error, _BROKEN_OFF):
-                    raise Unavailable(
-                        f"{self.uri} ({self.access.endpoint or 'AWS'}) does not answer as it should ({error}). Run this again later, or mend "
-                        "`store` and `s3` in the environment file."
-                    ) from error
+                    raise self._unanswered(error) from error
                 _wait(attempt)
         raise AssertionError("unreachable")
+
+    def _unanswered(self, error: Exception) -> WmtpError:
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            return UserError(
+                f"There are no credentials for {self.uri} ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the "
+                "pod's role; the environment file never holds them."
+            )
+        where = f"{self.uri} ({self.access.endpoint or 'AWS'})"
+        if isinstance(error, _MISCONFIGURED):
+            return UserError(
+                f"{where} cannot be asked: {error}. Mend `store` and `s3` in the environment file, or AWS's own settings."
+            )
+        return Unavailable(
+            f"{where} does not answer as it should ({error}). Run this again later, or mend `store` and `s3` in the environment file."
+        )
 
     def _explained(self, error: ClientError, code: str) -> WmtpError:
         where = f"{self.uri} ({self.access.endpoint or 'AWS'})"
@@ -429,6 +545,57 @@ def _code(error: ClientError) -> str:
     code = str(reply.get("Error", {}).get("Code", ""))
     status = str(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     return status if code in ("", "Unknown") else code
+
+
+def _refusal_in(error: ClientError | S3UploadFailedError) -> ClientError:
+    # boto3 raises its own while it handles the client's.
+    found = error if isinstance(error, ClientError) else error.__context__
+    assert isinstance(found, ClientError), f"{error!r} stands for no answer of the server"
+    return found
+
+
+def _was_repeated(error: ClientError) -> bool:
+    return bool(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0))
+
+
+def _repeat_if_cut(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+    """Turn a reply whose head was cut off into one that botocore repeats."""
+    if response_dict["status_code"] >= 300:
+        return
+    name, head = operation_model.name, response_dict["headers"]
+    is_whole = all(head.get(field) for field in _FIELDS_OF_WHOLE_HEADS.get(name, ()))
+    is_whole &= str(head.get("ETag", '"')).endswith('"')
+    if not is_whole or (name in _WITH_BODY and not response_dict["body"]):
+        response_dict.update(status_code=500, body=b"")
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """Let the server check the body: SeaweedFS 4.48 keeps one that broke off before its first byte as an empty object."""
+    body, md5 = params["body"], hashlib.md5(usedforsecurity=False)
+    if isinstance(body, bytes | bytearray):
+        md5.update(body)
+    else:
+        start = body.tell()
+        while piece := body.read(_MIB):
+            md5.update(piece)
+        body.seek(start)
+    params["headers"]["Content-MD5"] = base64.b64encode(md5.digest()).decode()
+
+
+class _Pipe:
+    """The reading end of a pipe that does not end where its writer failed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.num_read = 0
+        self.is_broken = False
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        if self.is_broken:
+            raise Boto3Error("the writer failed")
+        self.num_read += len(data)
+        return data
 
 
 def _wait(attempt: int) -> None:
