@@ -81,13 +81,12 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def _name(annotation: Any) -> str:
     if models := _models(annotation):
         return " or ".join(f"[{model.__name__}](#{model.__name__.lower()})" for model in models)
-    arguments = [one for one in get_args(annotation) if one is not type(None)]
+    given = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    arguments = [one for one in given if one is not type(None)]
     if arguments and all(isinstance(one, str) for one in arguments):
         return ", ".join(f"`{one}`" for one in arguments)
     if get_origin(annotation) is dict:
         return f"map of {_name(arguments[0])} to {_name(arguments[1])}"
-    if get_origin(annotation) is Annotated:
-        return _name(arguments[0])
     if get_origin(annotation) is tuple:
         return f"list of {_name(arguments[0])}"
     if arguments:
