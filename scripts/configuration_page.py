@@ -5,11 +5,9 @@ python scripts/configuration_page.py > docs/configuration.md
 
 from __future__ import annotations
 
-import builtins
 import inspect
-import typing
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -83,23 +81,18 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def _name(annotation: Any) -> str:
     if models := _models(annotation):
         return " or ".join(f"[{model.__name__}](#{model.__name__.lower()})" for model in models)
-    arguments = [one for one in get_args(annotation) if one is not type(None)]
-    if not arguments:
-        return str(getattr(annotation, "__name__", annotation))
-    if all(isinstance(one, str) for one in arguments):
+    given = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    arguments = [one for one in given if one is not type(None)]
+    if arguments and all(isinstance(one, str) for one in arguments):
         return ", ".join(f"`{one}`" for one in arguments)
-    return _composed(annotation, [_name(one) for one in arguments])
-
-
-def _composed(annotation: Any, names: list[str]) -> str:
-    match get_origin(annotation):
-        case builtins.dict:
-            return f"map of {names[0]} to {names[1]}"
-        case builtins.tuple:
-            return f"list of {names[0]}"
-        case typing.Annotated:
-            return names[0]
-    return " or ".join(names) + (" or null" if type(None) in get_args(annotation) else "")
+    if get_origin(annotation) is dict:
+        return f"map of {_name(arguments[0])} to {_name(arguments[1])}"
+    if get_origin(annotation) is tuple:
+        return f"list of {_name(arguments[0])}"
+    if arguments:
+        optional = " or null" if type(None) in get_args(annotation) else ""
+        return " or ".join(_name(one) for one in arguments) + optional
+    return str(getattr(annotation, "__name__", annotation))
 
 
 def _default(field: FieldInfo) -> str:

@@ -179,6 +179,16 @@ def test_nothing_younger_than_the_grace_goes_nor_what_it_was_made_from(environme
     assert collect(environment) == {"pull/data", "train/model"}
 
 
+def test_a_young_run_stays_with_what_it_points_to_beyond_the_number_that_is_kept(environment: Environment) -> None:
+    store = Store.of(environment)
+    young = planned(environment, "young", committed(store, "pull/new"), created=f"{LATER - timedelta(days=1):%Y-%m-%d}")
+    old = planned(
+        environment, "old", committed(store, "pull/old", "beta"), created=f"{LATER - timedelta(days=9):%Y-%m-%d}"
+    )
+    assert collect(environment, num_runs=0) == {"pull/old", old}
+    assert store.backend.sizes(young) != {}
+
+
 def test_pins_and_aliases_keep_an_artifact_and_its_inputs(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +244,7 @@ def test_a_prefix_that_somebody_may_be_at_work_on_is_left_alone(environment: Env
     for days_ago, gone in ((1, set()), (8, {"make/k1"})):
         at = (LATER - timedelta(days=days_ago)).timestamp()
         os.utime(lease, (at, at))
+        assert {one.prefix for one in Collector(environment, now=LATER).garbage()} == gone
         assert collect(environment) == gone
     assert not lease.exists()
 
