@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fault_proxy import FaultProxy
 from s3_server import BUCKET, S3Server
 from test_daily import ENVIRONMENT, RECIPE, day, outcomes, wmtp
 
 from mlops_tasks.config import S3Access, load_environment
+from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
 
 
@@ -42,6 +44,27 @@ def test_a_day_on_s3_runs_once_and_is_found_from_another_machine(place: Path, s3
     }
     code, shown = wmtp(place, "show")
     assert code == 0 and "Every stage was a hit" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of connections that were cut
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_day_with_a_tenth_of_all_requests_disturbed_ends_as_any_other(
+    place: Path, s3: S3Server, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = results(day(place, "undisturbed"))
+    environment = yaml.safe_load((place / "environment.yaml").read_text())
+    with FaultProxy.before(s3.endpoint, rate=0.1, seed=seed) as proxy:
+        environment |= {"store": f"{environment['store']}-{seed}", "s3": s3.access(place / "other", proxy.endpoint)}
+        (place / "environment.yaml").write_text(yaml.safe_dump(environment))
+        assert results(day(place, "disturbed")) == undisturbed
+    assert len(proxy.done) >= 5
+    with capsys.disabled():
+        print(f"\nseed {seed}: {dict(proxy.done)}")
+
+
+def results(run: Run) -> dict[tuple[str, int], tuple[str | None, str | None]]:
+    return {(one.task, one.index): (one.key, one.digest) for one in run.pointers() if one.prefix}
 
 
 def test_a_hit_is_decided_in_two_round_trips(place: Path) -> None:

@@ -24,7 +24,7 @@ from mlops_tasks import pipeline, stage
 from mlops_tasks.config import Environment, load_environment
 from mlops_tasks.stage import Run, Stage
 
-NUM_KILLS = int(os.environ.get("WMTP_SOAK_KILLS", "12"))
+NUM_KILLS = int(os.environ.get("WMTP_SOAK_KILLS", "8"))
 SEED = int(os.environ.get("WMTP_SOAK_SEED", "1"))
 # Enough steps that a kill often falls between two checkpoints.
 LONGER = {**RECIPE, "train": {"num_heads": 2, "steps": 12, "batch_size": 8, "learning_rate": 0.003}}
