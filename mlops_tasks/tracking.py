@@ -20,7 +20,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -98,10 +98,10 @@ def connection(environment: Environment) -> Iterator[MlflowClient]:
 
 
 def _require_reachable(uri: str) -> None:
-    """Fail in seconds, not after MLflow's own time-outs; and make the folder of a local database."""
+    """Fail in seconds, not after MLflow's own time-outs; and make a local database that is not there yet."""
     parts = urlsplit(uri)
     if parts.scheme == "sqlite":
-        _database(uri).parent.mkdir(parents=True, exist_ok=True)
+        _make_database(_database(uri))
         return
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
@@ -112,6 +112,20 @@ def _require_reachable(uri: str) -> None:
         raise Unavailable(
             f"MLflow at {uri} does not answer ({error}). Start it, or mend `mlflow_uri` in the environment file."
         ) from error
+
+
+def _make_database(path: Path) -> None:
+    """Make a local database that is not there yet, whole or not at all: MLflow cannot go on with one whose making was broken off."""
+    if path.exists():
+        return
+    from mlflow.tracking import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        MlflowClient(f"sqlite:///{whole}", f"sqlite:///{whole}").search_experiments()
+        with suppress(FileExistsError):  # another process was first
+            os.link(whole, path)
 
 
 def _database(uri: str) -> Path:

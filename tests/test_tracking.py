@@ -247,6 +247,21 @@ def test_files_of_a_local_store_lie_where_the_environment_says(local: Environmen
     assert found.parent.name == "wmtp_daily-2026-01-01T00-3A00"
 
 
+def test_local_database_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    database = tmp_path / "deep" / "mlflow.db"
+    code = (
+        "import os, sys; from mlflow.tracking import MlflowClient; real = MlflowClient.search_experiments\n"
+        "MlflowClient.search_experiments = lambda self: (real(self), os.kill(os.getpid(), 9))\n"
+        "from mlops_tasks import tracking; from mlops_tasks.config import Environment\n"
+        "with tracking.connection(Environment(store='s', mlflow_uri='sqlite:///' + sys.argv[1])): pass"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(database)], check=False).returncode == -9
+    assert not database.exists()
+    with connection(Environment(store="s", mlflow_uri=f"sqlite:///{database}")) as client:
+        assert [one.name for one in client.search_experiments()] == ["Default"]
+    assert database.exists()
+
+
 def test_importing_tracking_does_not_import_mlflow() -> None:
     code = "import sys, mlops_tasks.tracking, mlops_tasks.registry; assert not {'mlflow', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -564,7 +564,7 @@ def _repeat_if_cut(operation_model: Any, response_dict: dict[str, Any], **_: Any
         return
     name, head = operation_model.name, response_dict["headers"]
     is_whole = all(head.get(field) for field in _FIELDS_OF_WHOLE_HEADS.get(name, ()))
-    is_whole &= str(head.get("ETag", '"')).endswith('"')
+    is_whole &= str(head.get("ETag", '"')).endswith('"') and str(head.get("Last-Modified", "GMT")).endswith("GMT")
     if not is_whole or (name in _WITH_BODY and not response_dict["body"]):
         response_dict.update(status_code=500, body=b"")
 
