@@ -27,7 +27,7 @@ with DAG(
     schedule="@daily",
     start_date=datetime(2026, 1, 1),
     catchup=False,
-    max_active_runs=4,
+    max_active_runs=1,
     # Each task uses the whole machine.
     max_active_tasks=1,
     params=params(),

@@ -411,7 +411,7 @@ class Recipe(Settings):
 class S3Access(Settings):
     """How `s3://` is reached. Credentials never stand here: they come by AWS's usual chain (variables, profile, role)."""
 
-    endpoint: str | None = None
+    endpoint: str | None = Field(None, pattern=r"^[^@]*$")
     """Address of another server than Amazon's: `http://…`; None: Amazon's."""
     region: str | None = None
     """None: as AWS's own settings say."""
@@ -424,7 +424,7 @@ class S3Access(Settings):
 class LeaseTerms(Settings):
     """When two processes want one result, one works and the other waits."""
 
-    ttl_seconds: float = Field(30.0, gt=0)
+    ttl_seconds: float = Field(120.0, gt=0)
     """Without a sign of life for so long, another process takes over. It is renewed three times in that time."""
     wait_seconds: float | None = Field(None, ge=0)
     """How long to wait for another process's result before ending with 75; None: as long as it takes."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_tasks.config import LeaseTerms
-from mlops_tasks.errors import DataError, Unavailable
+from mlops_tasks.errors import DataError, Unavailable, WmtpError
 from mlops_tasks.store import Store
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,22 @@ THREAD_NAME = "wmtp-lease"
 """Of the thread that renews; it is asleep whenever this process forks."""
 
 _SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_TO_END = 10.0
 _renewing = threading.Lock()
-os.register_at_fork(before=_renewing.acquire, after_in_parent=_renewing.release, after_in_child=_renewing.release)
+_paused: list[bool] = []
+
+
+def _pause() -> None:
+    # A renewal that hangs must not keep this process from forking.
+    _paused.append(_renewing.acquire(timeout=_SECONDS_TO_END))
+
+
+def _resume() -> None:
+    if _paused.pop():
+        _renewing.release()
+
+
+os.register_at_fork(before=_pause, after_in_parent=_resume, after_in_child=_resume)
 
 
 @contextmanager
@@ -99,9 +113,9 @@ class Lease:
     def release(self) -> None:
         """Let the next one in at once."""
         self._is_over.set()
-        self._thread.join()
-        if not self._is_lost:
-            with suppress(Unavailable):  # then it runs out by itself
+        self._thread.join(_SECONDS_TO_END)
+        if not self._is_lost and not self._thread.is_alive():
+            with suppress(WmtpError, OSError):  # then it runs out by itself
                 self._swap({**self._state, "holder": None})
 
     def _renew(self) -> None:
@@ -111,15 +125,25 @@ class Lease:
         while not self._is_over.wait(wait):
             with _renewing:
                 try:
-                    renewed = {**self._state, "beat": self._state["beat"] + 1}
-                    self._is_lost = not self._swap(renewed)
-                except Unavailable as error:
+                    self._is_lost = not self._beat()
+                except (WmtpError, OSError) as error:
                     log.warning("the lease of %s cannot be renewed now: %s", self._prefix, error)
                     continue
                 if self._is_lost:
                     log.warning("the lease of %s is lost: another process took this one for dead", self._prefix)
                     return
-                self._state = renewed
+
+    def _beat(self) -> bool:
+        """A sign of life; False if another process holds the lease."""
+        renewed = {**self._state, "beat": self._state["beat"] + 1}
+        if not self._swap(renewed):
+            # Our last one may have come through although its reply did not.
+            found = _read(self._store, self._prefix)
+            if found is None or found[1]["holder"] != self._state["holder"]:
+                return False
+            renewed = found[1]
+        self._state = renewed
+        return True
 
     def _swap(self, state: dict[str, Any]) -> bool:
         return self._store.backend.swap(_name(self._prefix), _bytes(state), over=_bytes(self._state))
@@ -131,7 +155,8 @@ def _acquired(store: Store, prefix: str, terms: LeaseTerms, run: str, is_done: C
     while True:
         found = _read(store, prefix)
         mine = {
-            "holder": uuid.uuid4().hex, "token": 1 + (found[1]["token"] if found else 0), "beat": 0, "run": run, **_this_process(),
+            "holder": uuid.uuid4().hex, "token": 1 + (found[1]["token"] if found else 0), "beat": 0, "run": run,
+            "ttl_seconds": terms.ttl_seconds, **_this_process(),
         }  # fmt: skip
         now = time.monotonic()
         if found is None:
@@ -141,7 +166,9 @@ def _acquired(store: Store, prefix: str, terms: LeaseTerms, run: str, is_done: C
         data, state = found
         if data != seen:
             seen, since = data, now
-        if state["holder"] is None or now - since > terms.ttl_seconds or _is_gone(state):
+        # Another environment may have other terms: it is the holder's that it renews by.
+        ttl = max(terms.ttl_seconds, state.get("ttl_seconds", 0.0))
+        if state["holder"] is None or now - since > ttl or _is_gone(state):
             if store.backend.swap(_name(prefix), _bytes(mine), over=data):
                 return Lease(store, prefix, terms, mine)
             continue

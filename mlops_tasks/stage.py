@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydantic import Field, ValidationError
 
 from mlops_tasks import __version__, lease
 from mlops_tasks.config import Environment, Recipe, Settings
-from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
 from mlops_tasks.store import Artifact, Draft, Store
 
@@ -402,11 +403,15 @@ def apply_force(run: Run, task: Task, index: int, *, tasks: Mapping[str, Task]) 
         return
     # By key, not by task: candidate and champion may be one model, and its verdicts are made anew once.
     marker = f"{run.prefix}/forced/{task.run.name}.{decision.key}.json"
-    if run.store.read_json(marker) is None:
-        prefix = artifact_prefix(task.run.name, decision.key)
-        run.store.quarantine(prefix, f"forced by {run.name}")
-        _clear_checkpoints(run.store, prefix)
-        run.store.create_json(marker, {"task": task.id, "index": index, "at": datetime.now(UTC).isoformat()})
+    if run.store.read_json(marker) is not None:
+        return
+    prefix = artifact_prefix(task.run.name, decision.key)
+    # With the lease, or another process that works on this key would lose its checkpoints.
+    with lease.held(run.store, prefix, terms=run.environment.lease, run=run.name, is_done=lambda: False):
+        if run.store.read_json(marker) is None:
+            run.store.quarantine(prefix, f"forced by {run.name}")
+            _clear_checkpoints(run.store, prefix)
+            run.store.create_json(marker, {"task": task.id, "index": index, "at": datetime.now(UTC).isoformat()})
 
 
 def note_key(run: Run, task: Task, index: int, decision: Decision) -> None:
@@ -442,12 +447,17 @@ def _run_leased(
     def is_done() -> bool:
         return run.store.find(prefix) is not None
 
-    with lease.held(run.store, prefix, terms=terms, run=run.name, is_done=is_done) as mine:
-        # Between our look and the lease somebody may have committed; with the lease in hand it is for sure.
-        now = decide(run, task, index, tasks=tasks)
-        if now.outcome == "run" and mine is not None:
-            return now, _run_stage(run, task, index, now, token=mine.token)
-        return now, now.artifact
+    while True:
+        with lease.held(run.store, prefix, terms=terms, run=run.name, is_done=is_done) as mine:
+            # Between our look and the lease somebody may have committed; with the lease in hand it is for sure.
+            now = decide(run, task, index, tasks=tasks)
+            if now.outcome != "run":
+                return now, now.artifact
+            if now.key != decision.key:
+                raise Unavailable(f"What {task.id}[{index}] of {run.name} reads was made anew meanwhile. Run it again.")
+            if mine is not None:
+                return now, _run_stage(run, task, index, now, token=mine.token)
+            # What the other process had made is gone again.
 
 
 def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: int) -> Artifact:
@@ -472,8 +482,11 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
     try:
         metrics = _function(stage.function)(attempt)
     except BaseException as error:
-        _record_failure(run, task, draft, error, seconds=time.monotonic() - started)
-        run.store.abandon(draft)
+        # Neither may hide why the stage failed; and room is made before anything is written.
+        with suppress(WmtpError, OSError):
+            run.store.abandon(draft)
+        with suppress(WmtpError, OSError):
+            _record_failure(run, task, draft, error, seconds=time.monotonic() - started)
         raise
     seconds = time.monotonic() - started
     device_seconds = seconds * task.num_devices(run.environment)
@@ -484,7 +497,13 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
         "versions": {"mlops-tasks": __version__, **{name: locked_versions()[name] for name in stage.packages}},
         "environment": run.environment.model_dump(mode="json"), "run": run.name,
     }  # fmt: skip
-    artifact = run.store.commit(draft, record)
+    try:
+        artifact = run.store.commit(draft, record)
+    except BaseException as error:
+        # Its files stay for `gc`: a commit whose reply was lost may have succeeded.
+        with suppress(WmtpError, OSError):
+            _record_failure(run, task, draft, error, seconds=time.monotonic() - started)
+        raise
     _clear_checkpoints(run.store, prefix)
     return artifact
 

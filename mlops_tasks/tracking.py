@@ -20,7 +20,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -124,8 +124,12 @@ def _make_database(path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
         whole = Path(folder) / path.name
         MlflowClient(f"sqlite:///{whole}", f"sqlite:///{whole}").search_experiments()
-        with suppress(FileExistsError):  # another process was first
+        try:
             os.link(whole, path)
+        except FileExistsError:
+            log.info("another process has made %s", path)
+        except OSError:  # no hard links there
+            os.rename(whole, path)
 
 
 def _database(uri: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from mlops_tasks import checkpoint
-from mlops_tasks.errors import DataError
+from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.store import Store
 
 PREFIX = "train/k"
@@ -36,6 +38,21 @@ def file_of(store: Store, step: int) -> Path:
     artifact = store.find(f"{PREFIX}/checkpoints/step-{step:08d}")
     assert artifact
     return artifact.path("state.pt")
+
+
+class Full(io.FileIO):
+    """A file on a disk without room."""
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_is_said_to_be_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch's own writer would tell of an unexpected position.
+    monkeypatch.setattr(Path, "open", lambda self, mode="r": Full(str(self), mode.replace("b", "")))
+    with pytest.raises(Unavailable, match="is full"):
+        save(store, 1)
+    assert checkpoint.steps(store, PREFIX) == []
 
 
 def test_state_comes_back_as_it_was(store: Store) -> None:

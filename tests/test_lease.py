@@ -120,6 +120,22 @@ def test_a_lease_is_renewed_while_it_is_held(store: Store) -> None:
             pass
 
 
+def test_a_renewal_whose_reply_was_lost_is_no_loss(store: Store) -> None:
+    with hold(store) as mine:
+        # As if the last sign of life had come through although an error was raised.
+        store.backend.write(f"{PREFIX}/lease.json", lease._bytes({**mine._state, "beat": mine._state["beat"] + 1}))
+        time.sleep(QUICK.ttl_seconds)
+        assert not mine._is_lost
+        assert mine._thread.is_alive()
+    assert state(store)["holder"] is None
+
+
+def test_whoever_waits_goes_by_the_terms_of_the_holder(store: Store) -> None:
+    elsewhere(store, ttl_seconds=600)
+    with pytest.raises(Unavailable), hold(store, QUICK.model_copy(update={"wait_seconds": 3 * QUICK.ttl_seconds})):
+        pass
+
+
 def _hold_for_ever(store: Store, gate: Any) -> None:
     with hold(store, LeaseTerms(ttl_seconds=600)):
         gate.set()

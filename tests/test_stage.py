@@ -10,16 +10,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from mlops_tasks import stage
+from mlops_tasks import lease, stage
 from mlops_tasks import store as store_module
-from mlops_tasks.config import Environment
+from mlops_tasks.config import Environment, LeaseTerms
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import code_digests
 from mlops_tasks.stage import Pointer, Run, decide, execute
@@ -348,6 +351,38 @@ def test_processes_at_once_give_one_result(
         # Whoever was second waited for the first one's lease, and found a hit.
         assert (Path(place.store).parent / "made.txt").read_text() == "."
         (Path(place.store).parent / "made.txt").unlink()
+
+
+def test_force_waits_for_a_process_that_works_on_the_key(
+    environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = planned(environment, stages)
+    prefix = f"make/{decide(run, stages.TASKS['make'], tasks=stages.TASKS).key}"
+    run.store.write_json(f"{prefix}/checkpoints/step-00000001/manifest.json", {"step": 1})
+    impatient = environment.model_copy(update={"lease": LeaseTerms(wait_seconds=0)})
+    forced = planned(impatient, stages, "two", force=("make",))
+    with lease.held(run.store, prefix, terms=LeaseTerms(), run="other", is_done=lambda: False):
+        with pytest.raises(Unavailable, match="is being made by"):
+            execute(forced, stages.TASKS["make"], tasks=stages.TASKS)
+        assert run.store.read_json(f"{prefix}/checkpoints/step-00000001/manifest.json") == {"step": 1}
+    assert execute(forced, stages.TASKS["make"], tasks=stages.TASKS).outcome == "run"
+    assert run.store.read_json(f"{prefix}/checkpoints/step-00000001/manifest.json") is None
+
+
+def test_a_result_that_is_gone_again_while_we_waited_is_made(
+    environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = planned(environment, stages), lease.held
+    times = iter([False, True])
+
+    @contextmanager
+    def held(*place: Any, **how: Any) -> Iterator[Any]:
+        with real(*place, **how) as mine:
+            yield mine if next(times) else None
+
+    monkeypatch.setattr(lease, "held", held)
+    pointer = execute(run, stages.TASKS["make"], tasks=stages.TASKS)
+    assert pointer.outcome == "run" and run.artifact("make") is not None
 
 
 class _Jumping(datetime):

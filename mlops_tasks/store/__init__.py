@@ -59,12 +59,18 @@ class _Hashing:
         self._stream = stream
         self._sha256 = hashlib.sha256()
         self._size = 0
+        self.error: OSError | None = None
+        """Why a write failed, which a writer such as torch's may not pass on."""
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         self._sha256.update(view)
         self._size += len(view)
-        self._stream.write(view)
+        try:
+            self._stream.write(view)
+        except OSError as error:
+            self.error = self.error or error
+            raise
         return len(view)
 
     def flush(self) -> None:
@@ -96,7 +102,12 @@ class Draft:
         """Write one file straight to the store, without a local copy where the store is not local."""
         with self.backend.sink(f"{self.place}/{name}") as stream:
             hashing = _Hashing(stream)
-            yield cast(BinaryIO, hashing)
+            try:
+                yield cast(BinaryIO, hashing)
+            except Exception:
+                if hashing.error is not None:
+                    raise hashing.error from None
+                raise
         self.streamed.append(hashing.entry(name))
 
 

@@ -144,19 +144,14 @@ class FolderBackend:
 
     def retire(self, name: str, data: bytes, to: str) -> bool:
         aside = self.root / to
-        with self._explained(aside.parent):
-            _make_folder(aside.parent)
-            try:
-                os.rename(self.root / name, aside)
-            except FileNotFoundError:
+        # Nothing else takes a file away or replaces it without the lock, and `create` waits for nothing but its absence.
+        with self._locked(name), self._explained(aside.parent):
+            if self.read(name) != data:
                 return False
-            if (moved := aside.read_bytes()) == data:
-                _sync_folder(aside.parent)
-                return True
-            # Somebody committed anew between our read and the rename: put theirs back.
-            self.create(name, moved)
-            aside.unlink()
-            return False
+            _make_folder(aside.parent)
+            os.rename(self.root / name, aside)
+            _sync_folder(aside.parent)
+            return True
 
     def size(self, name: str) -> int | None:
         with self._explained(self.root / name):
@@ -167,12 +162,13 @@ class FolderBackend:
 
     def sizes(self, name: str) -> dict[str, int]:
         found: dict[str, int] = {}
-        for folder, _, files in os.walk(self.root / name):
-            for file in files:
-                if not file.startswith(_TEMPORARY):
-                    path = Path(folder, file)
-                    with suppress(FileNotFoundError):  # removed while we look
-                        found[path.relative_to(self.root / name).as_posix()] = path.stat().st_size
+        with self._explained(self.root / name):
+            for folder, _, files in os.walk(self.root / name):
+                for file in files:
+                    if not file.startswith(_TEMPORARY):
+                        path = Path(folder, file)
+                        with suppress(FileNotFoundError):  # removed while we look
+                            found[path.relative_to(self.root / name).as_posix()] = path.stat().st_size
         return found
 
     def children(self, name: str) -> list[str]:

@@ -51,7 +51,7 @@ from mlops_tasks.errors import Unavailable, UserError, WmtpError
 R = TypeVar("R")
 
 NUM_ATTEMPTS = 8
-_CONNECT_SECONDS, _READ_SECONDS = 5, 60
+_CONNECT_SECONDS, _READ_SECONDS = 5, 20
 _MIB = 2**20
 _TRANSFER = TransferConfig(multipart_threshold=16 * _MIB, multipart_chunksize=16 * _MIB, max_concurrency=8)
 _PIECE_BYTES = 16 * _MIB
@@ -604,7 +604,14 @@ def _wait(attempt: int) -> None:
 
 def _forget_old(folder: Path) -> None:
     oldest = time.time() - _CACHE_DAYS * 86400
-    for stage in folder.iterdir():
-        for kept in stage.iterdir() if stage.is_dir() else ():
-            if kept.is_dir() and max((path.stat().st_atime for path in kept.rglob("*")), default=0) < oldest:
-                shutil.rmtree(kept, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process may clear up too
+        for stage in folder.iterdir():
+            for kept in stage.iterdir() if stage.is_dir() else ():
+                if kept.is_dir() and _last_use(kept) < oldest:
+                    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _last_use(folder: Path) -> float:
+    """When a file below was written or read; a folder's own times change whenever somebody looks into it."""
+    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return max((max(found.st_atime, found.st_mtime) for found in files), default=folder.stat().st_mtime)

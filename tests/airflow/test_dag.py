@@ -96,9 +96,9 @@ def test_every_task_has_an_owner_retries_a_time_limit_and_a_description(read: di
         assert task["doc"], name
 
 
-def test_it_runs_every_day_and_a_trigger_need_not_wait_for_another_run(read: dict[str, Any]) -> None:
+def test_it_runs_every_day_and_one_at_a_time(read: dict[str, Any]) -> None:
     dag = read["dag"]
-    assert (dag["schedule"], dag["catchup"], dag["max_active_runs"]) == ("@daily", "False", "4")
+    assert (dag["schedule"], dag["catchup"], dag["max_active_runs"]) == ("@daily", "False", "1")
     assert dag["start_date"].startswith("2026-01-01")
     assert "The daily run" in dag["doc_md"]
 

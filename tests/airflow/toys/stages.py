@@ -67,7 +67,8 @@ def note(run: Run) -> dict[str, Any]:
 
 def spec(environment: Environment, **_: object) -> Spec:
     fan_out = {"reference": 2, "generate": 2}
-    return Spec(recipe=load_recipe(DEMO), pins={}, champion=None, fan_out=fan_out, created="2026-01-01T00:00:00")
+    pins = dict.fromkeys(("pull_data", "pull_model", "pull_reference"), "pinned")
+    return Spec(recipe=load_recipe(DEMO), pins=pins, champion=None, fan_out=fan_out, created="2026-01-01T00:00:00")
 
 
 def _toy(name: str, *inputs: str, **facts: Any) -> Task:
