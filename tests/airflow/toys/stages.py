@@ -66,7 +66,7 @@ def note(run: Run) -> dict[str, Any]:
 
 
 def spec(environment: Environment, **_: object) -> Spec:
-    fan_out = {"reference": 2, "generate": 2}
+    fan_out = {"reference": 2, "generate": 2, "score_shard": 1}
     pins = dict.fromkeys(("pull_data", "pull_model", "pull_reference"), "pinned")
     return Spec(recipe=load_recipe(DEMO), pins=pins, champion=None, fan_out=fan_out, created="2026-01-01T00:00:00")
 
