@@ -221,18 +221,20 @@ def _verify(options: argparse.Namespace, environment: Environment, out: TextIO) 
     if options.recompute:
         return _recompute(options, environment, out)
     store = Store.of(environment)
-    checked, broken = [], 0
+    checked, broken, unread = [], 0, 0
     for one in housekeeping.verify(store, housekeeping.selected(store, options.what)):
         checked.append(one)
         if one.flaw is not None:
-            broken += 1
+            broken, unread = broken + one.is_readable, unread + (not one.is_readable)
             out.write(f"{one.prefix}: {one.flaw}\n")
     num_bytes = sum(one.num_bytes for one in checked)
+    told = [f"{broken} broken, quarantined; run the DAG again and they are made anew"] if broken else []
+    told += [f"{unread} could not be read and were left alone; verify them again later"] if unread else []
     out.write(
         f"{len(checked)} artifacts, {sum(one.num_files for one in checked)} files, {housekeeping.readable(num_bytes)}: "
-        f"{f'{broken} broken, quarantined; run the DAG again and they are made anew' if broken else 'all as committed'}\n"
+        f"{'; '.join(told) or 'all as committed'}\n"
     )
-    return 65 if broken else 0
+    return 65 if broken else 75 if unread else 0
 
 
 def _recompute(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:

@@ -5,12 +5,11 @@
 
 Owns which steps are there, which of them are whole, and which are kept. What has to be in a state is `training`'s; removing all
 of them after the training is committed is the runtime's. Only rank 0 writes, and only as long as nobody took over: `latest.json`
-moves by compare-and-swap, never to a lower token.
+moves under its lease alone, and a step beyond it counts for nothing.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -19,13 +18,12 @@ from typing import Any
 import torch
 
 from mlops_tasks import lease
-from mlops_tasks.errors import DataError, Unavailable
+from mlops_tasks.errors import DataError
 from mlops_tasks.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
-LATEST = "latest.json"
 
 
 def save(store: Store, prefix: str, state: Mapping[str, Any], *, step: int, best_step: int | None, token: int) -> None:
@@ -49,27 +47,11 @@ def save(store: Store, prefix: str, state: Mapping[str, Any], *, step: int, best
         with draft.stream(STATE) as stream:
             torch.save(dict(state), stream)
         store.commit(draft, {"step": step, "best_step": best_step})
-    _point(store, prefix, step=step, token=token)
-
-
-def _point(store: Store, prefix: str, *, step: int, token: int) -> None:
-    name = f"{prefix}/checkpoints/{LATEST}"
-    new = json.dumps({"step": step, "token": token}).encode()
-    while not store.backend.create(name, new):
-        now = store.backend.read(name)
-        if now is None:
-            continue
-        if json.loads(now)["token"] > token:
-            raise Unavailable(
-                f"{store.uri}/{prefix}: another process has taken over this training, and its checkpoints count. Start the task again "
-                "to wait for the result."
-            )
-        if store.backend.swap(name, new, over=now):
-            return
+    lease.point(store, prefix, {"step": step}, token=token)
 
 
 def steps(store: Store, prefix: str) -> list[int]:
-    """Steps with a complete checkpoint, in order."""
+    """Steps up to the latest with a complete checkpoint, in order."""
     return sorted(_complete(store, prefix))
 
 
@@ -120,13 +102,14 @@ def _verified(store: Store, prefix: str) -> Artifact:
 
 
 def _complete(store: Store, prefix: str) -> dict[int, Artifact]:
-    found: dict[int, Artifact] = {}
-    for name in store.children(f"{prefix}/checkpoints"):
-        matched = re.fullmatch(r"step-(\d+)", name)
-        artifact = store.find(f"{prefix}/checkpoints/{name}") if matched else None
-        if matched and artifact:
-            found[int(matched[1])] = artifact
-    return found
+    latest = lease.pointed(store, prefix)
+    if latest is None:
+        return {}
+    listed = [re.fullmatch(r"step-(\d+)", name) for name in store.children(f"{prefix}/checkpoints")]
+    # A listing may be behind; and what lies beyond was left by a process that was killed, or no longer held the lease.
+    wanted = {latest["step"], *(int(one[1]) for one in listed if one and int(one[1]) <= latest["step"])}
+    found = {step: store.find(_prefix(prefix, step)) for step in sorted(wanted)}
+    return {step: artifact for step, artifact in found.items() if artifact is not None}
 
 
 def _prefix(prefix: str, step: int) -> str:

@@ -13,17 +13,16 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
-from mlops_tasks import registry
+from mlops_tasks import registry, tracking
 from mlops_tasks.config import Environment
-from mlops_tasks.errors import UserError
+from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.logs import watched
-from mlops_tasks.stage import Attempt, Run, Stage, Task, artifact_prefix, decide
+from mlops_tasks.stage import Run, Stage, Task, artifact_prefix, carry_out, decide
 from mlops_tasks.store import MANIFEST, Artifact, Inspection, Store
 
 log = logging.getLogger(__name__)
@@ -60,9 +59,16 @@ def _begins(prefix: str, start: str) -> bool:
 
 
 def verify(store: Store, prefixes: Sequence[str]) -> Iterator[Inspection]:
-    """Hash all files of these artifacts again; what is broken is quarantined."""
+    """Hash all files of these artifacts again; what is broken is quarantined, and what cannot be read is told of."""
+
+    def rehashed(prefix: str) -> Inspection | None:
+        try:
+            return store.rehash(prefix)
+        except Unavailable as error:
+            return Inspection(prefix, 0, 0, str(error), is_readable=False)
+
     with ThreadPoolExecutor(_NUM_STREAMS) as pool:
-        for found in watched(pool.map(store.rehash, prefixes), "verify", len(prefixes), unit="artifacts"):
+        for found in watched(pool.map(rehashed, prefixes), "verify", len(prefixes), unit="artifacts"):
             if found is not None:
                 yield found
 
@@ -90,39 +96,21 @@ def recompute(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]
             f"to compare with ({decision.outcome}). `wmtp why {task.id}` says what changed since."
         )
     with tempfile.TemporaryDirectory(prefix="wmtp-shadow-") as name:
-        shadow = _Shadow.of(run, Path(name))
+        shadow = _shadow_of(run, Path(name))
         draft = shadow.store.begin(decision.artifact.prefix)
-        attempt = Attempt(
-            config=task.config(run.spec, index) or {},
-            inputs={name: artifact for name, (_, artifact) in decision.inputs.items()},
-            folder=draft.folder,
-            environment=shadow.environment,
-            store=shadow.store,
-            key=decision.key,
-            prefix=draft.prefix,
-            index=index,
-            labels=task.labels(run.spec),
-        )
-        resolve_name(task.run.function)(attempt)
+        carry_out(shadow, task, index, decision, draft)
         return _compared(decision.artifact, shadow.store.commit(draft, {}))
 
 
-@dataclass(frozen=True)
-class _Shadow:
-    """Where a stage runs without a trace in what is real: no checkpoint is taken from there, no MLflow run is touched."""
-
-    store: Store
-    environment: Environment
-
-    @classmethod
-    def of(cls, run: Run, folder: Path) -> _Shadow:
-        places = {
-            "store": str(folder / "store"),
-            "mlflow_uri": f"sqlite:///{folder / 'mlflow.db'}",
-            "mlflow_artifacts": str(folder / "mlflow"),
-        }
-        environment = run.environment.model_copy(update=places)
-        return cls(Store.of(environment), environment)
+def _shadow_of(run: Run, folder: Path) -> Run:
+    """The run where it leaves no trace in what is real: no checkpoint is taken from there, no MLflow run is touched."""
+    places = {
+        "store": str(folder / "store"),
+        "mlflow_uri": f"sqlite:///{folder / 'mlflow.db'}",
+        "mlflow_artifacts": str(folder / "mlflow"),
+    }
+    environment = run.environment.model_copy(update=places)
+    return replace(run, store=Store.of(environment), environment=environment)
 
 
 def _compared(committed: Artifact, recomputed: Artifact) -> list[Difference]:
@@ -267,6 +255,12 @@ class Collector:
         return contents
 
     def _aliased(self) -> list[_Reference]:
+        if tracking.is_empty(self.environment) and self.store.children("train"):
+            raise UserError(
+                f"{self.environment.mlflow_uri} does not exist, so nobody can tell which of the models in {self.store.uri} production loads, "
+                "and nothing is collected. Set mlflow_uri in the environment file to the registry of this store; if it never had one, "
+                "run the DAG once."
+            )
         return [_Reference(artifact_prefix("train", one.key), one.digest) for one in registry.aliased(self.environment)]
 
     def _runs(self) -> tuple[set[str], list[Garbage]]:

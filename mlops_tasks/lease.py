@@ -3,7 +3,8 @@
 Thrift, not safety: a commit is safe without. Owns who works, for how long that holds without a sign of life, and the fencing token,
 by which a process that was thought dead is told from the one that took its place. What is worked on is `stage`'s.
 
-    <prefix>/lease.json    who holds it, the token, and a beat that rises with every renewal
+    <prefix>/lease.json                who holds it, the token, and a beat that rises with every renewal
+    <prefix>/checkpoints/latest.json   what only a holder may move, with the token under which it last was
 
 No two clocks are compared: whoever waits sees the file unchanged for a whole term on its own monotonic clock, or knows that the
 holder's process, on this machine, is gone.
@@ -18,7 +19,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from mlops_tasks.errors import DataError, Unavailable, WmtpError
 from mlops_tasks.store import Store
 
 log = logging.getLogger(__name__)
+
+POINTER = "checkpoints/latest.json"
 
 THREAD_NAME = "wmtp-lease"
 """Of the thread that renews; it is asleep whenever this process forks."""
@@ -94,6 +97,33 @@ def require(store: Store, prefix: str, token: int) -> None:
         )
 
 
+def point(store: Store, prefix: str, value: Mapping[str, Any], *, token: int) -> None:
+    """Move the pointer of a prefix to a value, by compare-and-swap and never to a lower token.
+
+    Raises:
+        Unavailable: another process took over since.
+    """
+    name = f"{prefix}/{POINTER}"
+    new = json.dumps({**value, "token": token}).encode()
+    while not store.backend.create(name, new):
+        now = store.backend.read(name)
+        if now is None:
+            continue
+        if json.loads(now)["token"] > token:
+            raise Unavailable(
+                f"{store.uri}/{prefix}: another process has taken over, and its checkpoints count. Start the task again to wait for "
+                "the result."
+            )
+        if store.backend.swap(name, new, over=now):
+            return
+
+
+def pointed(store: Store, prefix: str) -> dict[str, Any] | None:
+    """Where the pointer of a prefix is, or None."""
+    found: dict[str, Any] | None = store.read_json(f"{prefix}/{POINTER}")
+    return found
+
+
 class Lease:
     """A lease that this process holds, renewed by a thread."""
 
@@ -155,7 +185,7 @@ def _acquired(store: Store, prefix: str, terms: LeaseTerms, run: str, is_done: C
     while True:
         found = _read(store, prefix)
         mine = {
-            "holder": uuid.uuid4().hex, "token": 1 + (found[1]["token"] if found else 0), "beat": 0, "run": run,
+            "holder": uuid.uuid4().hex, "token": _next_token(store, prefix, found), "beat": 0, "run": run,
             "ttl_seconds": terms.ttl_seconds, **_this_process(),
         }  # fmt: skip
         now = time.monotonic()
@@ -183,6 +213,13 @@ def _acquired(store: Store, prefix: str, terms: LeaseTerms, run: str, is_done: C
             said = now
             log.info("waits: %s/%s is being made by %s", store.uri, prefix, _whom(state))
         time.sleep(min(1.0, terms.ttl_seconds / 10))
+
+
+def _next_token(store: Store, prefix: str, found: tuple[bytes, dict[str, Any]] | None) -> int:
+    if found is not None:
+        return 1 + int(found[1]["token"])
+    # Somebody removed the lease by hand: the pointer still knows how far the tokens had come.
+    return 1 + int((pointed(store, prefix) or {"token": 0})["token"])
 
 
 def _read(store: Store, prefix: str) -> tuple[bytes, dict[str, Any]] | None:

@@ -32,8 +32,6 @@ Outcome = Literal["promoted", "refused", "already champion"]
 
 log = logging.getLogger(__name__)
 
-ALIASES = frozenset({"champion", "previous", "candidate"})
-
 # Of the mapped tasks generate and judge; the order is `pipeline.EVALUATIONS`.
 CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
 _PROMOTED_BY, _JUDGED_BY = "promoted_by", "gate.run"
@@ -120,7 +118,7 @@ class Aliased:
 
 
 def aliased(environment: Environment) -> list[Aliased]:
-    """Every version of every registered model that carries one of our aliases and was registered by `promote`.
+    """Every version of every registered model that carries an alias, of ours or of somebody's own, and was registered by `promote`.
 
     Raises:
         Unavailable: the registry cannot be reached.
@@ -145,7 +143,7 @@ def _aliased(client: MlflowClient, name: str) -> list[Aliased]:
     found: list[Aliased] = []
     for alias, version in _aliases(client, name).items():
         tags = client.get_model_version(name, version).tags
-        if alias in ALIASES and {tracking.KEY_TAG, "digest"} <= tags.keys():
+        if {tracking.KEY_TAG, "digest"} <= tags.keys():
             found.append(Aliased(name, alias, tags[tracking.KEY_TAG], tags["digest"]))
     return found
 

@@ -30,6 +30,7 @@ from mlops_tasks.config import Environment, Recipe, Settings
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
 from mlops_tasks.store import Artifact, Draft, Store
+from mlops_tasks.store.backend import is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -467,20 +468,8 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
     prefix = artifact_prefix(stage.name, decision.key)
     draft = run.store.begin(prefix)
     started = time.monotonic()
-    attempt = Attempt(
-        config=task.config(run.spec, index) or {},
-        inputs={name: artifact for name, (_, artifact) in decision.inputs.items()},
-        folder=draft.folder,
-        environment=run.environment,
-        store=run.store,
-        key=decision.key,
-        prefix=prefix,
-        index=index,
-        labels=task.labels(run.spec),
-        token=token,
-    )
     try:
-        metrics = _function(stage.function)(attempt)
+        metrics = carry_out(run, task, index, decision, draft, token=token)
     except BaseException as error:
         # Neither may hide why the stage failed; and room is made before anything is written.
         with suppress(WmtpError, OSError):
@@ -506,6 +495,41 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
         raise
     _clear_checkpoints(run.store, prefix)
     return artifact
+
+
+def carry_out(run: Run, task: Task, index: int, decision: Decision, draft: Draft, *, token: int = 0) -> dict[str, Any]:
+    """Call a stage's function, which fills the draft, and return its metrics.
+
+    Args:
+        run: its store and environment are what the stage works with.
+        decision: of this task, whose artifacts are the inputs.
+
+    Raises:
+        Unavailable: the disk is full.
+    """
+    assert isinstance(task.run, Stage)
+    attempt = Attempt(
+        config=task.config(run.spec, index) or {},
+        inputs={name: artifact for name, (_, artifact) in decision.inputs.items()},
+        folder=draft.folder,
+        environment=run.environment,
+        store=run.store,
+        key=decision.key,
+        prefix=draft.prefix,
+        index=index,
+        labels=task.labels(run.spec),
+        token=token,
+    )
+    try:
+        return _function(task.run.function)(attempt)
+    except Exception as error:
+        # Writers other than Python's own do not say why they failed.
+        if isinstance(error, WmtpError) or not is_disk_full(error, draft.folder):
+            raise
+        raise Unavailable(
+            f"The disk of {draft.folder} is full, so {task.id} could not write its result ({error}). Free some space (`wmtp gc` "
+            "says what is not needed any more) and run this again."
+        ) from error
 
 
 def _record_failure(run: Run, task: Task, draft: Draft, error: BaseException, *, seconds: float) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -45,6 +46,8 @@ _FLUSH_SECONDS = 10.0
 _MAX_QUEUED_LINES = 1000
 _MAX_METRICS_PER_CALL = 1000  # MLflow refuses more
 _MAX_PARAMS_PER_CALL = 100
+_UNFINISHED = ".mlflow-"
+_STALE_SECONDS = 3600.0
 _TEMPORARY = frozenset(
     {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED", "UNAVAILABLE"}
 )
@@ -121,7 +124,10 @@ def _make_database(path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+    for left in path.parent.glob(f"{_UNFINISHED}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=path.parent) as folder:
         whole = Path(folder) / path.name
         MlflowClient(f"sqlite:///{whole}", f"sqlite:///{whole}").search_experiments()
         try:

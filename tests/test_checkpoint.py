@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from mlops_tasks import checkpoint
+from mlops_tasks import checkpoint, lease
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.store import Store
+from mlops_tasks.store.backend import FolderBackend
 
 PREFIX = "train/k"
 
@@ -76,6 +77,19 @@ def test_truncated_changed_and_uncommitted_ones_are_passed_over(store: Store) ->
     same_size.write_bytes(bytes(len(same_size.read_bytes())))
     (store.begin(f"{PREFIX}/checkpoints/step-00000004").folder / "state.pt").write_bytes(b"never committed")
     assert checkpoint.newest(store, PREFIX) == 1
+
+
+def test_a_step_beyond_the_latest_was_left_by_a_process_that_lost_its_lease_and_is_passed_over(store: Store) -> None:
+    save(store, 1, 2)
+    lease.point(store, PREFIX, {"step": 1}, token=2)  # the next holder went on from the first one
+    assert checkpoint.steps(store, PREFIX) == [1]
+    assert checkpoint.newest(store, PREFIX) == 1
+
+
+def test_the_latest_is_found_where_the_listing_is_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1, 2)
+    monkeypatch.setattr(FolderBackend, "children", lambda self, name: ["step-00000001"])
+    assert checkpoint.steps(store, PREFIX) == [1, 2]
 
 
 def test_broken_one_is_written_anew(store: Store) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import os
+import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +27,12 @@ from mlops_tasks.store.backend import FolderBackend
 from mlops_tasks.store.s3 import S3Backend
 
 LATER = datetime.now(UTC) + timedelta(days=8)
+
+
+@pytest.fixture(autouse=True)
+def registry_file(mlflow_database: Path, tmp_path: Path) -> Path:
+    """A registry without a model, where both kinds of place have theirs."""
+    return Path(shutil.copy(mlflow_database, tmp_path / "mlflow.db"))
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -95,6 +104,26 @@ def test_verify_reads_a_file_in_pieces(place: Environment, monkeypatch: pytest.M
     assert b"".join(pieces) == data
     with pytest.raises(FileNotFoundError, match="none"):
         list(backend.pieces("none"))
+
+
+def test_verify_goes_on_past_what_cannot_be_read_now_and_leaves_it_alone(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.of(environment)
+    committed(store, "make/bad"), committed(store, "make/good")
+    pieces = FolderBackend.pieces
+
+    def failing(self: FolderBackend, name: str) -> Iterator[bytes]:
+        if "make/bad" in name:
+            with self._explained(self.root / name):
+                raise OSError(errno.EIO, "Input/output error")
+        yield from pieces(self, name)
+
+    monkeypatch.setattr(FolderBackend, "pieces", failing)
+    bad, good = verify(store, selected(store))
+    assert (bad.prefix, bad.is_readable, good.flaw, good.is_readable) == ("make/bad", False, None, True)
+    assert bad.flaw is not None and "does not answer as it should" in bad.flaw
+    assert store.find("make/bad") is not None
 
 
 def test_verify_finds_a_manifest_that_was_edited(place: Environment) -> None:
@@ -317,3 +346,14 @@ def test_bytes_are_told_in_units() -> None:
     assert [readable(n) for n in (0, 999, 1000, 2_500_000, 7 * 10**15)] == [
         "0 bytes", "999 bytes", "1.0 kB", "2.5 MB", "7000.0 TB",
     ]  # fmt: skip
+
+
+def test_without_the_registry_that_names_what_production_loads_nothing_is_collected(
+    environment: Environment, registry_file: Path
+) -> None:
+    registry_file.unlink()
+    store = Store.of(environment)
+    committed(store, "train/k1")
+    with pytest.raises(UserError, match=r"mlflow\.db does not exist, so nobody can tell which of the models"):
+        collect(environment)
+    assert store.find("train/k1") is not None

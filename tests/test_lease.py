@@ -176,6 +176,14 @@ def test_a_checkpoint_does_not_move_the_pointer_of_a_later_holder(store: Store) 
     assert store.read_json(f"{PREFIX}/checkpoints/latest.json") == {"step": 4, "token": 3}
 
 
+def test_a_lease_that_was_removed_by_hand_goes_on_from_the_token_of_the_pointer(store: Store) -> None:
+    checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=4, best_step=None, token=3)
+    with hold(store) as mine:
+        assert mine.token == 4
+        checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=5, best_step=None, token=mine.token)
+    assert checkpoint.newest(store, PREFIX) == 5
+
+
 def test_a_file_that_is_no_lease_is_named(store: Store) -> None:
     store.backend.write(f"{PREFIX}/lease.json", b"<html>")
     with pytest.raises(DataError, match=r"lease\.json is no lease \(b'<html>'\)\. Remove it"), hold(store):

@@ -206,10 +206,17 @@ def test_every_aliased_version_is_listed_for_whoever_looks_after_the_store(monda
         client.create_registered_model("another")
         client.create_model_version("another", source="/elsewhere")
         client.set_registered_model_alias("another", "champion", "1")  # not by promote: nothing in the store is it
-    assert aliased(monday.environment) == [Aliased(NAME, "champion", "abc", train.digest)]
+    assert aliased(monday.environment) == [
+        Aliased(NAME, "champion", "abc", train.digest),
+        Aliased(NAME, "mine", "abc", train.digest),
+    ]
     night = tuesday(monday)
     promote(night.run(STRONGER, STRONG))
-    assert {(one.alias, one.key) for one in aliased(monday.environment)} == {("champion", "def"), ("previous", "abc")}
+    assert {(one.alias, one.key) for one in aliased(monday.environment)} == {
+        ("champion", "def"),
+        ("previous", "abc"),
+        ("mine", "abc"),
+    }
 
 
 def test_a_registry_that_does_not_exist_yet_lists_nothing(environment: Environment, tmp_path: Path) -> None:

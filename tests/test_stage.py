@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -15,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
@@ -163,6 +164,23 @@ def test_a_failure_is_recorded_and_is_never_a_hit(
     assert json.loads(failure.read_text())["message"] == "the disk is made of cheese"
     assert not list(Path(environment.store).glob("make/*/attempts/*"))
     assert execute(run, stages.TASKS["make"], tasks=stages.TASKS).outcome == "run"
+
+
+@pytest.mark.parametrize(
+    ("error", "free"),
+    [(OSError(errno.ENOSPC, "No space left on device"), 2**40), (RuntimeError("unexpected pos 64"), 0)],
+)
+def test_a_stage_that_finds_the_disk_full_ends_with_what_to_do(
+    environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int
+) -> None:
+    def make(attempt: stage.Attempt) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(stages, "make", make)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(Unavailable, match=r"is full, so make could not write its result .*Free some space"):
+        execute(planned(environment, stages), stages.TASKS["make"], tasks=stages.TASKS)
+    assert not list(Path(environment.store).glob("make/*/attempts/*"))
 
 
 def test_a_failure_says_what_it_cost_and_what_of_it_is_lost(

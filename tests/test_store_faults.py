@@ -542,6 +542,20 @@ def test_a_full_disk_while_bytes_are_written_leaves_no_part(tmp_path: Path) -> N
     assert list((tmp_path / "store" / "a").iterdir()) == []
 
 
+def test_a_full_disk_under_the_cache_of_a_bucket_names_the_cache_and_keeps_no_part(
+    direct: S3Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    direct.write("a", b"data")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(Unavailable, match=r"is full .*or set s3\.cache"):
+        direct.local("a")
+    assert not [path for path in direct._cache.rglob("*") if path.is_file()]
+    monkeypatch.undo()
+
+
 def test_every_new_folder_is_durable_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     real = os.fsync

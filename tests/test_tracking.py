@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import socket
 import subprocess
@@ -260,6 +261,15 @@ def test_local_database_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with connection(Environment(store="s", mlflow_uri=f"sqlite:///{database}")) as client:
         assert [one.name for one in client.search_experiments()] == ["Default"]
     assert database.exists()
+
+
+def test_what_a_killed_process_left_of_a_database_goes_and_what_another_makes_now_stays(tmp_path: Path) -> None:
+    old, young = tmp_path / ".mlflow-old", tmp_path / ".mlflow-young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    tracking._make_database(tmp_path / "mlflow.db")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow-young", "mlflow.db"]
 
 
 def test_importing_tracking_does_not_import_mlflow() -> None:

@@ -47,6 +47,7 @@ from botocore.exceptions import (
 
 from mlops_tasks.config import S3Access
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
+from mlops_tasks.store.backend import is_disk_full
 
 R = TypeVar("R")
 
@@ -174,8 +175,9 @@ class S3Backend:
                 )
 
     def scratch(self, name: str) -> Path:
-        folder = self._cache / name
-        folder.mkdir(parents=True)
+        with self._room():
+            folder = self._cache / name
+            folder.mkdir(parents=True)
         return folder
 
     def publish(self, name: str, folder: Path, files: Iterable[str]) -> None:
@@ -223,6 +225,11 @@ class S3Backend:
             with suppress(FileNotFoundError):
                 os.utime(path)
             return path
+        with self._room():
+            self._download(name, path)
+        return path
+
+    def _download(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may want it at once: each fetches, and the last rename wins.
         temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
@@ -235,7 +242,18 @@ class S3Backend:
                 os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        return path
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error, self._cache):
+                raise
+            raise Unavailable(
+                f"The disk of {self._cache}, where files of {self.uri} are kept while they are used, is full ({error}). Free some space, or "
+                "set s3.cache in the environment file to a folder with more, and run this again."
+            ) from error
 
     def pieces(self, name: str) -> Iterator[bytes]:
         found = self._head(name)

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,30 @@ def test_ctrl_c_ends_everything_and_the_next_run_goes_on_from_there(toys: Toys) 
     assert sorted(re.findall(r"(\S+): starts", second)) == sorted(["plan", *left, "report[0]"]), "a hit starts nothing"
     assert "score[0]: skipped" in second and "report[0]: done" in second
     assert "Traceback" not in second and "{" not in second, "only what is worth a line"
+
+
+def specs_of(toys: Toys, stage: str) -> set[str]:
+    """Of the runs whose process of a stage is there."""
+    lines = [process.info["cmdline"] for process in toys.processes()]
+    return {word for line in lines if stage in line for word in line if word.endswith("spec.json")}
+
+
+@pytest.mark.slow
+def test_two_runs_at_one_time_make_one_training(toys: Toys, tmp_path: Path) -> None:
+    other = replace(toys, home=tmp_path / "airflow2")
+    shutil.copytree(toys.home, other.home)
+    toys.tell("train.waits")
+
+    processes = [place.demo() for place in (toys, other)]
+    toys.wait_until(lambda: len(specs_of(toys, "train")) == 2)
+    (toys.folder / "train.waits").unlink()
+    told = [process.communicate(timeout=400)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], told
+    for stage in ("pull_data[0]", "reference[0]", "reference[1]", "train[0]", "generate[0]", "generate[1]"):
+        outcomes = re.findall(rf"{re.escape(stage)}: (run|hit) ", "".join(told))
+        assert sorted(outcomes) == ["hit", "run"], (stage, told)
+        assert toys.starts.count(stage) == 1
 
 
 # What is learnt in a few steps is nothing; that is good enough for a gate that lets a model pass which is not much worse.
