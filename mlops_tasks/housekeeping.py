@@ -300,10 +300,9 @@ class Collector:
         names = [
             f"{prefix}/{name}" for prefix in prefixes for name in self.store.children(prefix) if name.endswith(".json")
         ]
-        with ThreadPoolExecutor(_NUM_STREAMS) as pool:
-            for name, tree in zip(names, pool.map(self.store.read_json, names), strict=True):
-                if tree is not None:
-                    yield from _references(f"{self.store.uri}/{name}", tree)
+        for name, tree in zip(names, self.store.read_jsons(names), strict=True):
+            if tree is not None:
+                yield from _references(f"{self.store.uri}/{name}", tree)
 
     def _mark(self, contents: Mapping[str, _Content], references: Iterable[_Reference]) -> None:
         waiting: list[tuple[str, str]] = []

@@ -35,7 +35,7 @@ from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences
 from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task
-from mlops_tasks.store import Artifact, Store
+from mlops_tasks.store import MANIFEST, Artifact, Store
 from mlops_tasks.tracking import experiment_name
 
 _MODEL_PACKAGES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
@@ -423,16 +423,15 @@ def _earlier_seconds(environment: Environment, recipe: str) -> dict[str, list[fl
     took: dict[str, list[float]] = {}
     for run in itertools.islice(runtime.runs(environment, recipe=recipe), _NUM_EARLIER_RUNS):
         with suppress(UserError):  # of an older version
-            for pointer in run.pointers():
-                seconds = pointer.seconds if pointer.outcome in ("run", "done") else _made_in(run, pointer)
+            pointers = run.pointers()
+            hits = [pointer for pointer in pointers if pointer.outcome == "hit"]
+            manifests = run.store.read_jsons([f"{hit.prefix}/{MANIFEST}" for hit in hits])
+            made_in = [float(one["seconds"]) if one else None for one in manifests]
+            ran = [pointer for pointer in pointers if pointer.outcome in ("run", "done")]
+            for pointer, seconds in [*((one, one.seconds) for one in ran), *zip(hits, made_in, strict=True)]:
                 if seconds is not None:
                     took.setdefault(pointer.task, []).append(seconds)
     return took
-
-
-def _made_in(run: Run, pointer: Pointer) -> float | None:
-    manifest = run.store.read_json(f"{pointer.prefix}/manifest.json") if pointer.prefix else None
-    return None if manifest is None else float(manifest["seconds"])
 
 
 def why(environment: Environment, spec: Spec, name: str) -> list[str]:

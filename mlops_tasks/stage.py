@@ -15,7 +15,6 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -232,8 +231,8 @@ class Run:
     def pointers(self) -> list[Pointer]:
         """What all tasks that ended came to, in no order that means something."""
         names = [name for name in self.store.children(self.prefix) if name.endswith(".json") and name != "spec.json"]
-        trees = {name: self.store.read_json(f"{self.prefix}/{name}") for name in names}
-        return [self._pointer_of(tree, name) for name, tree in trees.items() if tree is not None]
+        trees = self.store.read_jsons([f"{self.prefix}/{name}" for name in names])
+        return [self._pointer_of(tree, name) for name, tree in zip(names, trees, strict=True) if tree is not None]
 
     def artifact(self, task: str, index: int = 0) -> Artifact | None:
         """The artifact of a task; None if it was skipped.
@@ -569,9 +568,8 @@ def runs(environment: Environment, *, recipe: str | None = None) -> Iterator[Run
     store = Store.of(environment)
     top = f"runs/{environment.deployment}"
     prefixes = [f"{top}/{dag}/{name}" for dag in store.children(top) for name in store.children(f"{top}/{dag}")]
-    with ThreadPoolExecutor() as pool:  # in a bucket each is a request that waits for its reply
-        trees = zip(prefixes, pool.map(lambda prefix: store.read_json(f"{prefix}/spec.json"), prefixes), strict=True)
-        planned = [(tree["created"], prefix, tree) for prefix, tree in trees if tree is not None]
+    trees = zip(prefixes, store.read_jsons([f"{prefix}/spec.json" for prefix in prefixes]), strict=True)
+    planned = [(tree["created"], prefix, tree) for prefix, tree in trees if tree is not None]
     for _, prefix, tree in sorted(planned, key=lambda one: one[:2], reverse=True):
         if recipe is None or tree["recipe"]["name"] == recipe:
             try:
