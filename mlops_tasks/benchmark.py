@@ -40,8 +40,7 @@ def evaluate(environment: Environment, *, recipe: str | Path, overrides: Sequenc
     Raises:
         WmtpError: as the tasks do.
     """
-    # No champion: the recipe's own model is asked.
-    spec = resolve(environment, recipe=recipe, overrides=overrides).model_copy(update={"champion": None})
+    spec = resolve(environment, recipe=recipe, overrides=overrides, only_evaluates=True)
     name = f"{spec.recipe.name}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     run = Run(Store.of(environment), environment, Run.prefix_of(environment, "evaluate", name), spec)
     run.store.create_json(f"{run.prefix}/spec.json", spec.model_dump(mode="json"))

@@ -327,9 +327,21 @@ def plan(
 
 
 def resolve(
-    environment: Environment, *, recipe: str | Path, overrides: Sequence[str] = (), force: Sequence[str] = ()
+    environment: Environment,
+    *,
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    force: Sequence[str] = (),
+    only_evaluates: bool = False,
 ) -> Spec:
-    """Pin everything that could move: data, models, champion."""
+    """Pin everything that could move: data, models, champion.
+
+    Args:
+        only_evaluates: nothing is trained, and the recipe's own model is asked, whoever the champion is.
+
+    Raises:
+        UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
+    """
     from mlops_tasks.registry import champion
 
     for name in force:
@@ -338,12 +350,12 @@ def resolve(
                 f"force names {name!r}, which is an action and always runs. Stages are {', '.join(id for id, task in TASKS.items() if isinstance(task.run, Stage))}."
             )
     asked = load_recipe(recipe, overrides)
-    _require_protocols(asked)
+    _require_protocols(asked, only_evaluates=only_evaluates)
     found, pins = _pinned(asked, environment.s3)
     return Spec(
         recipe=found,
         pins=pins,
-        champion=champion(environment, found.model.name),
+        champion=None if only_evaluates else champion(environment, found.model.name),
         # Shards are in no key: to make them anew is to make anew what is merged of them.
         force=tuple(dict.fromkeys([*force, *(TASKS[name].covered_by or name for name in force)])),
         created=datetime.now(UTC).isoformat(),
@@ -351,10 +363,13 @@ def resolve(
     )
 
 
-def _require_protocols(recipe: Recipe) -> None:
+def _require_protocols(recipe: Recipe, *, only_evaluates: bool) -> None:
     """Before anything is trained: can the protocols ask for what the data has?"""
     kind = recipe.data.source.asks_for
-    for place, protocol in (("text.prompt", recipe.text.prompt), ("evaluation.protocol", recipe.evaluation.protocol)):
+    used = {"evaluation.protocol": recipe.evaluation.protocol}
+    if not only_evaluates:
+        used["text.prompt"] = recipe.text.prompt
+    for place, protocol in used.items():
         if kind is not None and kind not in protocol_named(protocol).kinds:
             raise mismatch(
                 protocol, kind, f"data.source ({recipe.data.source.kind}), which {place} is to be used with,"

@@ -8,6 +8,7 @@ a label such as `return "Yes"` is what many right programs return, so it counts 
 from __future__ import annotations
 
 import ast
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -84,7 +85,7 @@ def _is_telling_text(output: str) -> bool:
         number = float(output)
     except ValueError:
         return False
-    return abs(number) >= _TELLING_NUMBER or number != int(number)
+    return math.isfinite(number) and (abs(number) >= _TELLING_NUMBER or not number.is_integer())
 
 
 def _parsed(source: str) -> ast.Module | None:

@@ -12,6 +12,7 @@ from statistics import fmean
 
 import pyarrow.parquet as pq
 
+from mlops_tasks.data.problems import natural_order
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.metrics import Interval, McNemar, mcnemar, paired_bootstrap
 from mlops_tasks.store import Artifact
@@ -55,7 +56,7 @@ def compare(a: Artifact, b: Artifact, *, allow_differences: bool = False) -> Com
     if differences and not allow_differences:
         raise not_alike(a, b, differences)
     ours, theirs = passes(a), passes(b)
-    ids = [id for id in ours if id in theirs]
+    ids = sorted(ours.keys() & theirs.keys(), key=natural_order)
     if not ids:
         raise DataError(f"{a.uri} and {b.uri} share no problem, so there is nothing to compare. Judge both on one set.")
     rates = [fmean(ours[id]) for id in ids], [fmean(theirs[id]) for id in ids]
