@@ -52,18 +52,18 @@ class MbppData(Settings):
 
 
 class HumanEvalData(Settings):
-    """Problems in HumanEval's format, JSON lines of `task_id`, `prompt`, `entry_point`, `canonical_solution`, `test`."""
+    """Problems in HumanEval's format, JSON lines or Parquet with `task_id`, `prompt`, `entry_point`, `canonical_solution`, `test`."""
 
     asks_for: ClassVar[ProblemKind] = "completion"
     kind: Literal["humaneval"]
     path: str
-    """The .jsonl file: a path, or `s3://bucket/key`."""
+    """The .jsonl or .parquet file: a path, or `s3://bucket/key`."""
     split: Split | None = "test"
     """What its problems are for; None: of ten, by the digest of their ids, six are learnt from, two each are for validation and test."""
 
 
 class CodeContestsData(Settings):
-    """Contest problems as JSON lines with the fields of DeepMind's CodeContests: scripts from standard input to standard output.
+    """Contest problems as JSON lines or Parquet with the fields of DeepMind's CodeContests: scripts from standard input to standard output.
 
     Problems whose statement accepts several answers, and those without a Python 3 solution, are left out, listed and counted.
     """
@@ -71,7 +71,7 @@ class CodeContestsData(Settings):
     asks_for: ClassVar[ProblemKind] = "stdio"
     kind: Literal["codecontests"]
     path: str
-    """The .jsonl file: a path, or `s3://bucket/key`."""
+    """The .jsonl or .parquet file: a path, or `s3://bucket/key`."""
     split: Split | None = "test"
     """What its problems are for; None: of ten, by the digest of their ids, six are learnt from, two each are for validation and test."""
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mlops_tasks.config import ProtocolId
+from mlops_tasks.config import PROTOCOLS, ProblemKind, ProtocolId
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.protocols import protocol_named
 from mlops_tasks.errors import UserError
@@ -54,10 +54,8 @@ def require_kind(problems: Iterable[Problem], protocol: ProtocolId) -> None:
         raise mismatch(protocol, other.kind, f"problem {other.id}")
 
 
-def mismatch(protocol: ProtocolId, kind: str, where: str) -> UserError:
+def mismatch(protocol: ProtocolId, kind: ProblemKind, where: str) -> UserError:
     """What is said of a protocol that cannot ask for problems of a kind."""
-    from mlops_tasks.config import PROTOCOLS
-
     fitting = [one for one in PROTOCOLS if kind in protocol_named(one).kinds]
     return UserError(
         f"The protocol {protocol} asks for {' or '.join(protocol_named(protocol).kinds)} problems, and {where} is of the kind {kind}. "

@@ -8,6 +8,8 @@ a label such as `return "Yes"` is what many right programs return, so it counts 
 from __future__ import annotations
 
 import ast
+import contextlib
+import doctest
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -55,6 +57,21 @@ def reads_answer(program: str, shown_tests: Sequence[str]) -> bool:
         if answer in returned and (_is_nothing_else(body) or any(_canonical(one) in compared for one in arguments)):
             return True
     return False
+
+
+def examples_in(stub: str) -> list[str]:
+    """The `>>>` examples in the docstrings of code as assert statements.
+
+    Example:
+        a line `>>> add(1, 20)` above a line `21` gives `assert add(1, 20) == 21`.
+    """
+    tree = _parsed(stub)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)] if tree else []
+    found: list[doctest.Example] = []
+    for function in functions:
+        with contextlib.suppress(ValueError):  # what begins like an example and is none
+            found += doctest.DocTestParser().get_examples(ast.get_docstring(function) or "")
+    return [f"assert {one.source.strip()} == {one.want.strip()}" for one in found if one.want]
 
 
 def reads_output(script: str, shown_outputs: Sequence[str]) -> bool:

@@ -22,7 +22,7 @@ from mlops_tasks.config import EvaluationSet, ProtocolId, Settings
 from mlops_tasks.data.problems import Problem, chosen, read_problems
 from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.errors import DataError
-from mlops_tasks.evaluation.answers import reads_answer, reads_output
+from mlops_tasks.evaluation.answers import examples_in, reads_answer, reads_output
 from mlops_tasks.evaluation.metrics import bits_per_byte, pass_at_k, wilson_interval
 from mlops_tasks.evaluation.referee import Referee, Verdicts
 from mlops_tasks.evaluation.sandbox import VERDICTS, Outcome, Program
@@ -166,7 +166,9 @@ def _row(problem: Problem, completion: Completion, program: Program, outcome: Ou
 
 def _is_read_off(problem: Problem, prompt: str, solution: str) -> bool:
     if problem.kind != "stdio":
-        return reads_answer(solution, [test for test in problem.tests if test in prompt])
+        return reads_answer(
+            solution, [*(test for test in problem.tests if test in prompt), *examples_in(problem.prompt)]
+        )
     flat = " ".join(prompt.split())
     outputs = [" ".join(test.output.split()) for test in problem.io_tests if " ".join(test.input.split()) in flat]
     return reads_output(solution, [output for output in outputs if output in flat])

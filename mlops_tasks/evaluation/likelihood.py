@@ -49,7 +49,7 @@ def solution_bits(model: PreTrainedModel, knowns: Sequence[Known], *, batch_size
     bits: dict[int, float] = {}
     while order:
         num_targets = max(len(knowns[index].solution_ids) for index in order[:batch_size])
-        rows = order[: max(1, min(batch_size, _MAX_LOGITS // (num_targets * vocabulary)))]
+        rows = order[: max(1, min(batch_size, _MAX_LOGITS // (max(1, num_targets) * vocabulary)))]
         order = order[len(rows) :]
         bits.update(zip(rows, _bits(model, [knowns[index] for index in rows]), strict=True))
     return [bits[index] for index in range(len(knowns))]

@@ -77,6 +77,7 @@ class Referee:
         self._unsupported: dict[str, str] = {}
         self._error: BaseException | None = None
         self._sandbox: Sandbox | None = None
+        self._is_all_there = False
         self._thread = threading.Thread(target=self._work, name="referee", daemon=True)
 
     def __enter__(self) -> Self:
@@ -106,6 +107,7 @@ class Referee:
             UserError: this machine cannot confine a program.
             DataError: a problem's own solution does not pass its asserts, or no problem is left that could judge.
         """
+        self._is_all_there = True
         self._start()
         self._asked.put(None)
         self._thread.join()
@@ -126,7 +128,9 @@ class Referee:
                 while texts := self._waiting():
                     known = [text for text in texts if text[0] not in self._unsupported]
                     programs = [self._program(*text, limits[text[0]]) for text in known]
-                    self._outcomes.update(zip(known, sandbox.run(programs), strict=True))
+                    # While the model still writes, it is the writing whose progress is shown.
+                    title = "programs" if self._is_all_there else None
+                    self._outcomes.update(zip(known, sandbox.run(programs, title=title), strict=True))
                     self._programs.update(zip(known, programs, strict=True))
         except BaseException as error:  # raised again by `finish`, in the thread that waits for it
             self._error = error

@@ -167,8 +167,11 @@ class Sandbox:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def run(self, programs: Sequence[Program], *, title: str = "programs") -> list[Outcome]:
+    def run(self, programs: Sequence[Program], *, title: str | None = "programs") -> list[Outcome]:
         """Run programs and return their outcomes in the same order.
+
+        Args:
+            title: of the progress that is shown; None: none is.
 
         Raises:
             UserError: the system does not confine a program.
@@ -176,7 +179,8 @@ class Sandbox:
         """
         with ThreadPoolExecutor(self.num_workers) as pool:
             try:
-                return list(watched(pool.map(self._run_one, programs), title, len(programs), unit="program"))
+                outcomes = pool.map(self._run_one, programs)
+                return list(outcomes if title is None else watched(outcomes, title, len(programs), unit="program"))
             except BaseException:
                 # Workers first, or the pool would wait for programs that nobody wants any more.
                 pool.shutdown(wait=False, cancel_futures=True)

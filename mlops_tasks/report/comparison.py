@@ -65,10 +65,12 @@ class Compared:
 
     def problems(self) -> dict[str, Problem]:
         """The problems that were asked, as far as the store still has them."""
-        given = self.a.manifest.get("inputs", {}).get("data")
-        data = self.a.store.version_at(given["artifact"], given["digest"], given["files"]) if given else None
-        tables = [name for name in data.entries(*given["files"]) if name.endswith(".parquet")] if data else []
-        return {problem.id: problem for name in tables if data for problem in read_problems(data.path(name))}
+        given = self.a.manifest["inputs"]["data"]
+        data = self.a.store.version_at(given["artifact"], given["digest"], given["files"])
+        if data is None:
+            return {}
+        tables = [name for name in data.entries(*given["files"]) if name.endswith(".parquet")]
+        return {problem.id: problem for name in tables for problem in read_problems(data.path(name))}
 
 
 def in_words(compared: Compared) -> Iterator[str]:

@@ -108,6 +108,15 @@ def test_a_contest_that_can_judge_nobody_is_unsupported(tmp_path: Path, changes:
     assert [str(one)[: len(reason) + 12] for one in reading.unsupported] == [f"2_B. Other: {reason}"]
 
 
+def test_published_parquet_is_read_like_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_pylist([CONTEST]), path)
+    read = read_source(CodeContestsData(kind="codecontests", path=str(path)), path)
+    assert read == contests(tmp_path, CONTEST)
+    pq.write_table(pa.Table.from_pylist([HUMANEVAL]), path)
+    assert read_source(HumanEvalData(kind="humaneval", path=str(path)), path) == humaneval(tmp_path, HUMANEVAL)
+
+
 @pytest.mark.parametrize(
     "statement",
     [

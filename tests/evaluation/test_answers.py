@@ -7,7 +7,7 @@ import pytest
 
 from mlops_tasks.config import CodeContestsData
 from mlops_tasks.data.sources import read_source
-from mlops_tasks.evaluation.answers import reads_answer, reads_output
+from mlops_tasks.evaluation.answers import examples_in, reads_answer, reads_output
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,14 @@ def test_a_copied_answer_is_noticed(test: str, program: str) -> None:
 )
 def test_a_program_that_works_its_answer_out_is_not_blamed(test: str, program: str) -> None:
     assert not reads_answer(program, [test])
+
+
+def test_the_examples_of_a_docstring_are_tests_too() -> None:
+    prompt = 'def add(a, b):\n    """Add.\n    >>> add(1, 20)\n    21\n    """\n'
+    assert examples_in(prompt) == ["assert add(1, 20) == 21"]
+    assert reads_answer(prompt + "    return 21\n", examples_in(prompt))
+    assert not reads_answer(prompt + "    return a + b\n", examples_in(prompt))
+    assert examples_in('def f():\n    """\n    >>>f()\n    1\n    """') == examples_in("def f(:") == []
 
 
 def test_only_a_shown_test_counts() -> None:

@@ -87,7 +87,7 @@ def test_a_writer_that_fails_does_not_wait_for_the_programs(monkeypatch: pytest.
     really_run = Sandbox.run
 
     def run(self: Sandbox, programs: list[Program], **how: Any) -> list[Outcome]:
-        if how.get("title") is None:
+        if how["title"] != "reference solutions":
             has_begun.set()
         return really_run(self, programs, **how)
 

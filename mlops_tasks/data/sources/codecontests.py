@@ -1,4 +1,4 @@
-"""Contest problems with the field names of DeepMind's CodeContests, one object a line.
+"""Contest problems with the field names of DeepMind's CodeContests, one object a line or one row.
 
     name, description, solutions {language, solution}, public_tests, private_tests and generated_tests {input, output}
 
@@ -17,7 +17,7 @@ from typing import Any
 from mlops_tasks.config import Split
 from mlops_tasks.data.problems import IoTest, Problem, parse_quietly
 from mlops_tasks.data.sources.reading import Reading, Unsupported, distinct, split_of
-from mlops_tasks.data.sources.records import Document, Record, document_at, read_records, unix
+from mlops_tasks.data.sources.records import Document, Record, document_at, read_table_or_records, unix
 
 PYTHON3 = 3
 """In the dataset's list of languages."""
@@ -75,7 +75,7 @@ def several_answers(statement: str) -> str | None:
 
 
 def _checked(document: Document) -> Iterator[tuple[Record, str]]:
-    for record in read_records(document, max_line_bytes=MAX_LINE_BYTES):
+    for record in read_table_or_records(document, max_line_bytes=MAX_LINE_BYTES):
         record.require(_FIELDS)
         for field in _TESTS:
             if field in record.values:

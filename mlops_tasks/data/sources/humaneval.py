@@ -1,4 +1,4 @@
-"""HumanEval's format: one object a line with task_id, prompt, entry_point, canonical_solution and test.
+"""HumanEval's format: one object a line, or one row of a Parquet table, with task_id, prompt, entry_point, canonical_solution and test.
 
 `prompt` is code, `canonical_solution` goes on with it, and `test` defines `check(candidate)`. Other fields are left alone.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from mlops_tasks.config import Split
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.sources.reading import distinct, split_of
-from mlops_tasks.data.sources.records import Document, Record, document_at, read_records
+from mlops_tasks.data.sources.records import Document, Record, document_at, read_table_or_records
 
 _FIELDS: dict[str, type] = {"task_id": str, "prompt": str, "entry_point": str, "canonical_solution": str, "test": str}
 
@@ -31,7 +31,7 @@ def read_humaneval(path: Path, *, split: Split | None, name: str | None = None) 
 
 
 def _checked(document: Document) -> Iterator[tuple[Record, str]]:
-    for record in read_records(document):
+    for record in read_table_or_records(document):
         record.require(_FIELDS)
         yield record, record.text("task_id").strip()
 

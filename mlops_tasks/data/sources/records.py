@@ -33,6 +33,7 @@ _MISTAKEN: tuple[tuple[bytes, str], ...] = (
     (b"pk\x03\x04", "a zip archive: unpack it"),
     (b"\x1f\x8b", "gzip: unpack it"),
 )
+_PARQUET = b"PAR1"
 _KINDS: dict[type, str] = {
     str: "a string",
     list: "a list",
@@ -150,12 +151,18 @@ def read_records(document: Document, *, max_line_bytes: int = MAX_LINE_BYTES) ->
     return _records_of_list(document) if head.startswith(b"[") else _records_of_lines(document, max_line_bytes)
 
 
-def read_rows(document: Document) -> Iterator[Record]:
-    """The rows of a Parquet table.
+def read_table_or_records(document: Document, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Record]:
+    """The rows of a Parquet table, or what `read_records` reads; which of the two it is shows in the first bytes.
 
     Raises:
-        UserError: it is none.
+        UserError: as `read_records`.
     """
+    with document.path.open("rb") as stream:
+        is_parquet = stream.read(len(_PARQUET)) == _PARQUET
+    return _rows(document) if is_parquet else read_records(document, max_line_bytes=max_line_bytes)
+
+
+def _rows(document: Document) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -9,7 +9,7 @@ from mlops_tasks.config import Columns, Split
 from mlops_tasks.data.problems import IoTest, Problem
 from mlops_tasks.data.sources.mbpp import named_split
 from mlops_tasks.data.sources.reading import distinct, split_of
-from mlops_tasks.data.sources.records import Document, Record, document_at, read_records, read_rows, shown
+from mlops_tasks.data.sources.records import Document, Record, document_at, read_table_or_records, shown
 
 MAX_LINE_BYTES = 2**26
 """Tests may be long."""
@@ -32,8 +32,7 @@ def read_table(path: Path, columns: Columns, *, split: Split | None, name: str |
 
 
 def _checked(document: Document, columns: Columns) -> Iterator[tuple[Record, str]]:
-    is_parquet = document.path.read_bytes()[:4] == b"PAR1"
-    records = read_rows(document) if is_parquet else read_records(document, max_line_bytes=MAX_LINE_BYTES)
+    records = read_table_or_records(document, max_line_bytes=MAX_LINE_BYTES)
     for number, record in enumerate(records, start=1):
         record.require({columns.prompt: str, columns.solution: str})
         record.require({column: list for column in (columns.inputs, columns.outputs) if column})
