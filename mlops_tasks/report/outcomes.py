@@ -132,7 +132,7 @@ def _unsupported(facts: Facts) -> Markup | None:
         return None
     reasons: dict[str, str] = json.loads(data.path("unsupported.json").read_text(encoding="utf-8"))
     rows = [element("tr", element("td", id), element("td", reason)) for id, reason in reasons.items()]
-    title = f"{len(reasons)} problems of the data are unsupported and were not asked"
+    title = f"Unsupported problems of the data, for which no model was asked: {len(reasons)}"
     return element("details", element("summary", title), element("div", element("table", rows), class_="scroll"))
 
 

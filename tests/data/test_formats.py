@@ -29,7 +29,7 @@ HUMANEVAL = {
 }  # fmt: skip
 CONTEST = {
     "name": "1_A. Sum", "description": "Print the sum.\n\n## Categories\n\n- greedy\n\n## Testing\n\nRun it.", "difficulty": 7,
-    "solutions": {"language": [2, 3], "solution": ["int main(){}", "print(sum(map(int, input().split())))\r\n"]},
+    "solutions": {"language": [2, 3], "solution": ["x = 1", "print(sum(map(int, input().split())))\r\n"]},
     "public_tests": {"input": ["1 2\r\n"], "output": ["3"]},
     "private_tests": {"input": ["3 4"], "output": ["7"]},
     "generated_tests": {"input": [], "output": []},

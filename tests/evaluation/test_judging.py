@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_tasks.config import Environment, Split
-from mlops_tasks.data.problems import Problem, write_problems
+from mlops_tasks.data.problems import IoTest, Problem, write_problems
 from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.data.sources.mbpp import read_mbpp
 from mlops_tasks.errors import DataError
@@ -140,13 +140,20 @@ CONFIG = {
 }  # fmt: skip
 
 
-def attempt_of(environment: Environment, completions: Sequence[Completion], folder: Path, **changes: Any) -> Attempt:
+def attempt_of(
+    environment: Environment,
+    completions: Sequence[Completion],
+    folder: Path,
+    *,
+    asked: Sequence[Problem] = PROBLEMS,
+    **changes: Any,
+) -> Attempt:
     store = Store.open(environment.store)
     data, made = store.begin("pull/d"), store.begin("generate/g")
-    write_problems(data.folder / "validation.parquet", PROBLEMS)
+    write_problems(data.folder / "validation.parquet", asked)
     rows = [vars(one) for one in completions]
     pq.write_table(pa.Table.from_pylist(rows), made.folder / "completions.parquet")
-    known = [{"problem_id": one.id, "bits": 12.0, "num_bytes": 8} for one in PROBLEMS]
+    known = [{"problem_id": one.id, "bits": 12.0 * (place + 1), "num_bytes": 8} for place, one in enumerate(asked)]
     pq.write_table(pa.Table.from_pylist(known), made.folder / "likelihoods.parquet")
     inputs: dict[str, Artifact] = {
         "data": store.commit(data, {"metrics": {}}),
@@ -168,6 +175,7 @@ def test_judge_writes_outcomes_and_scores(environment: Environment, tmp_path: Pa
     assert {name: metrics[name] for name in ASKED} == ASKED, "as asked, whatever `generate` was asked before"
     assert metrics["prompt_sha256"] == prompts_sha256([SAMPLES[0].prompt, SAMPLES[2].prompt])
     assert metrics["pass_at_k"] == {"1": 0.5, "2": 1.0}
+    assert (metrics["bits_per_byte"], metrics["unsupported"]) == (36.0 / 16, {})
     outcomes = pq.read_table(attempt.folder / "outcomes.parquet").to_pylist()
     assert [(row["problem_id"], row["sample"], row["verdict"]) for row in outcomes] == [
         ("9", 0, "passed"),
@@ -176,6 +184,36 @@ def test_judge_writes_outcomes_and_scores(environment: Environment, tmp_path: Pa
         ("10", 1, "passed"),
     ]
     assert outcomes[2]["message"] == "solution: NameError: name 'squared' is not defined"
+
+
+def script(id: str, output: str) -> Problem:
+    return Problem(
+        id=id, prompt="Example\n\n10 11\n\nprints\n\n21", solution="print(sum(map(int, input().split())))\n", split="validation",
+        io_tests=(IoTest(input="10 11\n", output=output), IoTest(input="1 2", output="3")), source="made", licence="CC0-1.0",
+    )  # fmt: skip
+
+
+def test_scripts_that_reproduce_their_outputs_are_scored_and_the_others_are_listed(
+    environment: Environment, tmp_path: Path
+) -> None:
+    problems = [script("a", "21"), script("b", "22")]
+    prompt = problems[0].prompt
+    completions = [
+        Completion(id, sample, prompt, text)
+        for id in ("a", "b")
+        for sample, text in enumerate((problems[0].solution, "print(21)"))
+    ]
+    attempt = attempt_of(environment, completions, tmp_path / "out", asked=problems, protocol="codecontests-stdio")
+    metrics = judge(attempt)
+    assert (metrics["num_problems"], metrics["pass_at_k"]["1"], metrics["tests_passed_share"]) == (1, 0.5, 0.75)
+    assert list(metrics["unsupported"]) == ["b"]
+    assert metrics["bits_per_byte"] == 1.5, "of a alone"
+    assert metrics["num_reading_answer"] == 1
+    rows = pq.read_table(attempt.folder / "outcomes.parquet").to_pylist()
+    assert [(row["problem_id"], row["verdict"], row["exact_match"], row["reads_answer"]) for row in rows] == [
+        ("a", "passed", True, False),
+        ("a", "failed", False, True),
+    ]
 
 
 @pytest.mark.parametrize(("samples", "chosen"), [(SAMPLES[:2], {"limit": 1}), (SAMPLES[2:], {"skip": 1})])
