@@ -14,12 +14,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
+from pydantic import TypeAdapter
+
 from mlops_tasks import __version__, logs, pipeline, stage, summary
-from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.config import Environment, FileData, GeneratedData, load_environment, load_recipe
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.machine import num_cores
 from mlops_tasks.stage import Run
-from mlops_tasks.store import Store
+from mlops_tasks.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +87,21 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check-data", parents=[common], help="run every reference solution against its own tests"
     )
-    check.add_argument("path", help="a file in MBPP's format")
+    check.add_argument("path", nargs="?", help="a file; default: the data of --recipe")
+    check.add_argument(
+        "--kind",
+        choices=("mbpp", "humaneval", "codecontests"),
+        default="mbpp",
+        help="its format (default: %(default)s)",
+    )
+    _add_recipe(check)
     check.set_defaults(answer=_check_data)
+    evaluate = commands.add_parser(
+        "evaluate", parents=[common], help="measure a recipe's own model on its report set; trains nothing"
+    )
+    _add_recipe(evaluate)
+    evaluate.set_defaults(answer=_evaluate)
+    _add_compare(commands.add_parser("compare", parents=[common], help="two judged models, problem by problem"))
     return parser
 
 
@@ -149,6 +164,19 @@ def _add_gc(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--delete", action="store_true", help="remove it, instead of only saying what would go")
     command.set_defaults(answer=_gc)
+
+
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("a", metavar="A", help="URI of an artifact of judge, or judge/<key>")
+    command.add_argument("b", metavar="B", help="the other one")
+    command.add_argument(
+        "--names", nargs=2, default=("A", "B"), metavar=("A", "B"), help="what to call them (default: A and B)"
+    )
+    command.add_argument("--out", default="comparison.html", help="the page (default: %(default)s)")
+    command.add_argument(
+        "--anyway", action="store_true", help="compare on their common problems even if they were not asked alike"
+    )
+    command.set_defaults(answer=_compare)
 
 
 def _prefix_of(spec: str, environment: Environment) -> str:
@@ -268,17 +296,61 @@ def _gc(options: argparse.Namespace, environment: Environment, out: TextIO) -> N
 
 
 def _check_data(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:
-    from mlops_tasks.data.sources import read_mbpp
-    from mlops_tasks.evaluation.judging import check_references
+    from mlops_tasks.data.sources import read_source
+    from mlops_tasks.evaluation.referee import check_references
 
-    problems = read_mbpp(Path(options.path))
+    source = _source_of(options)
+    reading = read_source(source, Path(source.path))
+    # Their own solutions are run too: whether they pass is one thing, whether others may be judged by their tests another.
+    problems = [*reading.problems, *(one.problem for one in reading.unsupported if one.problem)]
     outcomes = check_references(problems, num_workers=environment.judge.num_workers)
-    failed = [
-        (problem, outcome) for problem, outcome in zip(problems, outcomes, strict=True) if outcome.verdict != "passed"
-    ]
+    failed = [(problem, outcome) for problem, outcome in zip(problems, outcomes, strict=True) if not outcome.passed]
+    out.writelines(f"unsupported: {one}\n" for one in reading.unsupported)
     out.writelines(f"{problem.id}: {outcome.verdict}: {outcome.message}\n" for problem, outcome in failed)
     out.write(f"{len(problems) - len(failed)} of {len(problems)} reference solutions pass their tests\n")
+    if reading.unsupported:
+        out.write(f"{len(reading.unsupported)} problems are unsupported: no model is asked for them\n")
     return 65 if failed else 0
+
+
+def _source_of(options: argparse.Namespace) -> FileData:
+    if options.path is not None:
+        source: FileData = TypeAdapter(FileData).validate_python({"kind": options.kind, "path": options.path})
+        return source
+    found = load_recipe(options.recipe, options.overrides).data.source
+    if isinstance(found, GeneratedData):
+        raise UserError(
+            f"The data of {options.recipe} is made up and right as it is. Name a file, or a recipe with one."
+        )
+    return found
+
+
+def _evaluate(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
+    from mlops_tasks import benchmark
+
+    run = benchmark.evaluate(environment, recipe=options.recipe, overrides=options.overrides)
+    out.writelines(f"{line}\n" for line in benchmark.in_words(run))
+
+
+def _compare(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
+    from mlops_tasks.report import comparison
+
+    store = Store.of(environment)
+    a, b = (_judged(store, what) for what in (options.a, options.b))
+    compared = comparison.Compared.of(a, b, names=options.names, allow_differences=options.anyway)
+    Path(options.out).write_bytes(comparison.page(compared).encode(errors="replace"))
+    out.writelines(f"{line}\n" for line in comparison.in_words(compared))
+    out.write(f"page: {options.out}\n")
+
+
+def _judged(store: Store, what: str) -> Artifact:
+    artifact = store.artifact_at(what if "://" in what or what.startswith("/") else f"{store.uri}/{what}")
+    if artifact is None or artifact.manifest.get("stage") != "judge":
+        raise UserError(
+            f"{what} is no whole artifact of judge in the store {store.uri}. `wmtp evaluate` prints its URI, and the report of a "
+            "run leads to each."
+        )
+    return artifact
 
 
 if __name__ == "__main__":

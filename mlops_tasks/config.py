@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -20,7 +20,17 @@ M = TypeVar("M", bound=BaseModel)
 Price = Annotated[float, Field(ge=0)]
 Priced = Literal["default", "pull", "train", "score_shard", "score", "generate", "judge"]
 Split = Literal["prompt", "train", "validation", "test"]
-Protocol = Literal["docstring-0shot", "begin-done-3shot"]
+ProblemKind = Literal["asserts", "completion", "stdio"]
+"""`asserts`: write a function that asserts call; `completion`: go on with code; `stdio`: write a script."""
+
+PROTOCOLS = tuple(
+    sorted(file.stem.replace("_", "-") for file in Path(__file__).parent.glob("data/protocols/[a-z]*.py"))
+)
+"""Each module of `data.protocols` is a choice; to add one is to add a file."""
+if TYPE_CHECKING:
+    ProtocolId = str
+else:
+    ProtocolId = Literal[PROTOCOLS]
 
 
 class Settings(BaseModel):
@@ -35,14 +45,88 @@ class Settings(BaseModel):
 class MbppData(Settings):
     """MBPP as published: `mbpp.jsonl`, `sanitized-mbpp.json`, or one's own problems in the same format."""
 
+    asks_for: ClassVar[ProblemKind] = "asserts"
     kind: Literal["mbpp"]
     path: str
     """The .jsonl or .json file: a path, or `s3://bucket/key`."""
 
 
+class HumanEvalData(Settings):
+    """Problems in HumanEval's format, JSON lines or Parquet with `task_id`, `prompt`, `entry_point`, `canonical_solution`, `test`."""
+
+    asks_for: ClassVar[ProblemKind] = "completion"
+    kind: Literal["humaneval"]
+    path: str
+    """The .jsonl or .parquet file: a path, or `s3://bucket/key`."""
+    split: Split | None = "test"
+    """What its problems are for; None: of ten, by the digest of their ids, six are learnt from, two each are for validation and test."""
+
+
+class CodeContestsData(Settings):
+    """Contest problems as JSON lines or Parquet with the fields of DeepMind's CodeContests: scripts from standard input to standard output.
+
+    Problems whose statement accepts several answers, and those without a Python 3 solution, are left out, listed and counted.
+    """
+
+    asks_for: ClassVar[ProblemKind] = "stdio"
+    kind: Literal["codecontests"]
+    path: str
+    """The .jsonl or .parquet file: a path, or `s3://bucket/key`."""
+    split: Split | None = "test"
+    """What its problems are for; None: of ten, by the digest of their ids, six are learnt from, two each are for validation and test."""
+
+
+class Columns(Settings):
+    """What the columns of a table are called."""
+
+    id: str | None = None
+    """A text or a number, unique; None: rows are counted from 1."""
+    prompt: str = "prompt"
+    """The task in words, or the code that the solution begins with."""
+    solution: str = "solution"
+    """A program that passes."""
+    tests: str | None = None
+    """Asserts, as a list or as one text. Exactly one of `tests` and `inputs` is given."""
+    inputs: str | None = None
+    """A list of texts for standard input."""
+    outputs: str | None = None
+    """The list of texts that belong on standard output; wanted with `inputs`."""
+    setup: str | None = None
+    """Code to run between the program and the tests; None: none."""
+    split: str | None = None
+    """`prompt`, `train`, `validation` or `test`; None: as the source's `split` says."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_tests(self) -> Self:
+        if (self.tests is None) == (self.inputs is None) or (self.inputs is None) != (self.outputs is None):
+            raise ValueError(
+                f"either tests, or inputs and outputs, must name a column; got tests={self.tests}, inputs={self.inputs}, "
+                f"outputs={self.outputs}"
+            )
+        return self
+
+
+class TableData(Settings):
+    """Any JSON lines, JSON list or Parquet table of problems."""
+
+    kind: Literal["table"]
+    path: str
+    """The file: a path, or `s3://bucket/key`."""
+    columns: Columns
+    """Which column is what."""
+    split: Split | None = "test"
+    """What its problems are for; None: of ten, by the digest of their ids, six are learnt from, two each are for validation and test."""
+
+    @property
+    def asks_for(self) -> ProblemKind | None:
+        """None: whether the prompts are words or code is seen when they are read."""
+        return None if self.columns.inputs is None else "stdio"
+
+
 class GeneratedData(Settings):
     """Made-up problems in MBPP's format: small list, string and number functions (see `mlops_tasks.data.generated`)."""
 
+    asks_for: ClassVar[ProblemKind] = "asserts"
     kind: Literal["generated"]
     num_train: int = Field(4000, ge=1)
     """Problems to train on."""
@@ -56,7 +140,8 @@ class GeneratedData(Settings):
     """Share of the training solutions that carry an irrelevant comment: something for a scorer to see through."""
 
 
-DataSource = Annotated[MbppData | GeneratedData, Field(discriminator="kind")]
+FileData = MbppData | HumanEvalData | CodeContestsData | TableData
+DataSource = Annotated[FileData | GeneratedData, Field(discriminator="kind")]
 
 
 class FolderModel(Settings):
@@ -114,7 +199,7 @@ class Model(Settings):
 class Text(Settings):
     """How a problem becomes tokens."""
 
-    prompt: Protocol = "docstring-0shot"
+    prompt: ProtocolId = "docstring-0shot"
     """The form of the prompt that the completion is learnt after."""
     max_length: int = Field(512, ge=16)
     """Longest example in tokens, and the length S of a packed row; a longer example is left out and counted."""
@@ -286,7 +371,7 @@ class EvaluationSet(Settings):
 class Evaluation(Settings):
     """How a model is measured: by running what it writes."""
 
-    protocol: Protocol = "docstring-0shot"
+    protocol: ProtocolId = "docstring-0shot"
     """Form of the prompt."""
     num_samples: int = Field(1, ge=1)
     """n: programs per problem."""

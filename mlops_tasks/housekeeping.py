@@ -421,7 +421,7 @@ _KINDS = {
     "attempts": "attempts without a manifest",
     "failures": "records of failures",
     "quarantine": "manifests in quarantine",
-    "checkpoints": "checkpoints of a training that nobody goes on with",
+    "checkpoints": "checkpoints and parts of work that nobody goes on with",
 }
 
 

@@ -40,6 +40,7 @@ RUNTIME = frozenset(
             "ledger",
             "logs",
             "machine",
+            "parts",
             "pipeline",
             "registry",
             "report",
@@ -60,6 +61,7 @@ def key_components(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
     packages: Iterable[str],
+    modules: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Everything that goes into a key, readable, so that two keys can be compared part by part.
 
@@ -70,6 +72,7 @@ def key_components(
         config: the stage's part of the spec; leaves named `path` are left out.
         inputs: content digest of each input, by name.
         packages: distributions whose version can change the result.
+        modules: those that a setting chooses by name, which no import tells of.
     """
     locked = locked_versions()
     return {
@@ -78,7 +81,7 @@ def key_components(
         "generation": generation,
         "config": without_paths(config),
         "inputs": dict(inputs),
-        "code": dict(code_digests(function.partition(":")[0])),
+        "code": dict(pair for module in (function.partition(":")[0], *modules) for pair in code_digests(module)),
         "packages": {name: locked[name] for name in sorted(packages)},
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }

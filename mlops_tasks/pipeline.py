@@ -32,6 +32,8 @@ from mlops_tasks.config import (
     load_recipe,
 )
 from mlops_tasks.data.pins import digest_of_model, digest_of_source
+from mlops_tasks.data.prompts import mismatch
+from mlops_tasks.data.protocols import module_of, protocol_named
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences
 from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task
@@ -216,6 +218,14 @@ def _judge_inputs(spec: Spec, index: int) -> dict[str, Input]:
     return {"data": _evaluation_data(spec, index), "completions": Input("generate", index)}
 
 
+def _text_protocol(spec: Spec) -> tuple[str, ...]:
+    return (module_of(spec.recipe.text.prompt),)
+
+
+def _evaluation_protocol(spec: Spec) -> tuple[str, ...]:
+    return (module_of(spec.recipe.evaluation.protocol),)
+
+
 def _num_references(recipe: Recipe, environment: Environment) -> int:
     return recipe.reference.num_folds if isinstance(recipe.reference, CrossFittedReference) else 1
 
@@ -236,6 +246,7 @@ TASKS: dict[str, Task] = {
             _reference_inputs,
             _reference,
             fan_out=_num_references,
+            modules=_text_protocol,
             num_devices=lambda environment: environment.train.num_ranks,
         ),
         Task(
@@ -244,9 +255,10 @@ TASKS: dict[str, Task] = {
             _score_inputs,
             _score_shard,
             fan_out=lambda recipe, environment: environment.score.num_shards,
+            modules=_text_protocol,
             covered_by="score",
         ),
-        Task("score", SCORE, _merge_inputs, _score),
+        Task("score", SCORE, _merge_inputs, _score, modules=_text_protocol),
         Task(
             "train",
             TRAIN,
@@ -254,9 +266,24 @@ TASKS: dict[str, Task] = {
             _train,
             num_devices=lambda environment: environment.train.num_ranks,
             labels=_training_labels,
+            modules=_text_protocol,
         ),
-        Task("generate", GENERATE, _generate_inputs, _generate, fan_out=lambda recipe, environment: len(EVALUATIONS)),
-        Task("judge", JUDGE, _judge_inputs, _judge, fan_out=lambda recipe, environment: len(EVALUATIONS)),
+        Task(
+            "generate",
+            GENERATE,
+            _generate_inputs,
+            _generate,
+            fan_out=lambda recipe, environment: len(EVALUATIONS),
+            modules=_evaluation_protocol,
+        ),
+        Task(
+            "judge",
+            JUDGE,
+            _judge_inputs,
+            _judge,
+            fan_out=lambda recipe, environment: len(EVALUATIONS),
+            modules=_evaluation_protocol,
+        ),
         Task("promote", "mlops_tasks.registry:promote"),
         Task("report", "mlops_tasks.report:report"),
     )
@@ -300,9 +327,21 @@ def plan(
 
 
 def resolve(
-    environment: Environment, *, recipe: str | Path, overrides: Sequence[str] = (), force: Sequence[str] = ()
+    environment: Environment,
+    *,
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    force: Sequence[str] = (),
+    only_evaluates: bool = False,
 ) -> Spec:
-    """Pin everything that could move: data, models, champion."""
+    """Pin everything that could move: data, models, champion.
+
+    Args:
+        only_evaluates: nothing is trained, and the recipe's own model is asked, whoever the champion is.
+
+    Raises:
+        UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
+    """
     from mlops_tasks.registry import champion
 
     for name in force:
@@ -310,16 +349,31 @@ def resolve(
             raise UserError(
                 f"force names {name!r}, which is an action and always runs. Stages are {', '.join(id for id, task in TASKS.items() if isinstance(task.run, Stage))}."
             )
-    found, pins = _pinned(load_recipe(recipe, overrides), environment.s3)
+    asked = load_recipe(recipe, overrides)
+    _require_protocols(asked, only_evaluates=only_evaluates)
+    found, pins = _pinned(asked, environment.s3)
     return Spec(
         recipe=found,
         pins=pins,
-        champion=champion(environment, found.model.name),
+        champion=None if only_evaluates else champion(environment, found.model.name),
         # Shards are in no key: to make them anew is to make anew what is merged of them.
         force=tuple(dict.fromkeys([*force, *(TASKS[name].covered_by or name for name in force)])),
         created=datetime.now(UTC).isoformat(),
         fan_out={task.id: task.fan_out(found, environment) for task in TASKS.values() if task.fan_out},
     )
+
+
+def _require_protocols(recipe: Recipe, *, only_evaluates: bool) -> None:
+    """Before anything is trained: can the protocols ask for what the data has?"""
+    kind = recipe.data.source.asks_for
+    used = {"evaluation.protocol": recipe.evaluation.protocol}
+    if not only_evaluates:
+        used["text.prompt"] = recipe.text.prompt
+    for place, protocol in used.items():
+        if kind is not None and kind not in protocol_named(protocol).kinds:
+            raise mismatch(
+                protocol, kind, f"data.source ({recipe.data.source.kind}), which {place} is to be used with,"
+            )
 
 
 def _pinned(recipe: Recipe, access: S3Access) -> tuple[Recipe, dict[str, str]]:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from mlops_tasks import tracking
 from mlops_tasks.config import Environment, Gate
 from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes
 from mlops_tasks.evaluation.metrics import McNemar, mcnemar, paired_bootstrap
 from mlops_tasks.stage import Champion, Run, champion_artifact
 from mlops_tasks.store import Artifact, canonical_json
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
 _PROMOTED_BY, _JUDGED_BY = "promoted_by", "gate.run"
 _BY_HAND = "by hand"
-_PROTOCOL_FIELDS = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p")
 
 
 @dataclass(frozen=True)
@@ -277,28 +277,10 @@ def _require_judged(run: Run, index: int, model: Artifact) -> None:
 
 def _paired(ours: Artifact, theirs: Artifact) -> tuple[list[list[bool]], list[list[bool]]]:
     """The verdicts of both, problem by problem in one order."""
-    for name in _PROTOCOL_FIELDS:
-        if ours.metrics[name] != theirs.metrics[name]:
-            raise DataError(
-                f"Candidate and baseline were not measured alike: {name} is {ours.metrics[name]} in {ours.uri} and "
-                f"{theirs.metrics[name]} in {theirs.uri}. Judge both again under one recipe."
-            )
-    a, b = _passed(ours), _passed(theirs)
-    if a.keys() != b.keys():
-        only = sorted(a.keys() ^ b.keys())
-        raise DataError(
-            f"{ours.uri} and {theirs.uri} are not of the same problems: {', '.join(only[:5])} in one only "
-            f"({len(only)} in all). Judge both again on one data set."
-        )
+    if differences := asked_differently(ours, theirs):
+        raise not_alike(ours, theirs, differences)
+    a, b = passes(ours), passes(theirs)
     return [a[id] for id in sorted(a)], [b[id] for id in sorted(a)]
-
-
-def _passed(judged: Artifact) -> dict[str, list[bool]]:
-    table = pq.read_table(judged.path("outcomes.parquet"), columns=["problem_id", "sample", "passed"])
-    found: dict[str, list[bool]] = {}
-    for row in sorted(table.to_pylist(), key=lambda row: int(row["sample"])):
-        found.setdefault(row["problem_id"], []).append(row["passed"])
-    return found
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -357,9 +339,10 @@ def _facts(run: Run, candidate: Artifact) -> dict[str, str]:
 def _final_metrics(run: Run, evidence: Evidence) -> dict[str, float]:
     found = {f"gate/{name}": getattr(evidence, name) for name in ("baseline", "difference", "lower_bound", "mcnemar_p")}
     for name, index in (("gate", CANDIDATE_GATE), ("report", CANDIDATE_REPORT)):
-        found |= {
-            f"{name}/pass_at_{k}": share for k, share in _present(run, "judge", index).metrics["pass_at_k"].items()
-        }
+        scores = _present(run, "judge", index).metrics
+        found |= {f"{name}/pass_at_{k}": share for k, share in scores["pass_at_k"].items()}
+        others = ("tests_passed_share", "exact_match", "bits_per_byte", "num_passed_reading_answer")
+        found |= {f"{name}/{other}": float(scores[other]) for other in others if scores.get(other) is not None}
     return found
 
 

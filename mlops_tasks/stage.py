@@ -135,6 +135,8 @@ class Task:
     """The keyed part of the spec; None where this recipe needs no such task."""
     fan_out: Callable[[Recipe, Environment], int] | None = None
     """How many mapped tasks; None: not mapped."""
+    modules: Callable[[Spec], tuple[str, ...]] = lambda spec: ()
+    """Modules that the recipe chooses by name; keyed beside those that the stage's function imports."""
     covered_by: str | None = None
     """A task whose hit makes this one needless."""
     num_devices: Callable[[Environment], int] = lambda environment: 1
@@ -158,6 +160,10 @@ class Attempt:
     labels: Mapping[str, str] = field(default_factory=dict)
     token: int = 0
     """Of this process's lease; whatever it writes beside its folder is refused to one with a lower token."""
+
+
+Call = Callable[[Attempt], dict[str, Any]]
+"""What a stage does: fills the attempt's folder and returns its metrics."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +295,9 @@ def decide(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -
     if is_covered and decide(run, tasks[str(task.covered_by)], tasks=tasks).outcome == "hit":
         return Decision("skipped")
     inputs = _present_inputs(run, task, index)
-    components = _components(task.run, config, {name: one for name, one in inputs.items() if one[0].is_keyed})
+    components = _components(
+        task.run, config, {name: one for name, one in inputs.items() if one[0].is_keyed}, task.modules(run.spec)
+    )
     artifact = run.store.find(artifact_prefix(task.run.name, key_of(components)))
     return Decision("hit" if artifact else "run", components, inputs, artifact)
 
@@ -330,7 +338,7 @@ def champion_artifact(run: Run) -> Artifact:
 
 
 def _components(
-    stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, tuple[Input, Artifact]]
+    stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, tuple[Input, Artifact]], modules: tuple[str, ...]
 ) -> dict[str, Any]:
     digests = {name: artifact.digest_of(*wanted.files) for name, (wanted, artifact) in inputs.items()}
     return key_components(
@@ -340,13 +348,23 @@ def _components(
         config=config,
         inputs=digests,
         packages=stage.packages,
+        modules=modules,
     )
 
 
 def execute(
-    run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task], expect_key: str | None = None
+    run: Run,
+    task: Task,
+    index: int = 0,
+    *,
+    tasks: Mapping[str, Task],
+    expect_key: str | None = None,
+    call: Call | None = None,
 ) -> Pointer:
     """Run one task to its end, or find that there is nothing to do, and record what it came to.
+
+    Args:
+        call: the stage's function with things at hand that change nothing of its result; None: the function itself.
 
     Raises:
         WmtpError: with the exit code that says who can mend it; nothing is committed.
@@ -371,7 +389,7 @@ def execute(
         _require_key(run, task, index, decision, expect_key)
     artifact = decision.artifact
     if decision.outcome == "run":
-        decision, artifact = _run_leased(run, task, index, decision, tasks)
+        decision, artifact = _run_leased(run, task, index, decision, tasks=tasks, call=call)
     return settle(run, task, index, decision, artifact, seconds=time.monotonic() - started)
 
 
@@ -437,7 +455,7 @@ def _require_key(run: Run, task: Task, index: int, decision: Decision, expected:
 
 
 def _run_leased(
-    run: Run, task: Task, index: int, decision: Decision, tasks: Mapping[str, Task]
+    run: Run, task: Task, index: int, decision: Decision, *, tasks: Mapping[str, Task], call: Call | None
 ) -> tuple[Decision, Artifact | None]:
     """Run a stage, unless another process makes its result in the meantime."""
     assert isinstance(task.run, Stage)
@@ -456,11 +474,13 @@ def _run_leased(
             if now.key != decision.key:
                 raise Unavailable(f"What {task.id}[{index}] of {run.name} reads was made anew meanwhile. Run it again.")
             if mine is not None:
-                return now, _run_stage(run, task, index, now, token=mine.token)
+                return now, _run_stage(run, task, index, now, token=mine.token, call=call)
             # What the other process had made is gone again.
 
 
-def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: int) -> Artifact:
+def _run_stage(
+    run: Run, task: Task, index: int, decision: Decision, *, token: int, call: Call | None = None
+) -> Artifact:
     stage = task.run
     assert isinstance(stage, Stage)
     require_locked(stage.packages)
@@ -468,7 +488,7 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
     draft = run.store.begin(prefix)
     started = time.monotonic()
     try:
-        metrics = carry_out(run, task, index, decision, draft, token=token)
+        metrics = carry_out(run, task, index, decision, draft, token=token, call=call)
     except BaseException as error:
         # Neither may hide why the stage failed; and room is made before anything is written.
         with suppress(WmtpError, OSError):
@@ -496,12 +516,15 @@ def _run_stage(run: Run, task: Task, index: int, decision: Decision, *, token: i
     return artifact
 
 
-def carry_out(run: Run, task: Task, index: int, decision: Decision, draft: Draft, *, token: int = 0) -> dict[str, Any]:
+def carry_out(
+    run: Run, task: Task, index: int, decision: Decision, draft: Draft, *, token: int = 0, call: Call | None = None
+) -> dict[str, Any]:
     """Call a stage's function, which fills the draft, and return its metrics.
 
     Args:
         run: its store and environment are what the stage works with.
         decision: of this task, whose artifacts are the inputs.
+        call: see `execute`.
 
     Raises:
         Unavailable: the disk is full.
@@ -520,7 +543,7 @@ def carry_out(run: Run, task: Task, index: int, decision: Decision, draft: Draft
         token=token,
     )
     try:
-        return _function(task.run.function)(attempt)
+        return (call or _function(task.run.function))(attempt)
     except Exception as error:
         # Writers other than Python's own do not say why they failed.
         if isinstance(error, WmtpError) or not is_disk_full(error, draft.folder):

@@ -123,10 +123,22 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     return s3_server
 
 
+_SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
 @pytest.fixture
 def mbpp_folder() -> Path:
     """The published MBPP files, where this checkout has them beside it."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "mbpp"
+    folder = _SHARED_DATA / "mbpp"
     if not folder.is_dir():
         pytest.skip(f"needs MBPP as published in {folder}")
     return folder
+
+
+@pytest.fixture
+def codecontests_file() -> Path:
+    """250 problems of CodeContests with a Python solution each, where this checkout has them beside it."""
+    path = _SHARED_DATA / "codecontests" / "codecontests_python_verified.jsonl"
+    if not path.is_file():
+        pytest.skip(f"needs verified problems of CodeContests in {path}")
+    return path

@@ -175,6 +175,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"scoring": {"scorer": "shuffled", "reference": {"kind": "given", "model": RANDOM}}},
     {"scoring": {"scorer": "random"}, "train": {"epochs": 2.0}, "model": {"name": "m", "source": {"kind": "hub", "repo": "a/b"}}},
     {"scoring": {"scorer": "position"}, "data": {"source": {"kind": "mbpp", "path": "/x"}}, "model": {"name": "m", "source": {"kind": "folder", "path": "/y"}}},
+    {"scoring": {"scorer": "random"}, "data": {"source": {"kind": "table", "path": "/x", "columns": {"tests": "t"}}}},
+    {"scoring": {"scorer": "position"}, "data": {"source": {"kind": "table", "path": "/x", "columns": {"inputs": "i", "outputs": "o"}}}},
 ]  # fmt: skip
 
 
@@ -194,7 +196,7 @@ def changed_value(name: str, value: Any) -> list[Any]:
     if name in closed:
         return [choice for choice in closed[name] if choice != value]
     if value is None:
-        return [3, 0.5]
+        return [3, 0.5, "x"]
     if isinstance(value, float):
         return [value / 2 + 0.01, value * 2 + 0.5, value * 0.9]
     return [value + 1] if isinstance(value, int) else [f"{value}x"]
@@ -217,8 +219,10 @@ def keyed_parts(recipe: Recipe) -> list[Any]:
 def mutations(variant: dict[str, Any]) -> Iterator[tuple[str, Recipe | None]]:
     tree = Recipe.model_validate(BASE | variant).model_dump(mode="json")
     for place in leaves(tree):
-        # Other kinds are other variants; a path is keyed by what lies there; a split may not be shared.
-        if place[-1] in ("kind", "scorer", "path", "split"):
+        # Other kinds are other variants, of tests too; a path is keyed by what lies there; a split may not be shared.
+        if place[-1] in ("kind", "scorer", "path", "split") or (
+            place[-1] in ("tests", "inputs", "outputs") and _at(tree, place) is None
+        ):
             continue
         yield ".".join(place), next(_valid(tree, place), None)
 
@@ -252,3 +256,12 @@ def test_every_setting_of_a_recipe_changes_a_key(variant: dict[str, Any]) -> Non
         assert mutated is not None, f"no other valid value was found for {place}"
         if place not in FELT_ELSEWHERE:
             assert keyed_parts(mutated) != before, f"{place} is accepted and changes no key"
+
+
+def test_the_split_of_a_source_changes_the_key_of_its_data() -> None:
+    for source in ({"kind": "humaneval"}, {"kind": "codecontests"}, {"kind": "table", "columns": {"tests": "t"}}):
+        parts = [
+            keyed_parts(Recipe.model_validate(BASE | {"data": {"source": source | {"path": "/x", "split": split}}}))
+            for split in ("test", "train", None)
+        ]
+        assert parts[0] != parts[1] != parts[2] != parts[0]

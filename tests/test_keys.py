@@ -116,3 +116,16 @@ def test_the_key_code_loads_nothing_heavy() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_a_module_that_a_setting_names_is_keyed_though_nothing_imports_it(toy: Path) -> None:
+    (toy / "chosen.py").write_text("x = 1\n")
+    (toy / "other.py").write_text("x = 1\n")
+    with_one = key(modules=["toy.chosen"])
+    assert with_one != key() and with_one != key(modules=["toy.other"])
+    (toy / "other.py").write_text("x = 2\n")
+    code_digests.cache_clear()
+    assert key(modules=["toy.chosen"]) == with_one
+    (toy / "chosen.py").write_text("x = 2\n")
+    code_digests.cache_clear()
+    assert key(modules=["toy.chosen"]) != with_one

@@ -410,7 +410,7 @@ def test_models_that_were_asked_differently_are_not_compared(monday: Night) -> N
 
 def test_models_that_were_judged_on_other_problems_are_not_compared(monday: Night) -> None:
     run = monday.run(solved(*range(30)), solved(of=39))
-    with pytest.raises(DataError, match=r"not of the same problems: p39 in one only \(1 in all\)"):
+    with pytest.raises(DataError, match=r"not measured alike: 1 problems are in one only: p39"):
         promote(run)
 
 

@@ -123,7 +123,8 @@ def finished_run(
     )
     data = maker.commit(
         "pull_data",
-        {f"{split}.parquet": as_parquet(environment, rows) for split, rows in (("validation", gate), ("test", shown))},
+        {f"{split}.parquet": as_parquet(environment, rows) for split, rows in (("validation", gate), ("test", shown))}
+        | {"unsupported.json": b'{"1_A": "it accepts several answers: <any>"}'},
         {},
         outcome="hit",
         seconds=3.1,
@@ -215,7 +216,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "protocol": "docstring-0shot", "prompt_sha256": "cd" * 32, "num_problems": len(rows), "num_samples": 1, "temperature": 0.0, "top_p": 1.0,
         "pass_at_k": {"1": share}, "pass_at_k_interval": {"1": [share - spread, share + spread]}, "exact_match": sum(row["exact_match"] for row in rows) / len(rows),
         "verdicts": {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS},
-        "num_passed_reading_answer": sum(row["reads_answer"] for row in rows),
+        "num_passed_reading_answer": sum(row["reads_answer"] for row in rows), "tests_passed_share": share, "bits_per_byte": 1.375,
     }  # fmt: skip
 
 
@@ -410,6 +411,13 @@ def test_scores_are_shown_with_their_intervals_and_the_difference(environment: E
     assert f"{100 * low:.1f}% to {100 * high:.1f}%" in shown
     assert f"{100 * promoted.detail['evidence']['difference']:+.1f}" in shown
     assert promoted.detail["reason"] in shown
+
+
+def test_unsupported_problems_are_listed_and_every_figure_of_a_score_is_shown(environment: Environment) -> None:
+    seen = Reader(page(finished_run(environment)))
+    assert "Unsupported problems of the data, for which no model was asked: 1" in seen.shown
+    assert "it accepts several answers: <any>" in seen.shown
+    assert "1.375" in seen.shown
 
 
 def test_problems_won_and_lost_are_counted_and_both_programs_stand_side_by_side(environment: Environment) -> None:

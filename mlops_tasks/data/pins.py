@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 from pathlib import Path
 
-from mlops_tasks.config import DataSource, FolderModel, HubModel, MbppData, ModelSource, S3Access
+from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource, S3Access
 from mlops_tasks.data import remote
 from mlops_tasks.data.hub import commit_of
 from mlops_tasks.errors import UserError
@@ -39,11 +39,11 @@ def digest_of_source(source: DataSource, access: S3Access | None = None) -> str:
         UserError: there is no such file.
         Unavailable: S3 does not answer.
     """
-    if isinstance(source, MbppData):
-        if remote.is_remote(source.path):
-            return digest_of_remote_file(remote_file(source.path, access))
-        return sha256_of_file(existing_file(Path(source.path)))
-    return hashlib.sha256(canonical_json(source.model_dump(mode="json"))).hexdigest()
+    if isinstance(source, GeneratedData):
+        return hashlib.sha256(canonical_json(source.model_dump(mode="json"))).hexdigest()
+    if remote.is_remote(source.path):
+        return digest_of_remote_file(remote_file(source.path, access))
+    return sha256_of_file(existing_file(Path(source.path)))
 
 
 def digest_of_model(source: ModelSource, access: S3Access | None = None) -> str:
@@ -139,7 +139,7 @@ def remote_file(uri: str, access: S3Access | None) -> remote.RemoteFile:
 
 
 def _no_file(path: Path | str, names: list[str]) -> UserError:
-    near = ", ".join(sorted(fnmatch.filter(names, "*.json*")))
+    near = ", ".join(sorted(name for name in names if ".json" in name or name.endswith(".parquet")))
     return UserError(
         f"There is no data file {path}. Beside it: {near or 'no .jsonl or .json file'}. "
         "Set the source's path to the file (see docs/data.md)."

@@ -1,63 +1,27 @@
-r'''The two published forms of a prompt, and the completion that is learnt after one.
+"""From a problem to the text that a model is given, and from what it wrote to a program.
 
-Owns every character between a problem and the tokenizer. Training and evaluation both come here, so what is learnt is what
-is asked for. Line ends are \n throughout.
-
-`docstring-0shot` (bigcode's evaluation harness, after InCoder). The description and the first test in a docstring; the prompt
-ends with a line end, and the completion is a program that ends with one::
-
-    """
-    Write a function to add two numbers.
-    assert add(1, 2) == 3
-    """
-    def add(a, b):
-        return a + b
-
-`begin-done-3shot` (the MBPP paper, as the lm-evaluation-harness renders it). Three solved problems, then the asked one, with
-a blank line between; the prompt ends with `[BEGIN]` and a line end::
-
-    You are an expert Python programmer, and here is your task: Write a function … Your code should pass these tests:
-
-    assert add(1, 2) == 3
-    …
-    [BEGIN]
-    def add(a, b):
-        return a + b
-    [DONE]
-
-The end-of-sequence token is the tokenizer's affair, see `tokens`.
-'''
+Owns every character between a problem and the tokenizer, by the form that a recipe names; the forms are in `protocols`. Training
+and evaluation both come here, so what is learnt is what is asked for. The end-of-sequence token is the tokenizer's affair, see
+`tokens`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from mlops_tasks.config import Protocol
+from mlops_tasks.config import PROTOCOLS, ProblemKind, ProtocolId
 from mlops_tasks.data.problems import Problem
+from mlops_tasks.data.protocols import protocol_named
 from mlops_tasks.errors import UserError
 
-SHOT_IDS = ("2", "3", "4")
-NUM_TESTS_SHOWN = 3
-
-# What ends a program. The docstring's are the harness's own: all but the first line of a solution that starts like this at
-# column 0 is taken for the model going on to another task. Checked in order; the earliest place found counts.
-STOPS: dict[Protocol, tuple[str, ...]] = {
-    "docstring-0shot": (
-        "\nclass",
-        "\nassert",
-        '\n"""',
-        "\nprint",
-        "\nif",
-        "\n<|/",
-        "\n```",
-    ),
-    "begin-done-3shot": ("[DONE]",),
-}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def shots_of(problems: Sequence[Problem], protocol: Protocol) -> tuple[Problem, ...]:
+def shots_of(problems: Sequence[Problem], protocol: ProtocolId) -> tuple[Problem, ...]:
     """The solved problems that a protocol shows first.
 
     Args:
@@ -66,53 +30,97 @@ def shots_of(problems: Sequence[Problem], protocol: Protocol) -> tuple[Problem, 
     Raises:
         UserError: the protocol wants shots and the data set does not have them.
     """
-    if protocol == "docstring-0shot":
-        return ()
+    wanted = protocol_named(protocol).shot_ids
     by_id = {problem.id: problem for problem in problems}
-    missing = [shot for shot in SHOT_IDS if shot not in by_id]
+    missing = [shot for shot in wanted if shot not in by_id]
     if missing:
         raise UserError(
-            f"The protocol {protocol} shows the problems {', '.join(SHOT_IDS)} of the split 'prompt', and the data has no "
+            f"The protocol {protocol} shows the problems {', '.join(wanted)} of the split 'prompt', and the data has no "
             f"{', '.join(missing)} there (it has {', '.join(by_id) or 'none'}). "
             "Add them to the data, or use the protocol docstring-0shot."
         )
-    return tuple(by_id[shot] for shot in SHOT_IDS)
+    return tuple(by_id[shot] for shot in wanted)
 
 
-def render_prompt(problem: Problem, protocol: Protocol, shots: Sequence[Problem] = ()) -> str:
+def require_kind(problems: Iterable[Problem], protocol: ProtocolId) -> None:
+    """Refuse problems that a protocol has no words for.
+
+    Raises:
+        UserError: one of them asks for something else than the protocol can ask for.
+    """
+    kinds = protocol_named(protocol).kinds
+    other = next((problem for problem in problems if problem.kind not in kinds), None)
+    if other is not None:
+        raise mismatch(protocol, other.kind, f"problem {other.id}")
+
+
+def mismatch(protocol: ProtocolId, kind: ProblemKind, where: str) -> UserError:
+    """What is said of a protocol that cannot ask for problems of a kind."""
+    fitting = [one for one in PROTOCOLS if kind in protocol_named(one).kinds]
+    return UserError(
+        f"The protocol {protocol} asks for {' or '.join(protocol_named(protocol).kinds)} problems, and {where} is of the kind {kind}. "
+        f"For that set text.prompt and evaluation.protocol to {' or '.join(fitting)}."
+    )
+
+
+def render_prompt(
+    problem: Problem,
+    protocol: ProtocolId,
+    shots: Sequence[Problem] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> str:
     """The text that a model is given.
 
     Args:
-        shots: what `shots_of` returned; empty for `docstring-0shot`.
+        shots: what `shots_of` returned.
+        tokenizer: whose chat template is used; only a chat protocol needs it.
+
+    Raises:
+        UserError: a chat protocol, and the tokenizer has no chat template.
     """
-    if protocol == "docstring-0shot":
-        assert not shots, f"{protocol} shows no other problems"
-        return f'"""\n{problem.prompt}\n{problem.tests[0]}\n"""\n'
-    assert len(shots) == len(SHOT_IDS), f"{protocol} shows {len(SHOT_IDS)} problems, got {len(shots)}"
-    solved = [f"{_task(shot)}{completion_text(shot, protocol)}\n\n" for shot in shots]
-    return "".join(solved) + _task(problem)
+    form = protocol_named(protocol)
+    assert len(shots) == len(form.shot_ids), f"{protocol} shows {len(form.shot_ids)} problems, got {len(shots)}"
+    text = form.render(problem, shots)
+    if not form.is_chat:
+        return text
+    assert tokenizer is not None, f"{protocol} needs a tokenizer"
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"The protocol {protocol} needs a chat template, and the tokenizer {tokenizer.name_or_path!r} has none. Take an "
+            "instruction-tuned model, or another protocol."
+        )
+    said = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(said, str)
+    return said
 
 
-def completion_text(problem: Problem, protocol: Protocol) -> str:
+def is_chat(protocol: ProtocolId) -> bool:
+    """Whether special tokens in a prompt of this protocol are the chat template's own and mean what they say."""
+    return protocol_named(protocol).is_chat
+
+
+def completion_text(problem: Problem, protocol: ProtocolId) -> str:
     """The text that is learnt after the prompt, without the end-of-sequence token."""
-    program = problem.solution.rstrip() + "\n"
-    return program if protocol == "docstring-0shot" else program + "[DONE]"
+    return protocol_named(protocol).answer(problem)
 
 
-def cut_at_stop(completion: str, protocol: Protocol) -> tuple[str, bool]:
-    """The program in what a model wrote, and whether a stop string ended it."""
-    places = [place for stop in STOPS[protocol] if (place := completion.find(stop)) >= 0]
-    return (completion[: min(places)], True) if places else (completion, False)
+def cut_at_stop(completion: str, protocol: ProtocolId) -> tuple[str, bool]:
+    """What a model wrote up to where it is done, and whether it is."""
+    form = protocol_named(protocol)
+    places = [place for stop in form.stops if (place := completion.find(stop)) >= 0]
+    if not places:
+        return completion, False
+    end = form.end_of(completion) if form.end_of else min(places)
+    return completion[:end], end is not None
+
+
+def program_of(problem: Problem, completion: str, protocol: ProtocolId) -> str:
+    """The program in a completion."""
+    return protocol_named(protocol).program_of(problem, completion)
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str:
     """Identify what was asked: two scores with the same hash were given the same prompts in the same order."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-
-
-def _task(problem: Problem) -> str:
-    tests = "\n".join(problem.tests[:NUM_TESTS_SHOWN])
-    return (
-        f"You are an expert Python programmer, and here is your task: {problem.prompt} "
-        f"Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
-    )

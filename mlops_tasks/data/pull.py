@@ -1,7 +1,7 @@
 """The stage `pull`: a snapshot of problems or of a model, exactly as pinned by `plan`.
 
-Owns what a snapshot's files are called: `<split>.parquet` for each split (an absent one is an empty table), or `model/` as
-`save_pretrained` writes it; and what a whole model is. Formats are read in `sources`, digests are `pins`', the hub is `hub`'s,
+Owns what a snapshot's files are called: `<split>.parquet` for each split (an absent one is an empty table) with `unsupported.json`
+(problems that no program could be judged by, and why), or `model/` as `save_pretrained` writes it; and what a whole model is. Formats are read in `sources`, digests are `pins`', the hub is `hub`'s,
 made-up problems are `generated`'s, what equals what is `contamination`'s, and a random model is built in `random_model`.
 """
 
@@ -34,7 +34,7 @@ from mlops_tasks.data.pins import (
 )
 from mlops_tasks.data.problems import SPLITS, Problem, read_problems, write_problems
 from mlops_tasks.data.remote import is_remote
-from mlops_tasks.data.sources import read_mbpp
+from mlops_tasks.data.sources import Reading, read_source
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact
@@ -62,9 +62,7 @@ def pull(attempt: Attempt) -> dict[str, Any]:
     if "data" in attempt.config:
         data: DataSource = TypeAdapter(DataSource).validate_python(attempt.config["data"])
         scored = _scored(attempt.inputs["data"]) if "data" in attempt.inputs else []
-        return _snapshot(
-            _pinned_problems(data, pin, access), attempt.config["on_contamination"], scored, attempt.folder
-        )
+        return _snapshot(_pinned_reading(data, pin, access), attempt.config["on_contamination"], scored, attempt.folder)
     model: ModelSource = TypeAdapter(ModelSource).validate_python(attempt.config["model"])
     return _pull_model(model, pin, attempt.folder / "model", access)
 
@@ -76,30 +74,44 @@ def _scored(data: Artifact) -> list[Problem]:
     ]
 
 
-def _pinned_problems(source: DataSource, pin: str | None, access: S3Access) -> list[Problem]:
+def _pinned_reading(source: DataSource, pin: str | None, access: S3Access) -> Reading:
     if isinstance(source, GeneratedData):
         _require_pin(pin, digest_of_source(source), "the generated data")
-        return generate_problems(source)
+        return Reading(tuple(generate_problems(source)))
     if is_remote(source.path):
         file = remote_file(source.path, access)
         _require_pin(pin, digest_of_remote_file(file), source.path)
         with tempfile.TemporaryDirectory() as folder:
             file.fetch(Path(folder, file.name))
-            return read_mbpp(Path(folder, file.name), name=source.path)
-    problems = read_mbpp(Path(source.path))
+            return read_source(source, Path(folder, file.name), name=source.path)
+    reading = read_source(source, Path(source.path))
     # Only after reading: a file that is replaced between a check and its reading would be pinned as something else.
     _require_pin(pin, digest_of_source(source), source.path)
-    return problems
+    return reading
 
 
 def _snapshot(
-    problems: Sequence[Problem], on_contamination: Literal["refuse", "drop"], scored: Sequence[Problem], folder: Path
+    reading: Reading, on_contamination: Literal["refuse", "drop"], scored: Sequence[Problem], folder: Path
 ) -> dict[str, Any]:
-    kept, dropped = _decontaminated(problems, scored, on_contamination)
+    kept, dropped = _decontaminated(reading.problems, scored, on_contamination)
     for split in SPLITS:
         write_problems(folder / f"{split}.parquet", [problem for problem in kept if problem.split == split])
     counts = {f"num_{split}": sum(problem.split == split for problem in kept) for split in SPLITS}
-    return {**counts, "num_dropped": len({line.split()[0] for line in dropped}), "dropped": dropped}
+    if reading.unsupported:
+        reasons = {one.id: one.reason for one in reading.unsupported}
+        (folder / "unsupported.json").write_text(
+            json.dumps(reasons, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        log.warning(
+            "%d of %d problems are unsupported and left out, the first is %s",
+            len(reasons), len(reasons) + len(reading.problems), reading.unsupported[0],
+        )  # fmt: skip
+    return {
+        **counts,
+        "num_unsupported": len(reading.unsupported),
+        "num_dropped": len(reading.problems) - len(kept),
+        "dropped": dropped,
+    }
 
 
 def _require_pin(pin: str | None, found: str, where: str) -> None:
@@ -131,7 +143,7 @@ def _decontaminated(
     if dropped:
         log.info("%d training problems equal %s and are left out", len(dropped), equal)
     kept = [problem for problem in problems if problem.id not in dropped]
-    if not any(problem.split == "train" for problem in kept):
+    if dropped and not any(problem.split == "train" for problem in kept):
         raise DataError(f"All {len(dropped)} training problems equal {equal}. Give other training problems.")
     return kept, lines
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mlops_tasks.config import GeneratedData, RandomModel
 from mlops_tasks.data.generated import generate_problems
-from mlops_tasks.data.prompts import render_prompt
+from mlops_tasks.data.protocols import docstring_0shot
 
 _HEAD_DIM = 32
 # Three and five times the usual: at this width a model then learns to copy numbers in half the steps.
@@ -68,7 +68,7 @@ def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     problems = generate_problems(_CORPUS)
-    texts = [render_prompt(problem, "docstring-0shot") + problem.solution for problem in problems]
+    texts = [docstring_0shot.render(problem) + problem.solution for problem in problems]
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no types there
         tokenizer_object=bpe,

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mlops_tasks.config import Text
 from mlops_tasks.data.problems import Problem
-from mlops_tasks.data.prompts import completion_text, render_prompt
+from mlops_tasks.data.prompts import completion_text, is_chat, render_prompt, require_kind
 from mlops_tasks.errors import UserError
 
 NO_DOCUMENT = -1
@@ -86,23 +86,35 @@ def encode(
         The examples of at most `text.max_length` tokens, and the ids of the problems whose example is longer.
 
     Raises:
-        UserError: the tokenizer has no end-of-sequence token, so that no model could learn to stop.
+        UserError: the tokenizer has no end-of-sequence token, so that no model could learn to stop, or the text format cannot
+            ask for these problems.
     """
+    require_kind(problems, text.prompt)
     # Two encodings, so that no token spans the boundary: a token that is half prompt could be neither masked nor learnt.
-    prompts = _plain([render_prompt(problem, text.prompt, shots) for problem in problems], tokenizer)
-    completions = _plain([completion_text(problem, text.prompt) for problem in problems], tokenizer)
-    start, end = _start(tokenizer), [end_of_sequence(tokenizer)]
+    rendered = [render_prompt(problem, text.prompt, shots, tokenizer) for problem in problems]
+    prompts = encode_prompts(rendered, tokenizer, is_chat=is_chat(text.prompt))
+    completions = encode_plain([completion_text(problem, text.prompt) for problem in problems], tokenizer)
+    end = [end_of_sequence(tokenizer)]
     encoded = [
-        _example(problem.id, start + prompt, completion + end)
+        _example(problem.id, prompt, completion + end)
         for problem, prompt, completion in zip(problems, prompts, completions, strict=True)
     ]
     too_long = [example.problem_id for example in encoded if len(example) > text.max_length]
     return [example for example in encoded if len(example) <= text.max_length], too_long
 
 
-def encode_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that a completion is learnt after, and that generation starts from."""
-    return _start(tokenizer) + _plain([prompt], tokenizer)[0]
+def encode_prompts(
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, is_chat: bool = False
+) -> list[list[int]]:
+    """The tokens that completions are learnt after, and that generation starts from.
+
+    Args:
+        is_chat: the prompts are a chat template's, whose special tokens, the first one too, are written out in them.
+    """
+    if is_chat:
+        return [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+    start = _start(tokenizer)
+    return [start + prompt for prompt in encode_plain(prompts, tokenizer)]
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -215,11 +227,14 @@ def _example(problem_id: str, prompt: list[int], completion: list[int]) -> Examp
     )
 
 
-def _plain(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokens of texts in which nothing is a special token, whatever it looks like."""
     if not texts:
         return []
     # A program that holds the text of a special token must not become that token.
-    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    return [
+        list(ids) for ids in tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ]
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,10 +8,14 @@ a label such as `return "Yes"` is what many right programs return, so it counts 
 from __future__ import annotations
 
 import ast
+import contextlib
+import doctest
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+_READING = frozenset({"input", "stdin", "open", "fileinput"})
 _TELLING_NUMBER = 10  # a right program may well return a smaller one
 _TELLING_LEAVES = 3
 _CONVERSIONS = ("set", "frozenset", "list", "tuple", "sorted", "dict")
@@ -53,6 +57,52 @@ def reads_answer(program: str, shown_tests: Sequence[str]) -> bool:
         if answer in returned and (_is_nothing_else(body) or any(_canonical(one) in compared for one in arguments)):
             return True
     return False
+
+
+def examples_in(stub: str) -> list[str]:
+    """The `>>>` examples in the docstrings of code as assert statements.
+
+    Example:
+        a line `>>> add(1, 20)` above a line `21` gives `assert add(1, 20) == 21`.
+    """
+    tree = _parsed(stub)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)] if tree else []
+    found: list[doctest.Example] = []
+    for function in functions:
+        with contextlib.suppress(ValueError):  # what begins like an example and is none
+            found += doctest.DocTestParser().get_examples(ast.get_docstring(function) or "")
+    return [f"assert {one.source.strip()} == {one.want.strip()}" for one in found if one.want]
+
+
+def reads_output(script: str, shown_outputs: Sequence[str]) -> bool:
+    """Whether a script holds an output that its prompt shows.
+
+    It does where a text or number in it is a telling output (several words, a number from 10 on, a fraction), or where it prints any
+    shown output and reads no input.
+
+    Args:
+        shown_outputs: what the prompt's examples print, with single spaces.
+
+    Example:
+        after the output `3 1 2`, `print("3 1 2")` holds it; after the output `YES`, `print("YES")` does if nothing is read.
+    """
+    tree = _parsed(script)
+    if tree is None:
+        return False
+    held = {" ".join(str(node.value).split()) for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return any(output in held and (_is_telling_text(output) or not names & _READING) for output in shown_outputs)
+
+
+def _is_telling_text(output: str) -> bool:
+    if " " in output:
+        return True
+    try:
+        number = float(output)
+    except ValueError:
+        return False
+    return math.isfinite(number) and (abs(number) >= _TELLING_NUMBER or not number.is_integer())
 
 
 def _parsed(source: str) -> ast.Module | None:

@@ -1,15 +1,16 @@
 """The stage `generate`: let a model write programs.
 
-Owns loading the model, the requests (one a problem and sample), where a completion's text ends, and `completions.parquet`.
-The form of a prompt and its stop strings are `data.prompts`', its tokens `data.tokens`', the loop `decoding`'s; whether a
-program is any good is for the stage `judge`.
+Owns loading the model, the requests (one a problem and sample), where a completion's text ends, and the files
+`completions.parquet` and `likelihoods.parquet` (how well the model knows each reference solution). Completions are put away while
+it writes, so a killed stage goes on where it was. The form of a prompt and its stop strings are `data.prompts`', its tokens
+`data.tokens`', the loop `decoding`'s; whether a program is any good is for the stage `judge`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +19,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mlops_tasks.config import EvaluationSet, Protocol, Settings
-from mlops_tasks.data.problems import chosen, read_problems
-from mlops_tasks.data.prompts import STOPS, cut_at_stop, prompts_sha256, render_prompt, shots_of
-from mlops_tasks.data.tokens import encode_prompt, end_of_sequence
+from mlops_tasks.config import EvaluationSet, ProtocolId, Settings
+from mlops_tasks.data.problems import Problem, chosen, read_problems
+from mlops_tasks.data.prompts import (
+    completion_text,
+    cut_at_stop,
+    is_chat,
+    prompts_sha256,
+    render_prompt,
+    require_kind,
+    shots_of,
+)
+from mlops_tasks.data.protocols import protocol_named
+from mlops_tasks.data.tokens import encode_plain, encode_prompts, end_of_sequence
 from mlops_tasks.errors import UserError
 from mlops_tasks.evaluation.decoding import Completed, Request, Sampling, decode
-from mlops_tasks.logs import watched
+from mlops_tasks.evaluation.likelihood import Known, solution_bits
+from mlops_tasks.evaluation.metrics import bits_per_byte
+from mlops_tasks.logs import ProgressBar
 from mlops_tasks.machine import accelerator
+from mlops_tasks.parts import Parts
 from mlops_tasks.pretrained import load_model, load_tokenizer
 from mlops_tasks.stage import Attempt
 
@@ -41,12 +54,17 @@ _COMPLETIONS = pa.schema(
         "stopped": pa.bool_(),
     }
 )
+_LIKELIHOODS = pa.schema({"problem_id": pa.string(), "bits": pa.float64(), "num_bytes": pa.int32()})
+_BITS_DECIMALS = 3  # of a solution, which has hundreds: what another batch size changes is far below
+
+Row = Mapping[str, Any]
+"""Of `completions.parquet`."""
 
 
 class GenerateConfig(Settings):
     """The part of the recipe that `generate` is keyed by; see `mlops_tasks.config.Evaluation`."""
 
-    protocol: Protocol
+    protocol: ProtocolId
     num_samples: int
     temperature: float
     top_p: float
@@ -77,22 +95,32 @@ class Writer:
         return frozenset(int(one) for one in (*ids, end_of_sequence(self.tokenizer)) if one is not None)
 
 
-def generate(attempt: Attempt) -> dict[str, Any]:
+def generate(attempt: Attempt, on_row: Callable[[Row], None] = lambda row: None) -> dict[str, Any]:
     """Write `num_samples` completions for each problem of a split.
 
+    Args:
+        on_row: told each row as soon as it is there; changes nothing.
+
     Raises:
-        UserError: a model that cannot be loaded or decoded, or a prompt that leaves it no room.
+        UserError: a model that cannot be loaded or decoded, a protocol that does not fit the problems or the tokenizer, or a
+            prompt that leaves the model no room.
     """
     started = time.monotonic()
     config = GenerateConfig.model_validate(attempt.config)
-    data = attempt.inputs["data"]
+    data, batch_size = attempt.inputs["data"], attempt.environment.generate.batch_size
     problems = chosen(read_problems(data.path(f"{config.problems.split}.parquet")), config.problems)
+    require_kind(problems, config.protocol)
     shots = shots_of(read_problems(data.path("prompt.parquet")), config.protocol)
-    prompts = {problem.id: render_prompt(problem, config.protocol, shots) for problem in problems}
     writer = load(attempt.inputs["model"].folder("model"), precision=config.precision)
-    rows = write(writer, prompts, config, batch_size=attempt.environment.generate.batch_size)
-    table = pa.Table.from_pylist(rows, schema=_COMPLETIONS)
-    pq.write_table(table, attempt.folder / "completions.parquet", compression="zstd")
+    prompts = {problem.id: render_prompt(problem, config.protocol, shots, writer.tokenizer) for problem in problems}
+    parts = Parts(attempt.store, attempt.prefix, _COMPLETIONS, token=attempt.token)
+    earlier = parts.read()
+    rows = write(writer, prompts, config, batch_size=batch_size, earlier=earlier, on_row=on_row, put_away=parts.add)
+    writing_seconds = time.monotonic() - started
+    known = likelihoods(writer, problems, prompts, config.protocol, batch_size=batch_size)
+    for name, table, schema in (("completions", rows, _COMPLETIONS), ("likelihoods", known, _LIKELIHOODS)):
+        path = attempt.folder / f"{name}.parquet"
+        pq.write_table(pa.Table.from_pylist(table, schema=schema), path, compression="zstd")
     seconds = time.monotonic() - started
     num_tokens = sum(row["num_tokens"] for row in rows)
     log.info("wrote %d completions of %d problems: %d tokens in %.1f s", len(rows), len(problems), num_tokens, seconds)
@@ -102,6 +130,9 @@ def generate(attempt: Attempt) -> dict[str, Any]:
         "num_problems": len(problems),
         "tokens": num_tokens,
         "seconds": seconds,
+        "writing_seconds": writing_seconds,
+        "num_resumed": len(earlier),
+        "bits_per_byte": bits_per_byte(known),
         "stopped_share": sum(row["stopped"] for row in rows) / max(1, len(rows)),
         "device": str(writer.model.device),
     }
@@ -118,39 +149,60 @@ def load(folder: Path, *, precision: Literal["float32", "bfloat16"]) -> Writer:
     return Writer(model.to(accelerator()), tokenizer)
 
 
-def write(writer: Writer, prompts: dict[str, str], config: GenerateConfig, *, batch_size: int) -> list[dict[str, Any]]:
+def write(
+    writer: Writer,
+    prompts: dict[str, str],
+    config: GenerateConfig,
+    *,
+    batch_size: int,
+    earlier: Sequence[Row] = (),
+    on_row: Callable[[Row], None] = lambda row: None,
+    put_away: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
     """Complete each prompt `num_samples` times.
 
     Args:
         prompts: text by problem id.
         batch_size: completions under way at one time.
+        earlier: completions that an attempt before this one has made.
+        on_row: told each row, those of an earlier attempt too.
+        put_away: told each row that this attempt made.
 
     Returns:
         Rows of `completions.parquet`, in order of prompt and sample.
 
     Raises:
         UserError: a prompt leaves no room in the model's positions.
+        Unavailable: another process took over.
     """
+    rows: dict[tuple[str, int], Row] = {(row["problem_id"], row["sample"]): row for row in earlier}
+    for row in rows.values():
+        on_row(row)
     requests = list(_requests(writer, prompts, config))
+    if rows:
+        log.info("goes on from an earlier attempt: %d of %d completions are there", len(rows), len(requests))
     done = decode(
         writer.model,
-        requests,
+        [one for one in requests if (one.problem_id, one.sample) not in rows],
         sampling=Sampling(config.temperature, config.top_p, config.seed or 0),
         end_ids=writer.end_ids,
         batch_size=batch_size,
         is_enough=_StopWatch(writer.tokenizer, config.protocol),
     )
-    rows = {
-        (one.request.problem_id, one.request.sample): _row(writer.tokenizer, prompts, one, config.protocol)
-        for one in watched(done, "completions", len(requests), unit="completion")
-    }
+    with ProgressBar("completions", len(requests), unit="completion", done=len(rows)) as progress:
+        for one in done:
+            row = _row(writer.tokenizer, prompts, one, config.protocol)
+            rows[one.request.problem_id, one.request.sample] = row
+            on_row(row)
+            put_away(row)
+            progress.advance()
     return [rows[request.problem_id, request.sample] for request in requests]
 
 
 def _requests(writer: Writer, prompts: dict[str, str], config: GenerateConfig) -> Iterator[Request]:
     num_shortened = 0
-    for problem_id, prompt in prompts.items():
-        ids = tuple(encode_prompt(prompt, writer.tokenizer))
+    encoded = encode_prompts(list(prompts.values()), writer.tokenizer, is_chat=is_chat(config.protocol))
+    for problem_id, ids in zip(prompts, map(tuple, encoded), strict=True):
         room = _room(writer, problem_id, len(ids), config)
         num_shortened += room < config.max_new_tokens
         for sample in range(config.num_samples):
@@ -178,13 +230,18 @@ def _room(writer: Writer, problem_id: str, num_prompt_tokens: int, config: Gener
 class _StopWatch:
     """Notices a stop string as soon as it is complete."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: ProtocolId) -> None:
         self.tokenizer, self.protocol = tokenizer, protocol
+        self.stops = protocol_named(protocol).stops
         # No token is shorter than a byte, so a stop string that has just ended lies in so many tokens.
-        self.num_tail_tokens = max(len(stop.encode()) for stop in STOPS[protocol]) + 1
+        self.num_tail_tokens = max((len(stop.encode()) for stop in self.stops), default=0) + 1
 
     def __call__(self, token_ids: list[int]) -> bool:
-        return cut_at_stop(_text(self.tokenizer, token_ids[-self.num_tail_tokens :]), self.protocol)[1]
+        tail = _text(self.tokenizer, token_ids[-self.num_tail_tokens :])
+        # The whole is decoded only where it may be done: a fence may open or close a block.
+        return (
+            any(stop in tail for stop in self.stops) and cut_at_stop(_text(self.tokenizer, token_ids), self.protocol)[1]
+        )
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -194,7 +251,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
 
 
 def _row(
-    tokenizer: PreTrainedTokenizerBase, prompts: dict[str, str], done: Completed, protocol: Protocol
+    tokenizer: PreTrainedTokenizerBase, prompts: dict[str, str], done: Completed, protocol: ProtocolId
 ) -> dict[str, Any]:
     # Decoded behind the prompt, as it was written: on its own, some tokenizers drop the first token's space.
     prompt_ids = list(done.request.prompt_ids)
@@ -208,3 +265,30 @@ def _row(
         "num_tokens": len(done.token_ids),
         "stopped": is_stopped or done.is_ended,
     }
+
+
+def likelihoods(
+    writer: Writer, problems: Sequence[Problem], prompts: Mapping[str, str], protocol: ProtocolId, *, batch_size: int
+) -> list[dict[str, Any]]:
+    """How well the model knows what it should write: rows of `likelihoods.parquet`, in the order of the problems.
+
+    Measured are the tokens of the protocol's answer up to its stop string, without the end of sequence. A solution that the model
+    has no positions for has no bits.
+    """
+    texts = [cut_at_stop(completion_text(problem, protocol), protocol)[0] for problem in problems]
+    asked = encode_prompts([prompts[problem.id] for problem in problems], writer.tokenizer, is_chat=is_chat(protocol))
+    knowns = [Known(*pair) for pair in zip(asked, encode_plain(texts, writer.tokenizer), strict=True)]
+    fits = [writer.max_positions is None or known.num_tokens <= writer.max_positions for known in knowns]
+    bits = iter(
+        solution_bits(
+            writer.model, [one for one, is_short in zip(knowns, fits, strict=True) if is_short], batch_size=batch_size
+        )
+    )
+    return [
+        {
+            "problem_id": problem.id,
+            "bits": round(next(bits), _BITS_DECIMALS) if is_short else None,
+            "num_bytes": len(text.encode()),
+        }
+        for problem, text, is_short in zip(problems, texts, fits, strict=True)
+    ]

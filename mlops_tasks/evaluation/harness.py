@@ -20,7 +20,9 @@ import json
 import os
 import select
 import signal
+import site
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -29,10 +31,14 @@ from typing import Any, BinaryIO
 
 from mlops_tasks.evaluation import equality
 from mlops_tasks.evaluation.confinement import confine
+from mlops_tasks.evaluation.outputs import same_output
+from mlops_tasks.evaluation.script import run_script
 
 Report = dict[str, Any]
 
 MESSAGE_LENGTH = 300
+OUTPUT_BYTES = 16 << 20
+"""What a script may print before it is ended."""
 _NO_REPORT = 70  # the child's exit status when it could not even say what went wrong
 _LINE_BYTES = 4096  # a line longer than PIPE_BUF could be torn
 
@@ -48,11 +54,14 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent then closes the pipe
     for name in _WARM:
         importlib.import_module(name)
+    site.setquit()  # the interpreter runs without site, and scripts say `exit()`
     os.environ.clear()
     gc.freeze()  # a collection in a child would touch, and so copy, every page
     replies = os.fdopen(os.dup(1), "wb")
     while line := sys.stdin.buffer.readline():
-        reply = run_in_child(json.loads(line), jobs=sys.stdin.buffer)
+        job = json.loads(line)
+        run = run_scripts if job["io_tests"] else run_in_child
+        reply = run(job, jobs=sys.stdin.buffer)
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()
 
@@ -84,6 +93,105 @@ def run_in_child(job: dict[str, Any], *, jobs: BinaryIO) -> dict[str, Any]:
         "exit_code": os.waitstatus_to_exitcode(status),
         "seconds": usage.ru_utime + usage.ru_stime,
     }
+
+
+def run_scripts(job: dict[str, Any], *, jobs: BinaryIO) -> dict[str, Any]:
+    """Run a program once for each of its `io_tests`, in a fresh child; `seconds` are those of the slowest."""
+    reports, seconds = [], 0.0
+    for index, (given, expected) in enumerate(job["io_tests"]):
+        report, used = _run_script(job, given, expected, jobs)
+        reports.append({"part": "test", "index": index, **report})
+        seconds = max(seconds, used)
+    return {"reports": reports, "is_tampered": False, "is_late": False, "exit_code": 0, "seconds": seconds}
+
+
+def _run_script(job: dict[str, Any], given: str, expected: str, jobs: BinaryIO) -> tuple[Report, float]:
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(given.encode("utf-8", "surrogateescape"))
+        stdin.seek(0)
+        (out, child_out), (err, child_err), (ready, child_ready) = os.pipe(), os.pipe(), os.pipe()
+        parent, child = os.getpid(), os.fork()
+        if child == 0:
+            _be_the_script(job, (stdin.fileno(), child_out, child_err), child_ready, parent)
+    for descriptor in (child_out, child_err, child_ready):
+        os.close(descriptor)
+    refusal = os.read(ready, _LINE_BYTES)
+    printed, is_late = _collect_all(
+        {out: OUTPUT_BYTES, err: OUTPUT_BYTES}, jobs, time.monotonic() + job["wall_seconds"]
+    )
+    for descriptor in (out, err, ready):
+        os.close(descriptor)
+    os.kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    seconds = usage.ru_utime + usage.ru_stime
+    if refusal:
+        return {"part": "confinement", "verdict": "refused", "message": refusal.decode()}, seconds
+    end = _end_of(os.waitstatus_to_exitcode(status), seconds, job, is_late=is_late)
+    return end or _told(printed[out], printed[err], expected, os.waitstatus_to_exitcode(status)), seconds
+
+
+def _end_of(code: int, seconds: float, job: dict[str, Any], *, is_late: bool) -> Report | None:
+    """Why a child was ended, or None where it ended by itself."""
+    if is_late:
+        return {"verdict": "timeout", "message": f"not done after {job['wall_seconds']:.1f} s on the clock"}
+    if -code == signal.SIGPROF or (-code == signal.SIGKILL and seconds >= job["cpu_seconds"]):
+        return {"verdict": "timeout", "message": f"more than {job['cpu_seconds']:.1f} s of CPU time"}
+    return None
+
+
+def _told(out: bytes, err: bytes, expected: str, code: int) -> Report:
+    if max(len(out), len(err)) >= OUTPUT_BYTES:
+        return {"verdict": "crashed", "message": f"printed more than {OUTPUT_BYTES >> 20} MiB"}
+    if code < 0:
+        return {"verdict": "crashed", "message": f"killed by {signal.Signals(-code).name}"}
+    if code != 0:
+        last = err.decode("utf-8", "replace").strip().rpartition("\n")[2][:MESSAGE_LENGTH]
+        return {"verdict": "error", "message": last or f"the process ended with status {code}"}
+    if not same_output(expected, out.decode("utf-8", "replace")):
+        return {"verdict": "failed", "message": "another output"}
+    return {"verdict": "passed", "message": ""}
+
+
+def _collect_all(limits: dict[int, int], jobs: BinaryIO, deadline: float) -> tuple[dict[int, bytes], bool]:
+    """What is written to each pipe until all are closed or one has reached its limit, and whether the clock ran out before."""
+    poll = select.poll()
+    poll.register(jobs, 0)
+    for reader in limits:
+        poll.register(reader, select.POLLIN)
+    written = {reader: bytearray() for reader in limits}
+    is_open, is_late = set(limits), False
+    while is_open and not is_late and all(len(written[reader]) < limits[reader] for reader in limits):
+        ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if jobs.fileno() in ready:
+            break
+        is_late = not ready
+        for reader in ready:
+            chunk = os.read(reader, 1 << 16)
+            written[reader] += chunk
+            if not chunk:
+                poll.unregister(reader)
+                is_open.discard(reader)
+    return {reader: bytes(found) for reader, found in written.items()}, is_late
+
+
+def _be_the_script(job: dict[str, Any], standard: tuple[int, int, int], ready: int, parent: int) -> None:
+    try:
+        os.setsid()
+        for target, source in enumerate(standard):
+            os.dup2(source, target)
+        os.closerange(3, ready)
+        os.closerange(ready + 1, os.sysconf("SC_OPEN_MAX"))
+        try:
+            confine(cpu_seconds=job["cpu_seconds"])
+        except (OSError, ValueError) as error:
+            os.write(ready, str(error).encode())
+            return
+        if os.getppid() != parent:
+            return
+        os.close(ready)
+        os._exit(run_script(job["solution"]))
+    finally:
+        os._exit(_NO_REPORT)
 
 
 def _collect(reader: int, jobs: BinaryIO, deadline: float, most_bytes: int) -> tuple[bytes, bool]:

@@ -1,10 +1,7 @@
 """The stage `judge`: run what a model wrote and say how good it is.
 
-Owns what a program is, how long it may take, what is kept of each (`outcomes.parquet`) and what is said of all
-(`scores.json`). Running is `sandbox`'s, the estimators are `metrics`', the programs come from the stage `generate`.
-
-A time limit follows what the problem's own solution takes, on this machine and in this run, so that neither a slow problem
-nor a slow machine fails a program. Nothing here loads a model.
+Owns what is kept of each program (`outcomes.parquet`) and what is said of all (`scores.json`). Verdicts are `referee`'s, the
+estimators are `metrics`', the completions and likelihoods come from the stage `generate`. Nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -21,19 +18,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlops_tasks.config import EvaluationSet, Protocol, Settings
+from mlops_tasks.config import EvaluationSet, ProtocolId, Settings
 from mlops_tasks.data.problems import Problem, chosen, read_problems
 from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.errors import DataError
-from mlops_tasks.evaluation.answers import reads_answer
-from mlops_tasks.evaluation.metrics import pass_at_k, wilson_interval
-from mlops_tasks.evaluation.sandbox import VERDICTS, Outcome, Program, Sandbox
+from mlops_tasks.evaluation.answers import examples_in, reads_answer, reads_output
+from mlops_tasks.evaluation.metrics import bits_per_byte, pass_at_k, wilson_interval
+from mlops_tasks.evaluation.referee import Referee, Verdicts
+from mlops_tasks.evaluation.sandbox import VERDICTS, Outcome, Program
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
-
-REFERENCE_SECONDS = 120.0
-"""CPU time that a problem's own solution may take."""
 
 _OUTCOMES = pa.schema(
     {
@@ -55,7 +50,7 @@ _OUTCOMES = pa.schema(
 class JudgeConfig(Settings):
     """The part of the recipe that `judge` is keyed by; see `mlops_tasks.config.Evaluation`."""
 
-    protocol: Protocol
+    protocol: ProtocolId
     num_samples: int
     temperature: float
     top_p: float
@@ -75,8 +70,11 @@ class Completion:
     completion: str
 
 
-def judge(attempt: Attempt) -> dict[str, Any]:
+def judge(attempt: Attempt, referee: Referee | None = None) -> dict[str, Any]:
     """Run the completions of `generate` against the problems of a split.
+
+    Args:
+        referee: one that has seen some of the completions already; None: a new one.
 
     Raises:
         DataError: a problem's own solution fails, or the completions are not of these problems.
@@ -84,26 +82,32 @@ def judge(attempt: Attempt) -> dict[str, Any]:
     started = time.monotonic()
     config = JudgeConfig.model_validate(attempt.config)
     problems = chosen(read_problems(attempt.inputs["data"].path(f"{config.problems.split}.parquet")), config.problems)
-    completions = read_completions(attempt.inputs["completions"].path("completions.parquet"))
+    made = attempt.inputs["completions"]
+    completions = read_completions(made.path("completions.parquet"))
     _require_samples(problems, completions, config.num_samples)
-    rows = run_completions(
-        problems,
-        completions,
-        min_seconds=config.min_seconds,
-        reference_factor=config.reference_factor,
-        num_workers=attempt.environment.judge.num_workers,
-    )
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=_OUTCOMES), attempt.folder / "outcomes.parquet", compression="zstd"
-    )
+    if referee is None:
+        with referee_of(problems, config, attempt.environment.judge.num_workers) as found:
+            verdicts = _verdicts(found, completions)
+    else:
+        verdicts = _verdicts(referee, completions)
+    rows = rows_of(problems, completions, verdicts)
+    path = attempt.folder / "outcomes.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=_OUTCOMES), path, compression="zstd")
     # Of what was asked, not of what `generate` says of itself: the same programs may have been drawn in another way.
     about = config.model_dump(mode="json", include={"protocol", "num_samples", "temperature", "top_p"})
     prompts = {one.problem_id: one.prompt for one in completions}
-    scores = {**about, "prompt_sha256": prompts_sha256(list(prompts.values())), **score(rows, config.k)}
+    known = pq.read_table(made.path("likelihoods.parquet")).to_pylist()
+    scores = {
+        **about,
+        "prompt_sha256": prompts_sha256(list(prompts.values())),
+        **score(rows, config.k),
+        "bits_per_byte": bits_per_byte([row for row in known if row["problem_id"] not in verdicts.unsupported]),
+        "unsupported": dict(verdicts.unsupported),
+    }
     (attempt.folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     log.info(
         "judged %d programs of %d problems in %.1f s: pass@1 %.4f, verdicts %s",
-        len(rows), len(problems), time.monotonic() - started, scores["pass_at_k"]["1"], scores["verdicts"],
+        len(rows), scores["num_problems"], time.monotonic() - started, scores["pass_at_k"]["1"], scores["verdicts"],
     )  # fmt: skip
     return scores
 
@@ -114,71 +118,37 @@ def read_completions(path: Path) -> list[Completion]:
     return [Completion(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
 
 
-def check_references(problems: Sequence[Problem], num_workers: int | None = None) -> list[Outcome]:
-    """Run each problem's own solution; the outcomes are in the order of the problems.
-
-    Raises:
-        UserError: this machine cannot confine a program.
-    """
-    with Sandbox(num_workers) as sandbox:
-        return _run_references(sandbox, problems)
-
-
-def _run_references(sandbox: Sandbox, problems: Sequence[Problem]) -> list[Outcome]:
-    programs = [_program(problem, problem.solution, REFERENCE_SECONDS) for problem in problems]
-    return sandbox.run(programs, title="reference solutions")
+def referee_of(problems: Sequence[Problem], config: JudgeConfig, num_workers: int | None) -> Referee:
+    """The referee that an evaluation asks for."""
+    return Referee(
+        problems,
+        config.protocol,
+        min_seconds=config.min_seconds,
+        reference_factor=config.reference_factor,
+        num_workers=num_workers,
+    )
 
 
-def run_completions(
-    problems: Sequence[Problem],
-    completions: Sequence[Completion],
-    *,
-    min_seconds: float,
-    reference_factor: float,
-    num_workers: int | None,
-) -> list[dict[str, Any]]:
-    """Run every completion and describe each in a row of `outcomes.parquet`, in order of problem and sample.
+def _verdicts(referee: Referee, completions: Sequence[Completion]) -> Verdicts:
+    for one in completions:
+        referee.submit(one.problem_id, one.completion)
+    return referee.finish()
 
-    Args:
-        min_seconds: least limit in CPU seconds.
-        reference_factor: the limit is this many times what the problem's own solution takes, if that is more.
 
-    Raises:
-        DataError: a problem's own solution does not pass.
-    """
+def rows_of(problems: Sequence[Problem], completions: Sequence[Completion], verdicts: Verdicts) -> list[dict[str, Any]]:
+    """Describe every completion in a row of `outcomes.parquet`, in order of problem and sample; unsupported problems have none."""
     by_id = {problem.id: problem for problem in problems}
-    with Sandbox(num_workers) as sandbox:
-        references = _run_references(sandbox, problems)
-        _require_passed(problems, references)
-        limits = {
-            problem.id: max(min_seconds, reference_factor * reference.seconds)
-            for problem, reference in zip(problems, references, strict=True)
-        }
-        # Samples of one problem are often the same text: one run tells of all of them.
-        programs = {
-            (one.problem_id, one.completion): _program(by_id[one.problem_id], one.completion, limits[one.problem_id])
-            for one in completions
-        }
-        outcomes = dict(zip(programs, sandbox.run(list(programs.values())), strict=True))
     place = {problem.id: index for index, problem in enumerate(problems)}
     ordered = sorted(completions, key=lambda one: (place[one.problem_id], one.sample))
     return [
-        _row(
-            by_id[one.problem_id],
-            one,
-            programs[one.problem_id, one.completion],
-            outcomes[one.problem_id, one.completion],
-        )
+        _row(by_id[one.problem_id], one, verdicts.programs[text], verdicts.outcomes[text])
         for one in ordered
+        if one.problem_id not in verdicts.unsupported
+        for text in [(one.problem_id, one.completion)]
     ]
 
 
-def _program(problem: Problem, solution: str, limit_seconds: float) -> Program:
-    return Program(solution, problem.tests, problem.setup, limit_seconds)
-
-
 def _row(problem: Problem, completion: Completion, program: Program, outcome: Outcome) -> dict[str, Any]:
-    shown = [test for test in problem.tests if test in completion.prompt]
     return {
         "problem_id": problem.id,
         "sample": completion.sample,
@@ -189,26 +159,23 @@ def _row(problem: Problem, completion: Completion, program: Program, outcome: Ou
         "tests_passed": outcome.tests_passed,
         "num_tests": outcome.num_tests,
         "message": outcome.message,
-        "exact_match": _without_trailing_space(completion.completion) == _without_trailing_space(problem.solution),
-        "reads_answer": reads_answer(completion.completion, shown),
+        "exact_match": _without_trailing_space(program.solution) == _without_trailing_space(problem.solution),
+        "reads_answer": _is_read_off(problem, completion.prompt, program.solution),
     }
+
+
+def _is_read_off(problem: Problem, prompt: str, solution: str) -> bool:
+    if problem.kind != "stdio":
+        return reads_answer(
+            solution, [*(test for test in problem.tests if test in prompt), *examples_in(problem.prompt)]
+        )
+    flat = " ".join(prompt.split())
+    outputs = [" ".join(test.output.split()) for test in problem.io_tests if " ".join(test.input.split()) in flat]
+    return reads_output(solution, [output for output in outputs if output in flat])
 
 
 def _without_trailing_space(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
-
-
-def _require_passed(problems: Sequence[Problem], references: Sequence[Outcome]) -> None:
-    failed = [
-        f"{problem.id} ({outcome.verdict}, {outcome.message})"
-        for problem, outcome in zip(problems, references, strict=True)
-        if not outcome.passed
-    ]
-    if failed:
-        raise DataError(
-            f"The problems' own solutions do not pass their tests: {'; '.join(failed[:10])}{' …' if failed[10:] else ''}. No "
-            "program can be judged by such tests. Mend or leave out these problems; `wmtp check-data` lists all of them."
-        )
 
 
 def _require_samples(problems: Sequence[Problem], completions: Sequence[Completion], num_samples: int) -> None:

@@ -7,9 +7,10 @@ Owns the estimators and their intervals, and nothing of where outcomes come from
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,16 @@ def wilson_interval(share: float, num_problems: int, *, confidence: float = 0.95
     spread = z / shrink * math.sqrt(share * (1 - share) / num_problems + z * z / (4 * num_problems**2))
     # At 0 and 1 the two terms are equal and rounding may leave the range.
     return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def bits_per_byte(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Bits of all measured solutions over their UTF-8 bytes; None: none was measured.
+
+    Args:
+        rows: with `bits` (None: too long for the model) and `num_bytes`.
+    """
+    measured = [row for row in rows if row["bits"] is not None]
+    return sum(row["bits"] for row in measured) / sum(row["num_bytes"] for row in measured) if measured else None
 
 
 def paired_bootstrap(

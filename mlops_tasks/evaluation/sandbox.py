@@ -47,14 +47,28 @@ _START = (
 
 
 @dataclass(frozen=True)
+class IoTest:
+    """What a program reads on standard input, and what it has to print."""
+
+    input: str
+    output: str
+    """Compared by `outputs.same_output`: the words between white space, and numbers to within 1e-6."""
+
+
+@dataclass(frozen=True)
 class Program:
-    """Code that somebody wrote, and the tests that it has to pass."""
+    """Code that somebody wrote, and the tests that it has to pass: Python statements, or runs of it as a script."""
 
     solution: str
-    tests: tuple[str, ...]
+    tests: tuple[str, ...] = ()
     setup: str = ""
     limit_seconds: float = 3.0
-    """Of CPU time, for all tests together."""
+    """Of CPU time: for all `tests` together, for each of the `io_tests`."""
+    io_tests: tuple[IoTest, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert bool(self.tests) != bool(self.io_tests), "a program has tests or io_tests"
+        assert not (self.setup and self.io_tests), "a script has no set-up"
 
     @property
     def text(self) -> str:
@@ -71,7 +85,7 @@ class Outcome:
     tests_passed: int
     num_tests: int
     seconds: float
-    """CPU time."""
+    """CPU time; where each test is a run of its own, that of the slowest."""
 
     @property
     def passed(self) -> bool:
@@ -153,8 +167,11 @@ class Sandbox:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def run(self, programs: Sequence[Program], *, title: str = "programs") -> list[Outcome]:
+    def run(self, programs: Sequence[Program], *, title: str | None = "programs") -> list[Outcome]:
         """Run programs and return their outcomes in the same order.
+
+        Args:
+            title: of the progress that is shown; None: none is.
 
         Raises:
             UserError: the system does not confine a program.
@@ -162,7 +179,8 @@ class Sandbox:
         """
         with ThreadPoolExecutor(self.num_workers) as pool:
             try:
-                return list(watched(pool.map(self._run_one, programs), title, len(programs), unit="program"))
+                outcomes = pool.map(self._run_one, programs)
+                return list(outcomes if title is None else watched(outcomes, title, len(programs), unit="program"))
             except BaseException:
                 # Workers first, or the pool would wait for programs that nobody wants any more.
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -211,6 +229,7 @@ class _Worker:
             "solution": program.solution,
             "setup": program.setup,
             "tests": program.tests,
+            "io_tests": [(test.input, test.output) for test in program.io_tests],
             "cpu_seconds": program.limit_seconds,
             "wall_seconds": wall_seconds,
         }
@@ -260,7 +279,7 @@ def outcome_of(program: Program, reply: dict[str, Any], wall_seconds: float) -> 
         )
     passed = 0 if reply["is_tampered"] else sum(one["part"] == "test" and one["verdict"] == "passed" for one in reports)
     verdict, message = _first_trouble(program, reply, wall_seconds)
-    return Outcome(verdict, message, passed, len(program.tests), reply["seconds"])
+    return Outcome(verdict, message, passed, len(program.tests) + len(program.io_tests), reply["seconds"])
 
 
 def _first_trouble(program: Program, reply: dict[str, Any], wall_seconds: float) -> tuple[Verdict, str]:
@@ -271,6 +290,8 @@ def _first_trouble(program: Program, reply: dict[str, Any], wall_seconds: float)
             place = f"test {report['index'] + 1}" if report["part"] == "test" else report["part"]
             return report["verdict"], f"{place}: {report['message']}"
     num_reports = len(reply["reports"])
+    if program.io_tests:
+        return "passed", ""
     if num_reports == len(program.tests) + len(_BEFORE_TESTS):
         return "passed", ""
     parts = [*_BEFORE_TESTS, *(f"test {index + 1}" for index in range(len(program.tests)))]

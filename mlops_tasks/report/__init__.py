@@ -12,9 +12,8 @@ from typing import Any
 from mlops_tasks import tracking
 from mlops_tasks.errors import WmtpError
 from mlops_tasks.report import learning, outcomes, programs, provenance
+from mlops_tasks.report.document import document
 from mlops_tasks.report.facts import Facts
-from mlops_tasks.report.markup import Markup, element, join
-from mlops_tasks.report.style import STYLE
 from mlops_tasks.stage import Run
 
 log = logging.getLogger(__name__)
@@ -47,23 +46,12 @@ def report(run: Run) -> dict[str, Any]:
 def page(run: Run) -> str:
     """The page as HTML."""
     facts = Facts(run)
-    links = element(
-        "nav",
-        element("div", [element("a", word, href=f"#{id}") for id, (word, _) in _SECTIONS.items()], class_="inner"),
+    return document(
+        f"{run.spec.recipe.model.name}: {run.name}",
+        header=outcomes.verdict(facts),
+        sections={id: (word, make(facts)) for id, (word, make) in _SECTIONS.items()},
+        footer=f"Written for {run.name} from the artifacts in {run.store.uri}.",
     )
-    body = element("main", [make(facts) for _, make in _SECTIONS.values()])
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        # Nothing of the page can run or fetch anything, should an escape ever be forgotten.
-        element("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
-        element("title", f"{run.spec.recipe.model.name}: {run.name}"),
-        element("style", STYLE),
-    )
-    footer = element("footer", f"Written for {run.name} from the artifacts in {run.store.uri}.")
-    whole = element("html", head, element("body", outcomes.verdict(facts), links, body, footer), lang="en")
-    return f"{join([Markup('<!doctype html>')])}\n{whole}\n"
 
 
 def _log_to_mlflow(run: Run, page: str, path: str) -> None:

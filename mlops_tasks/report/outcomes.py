@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from mlops_tasks.report import charts
@@ -55,18 +56,18 @@ def _tiles(facts: Facts) -> Iterable[Markup]:
     for who, label in (("candidate", "candidate"), ("baseline", facts.baseline)):
         scores = facts.scores(who, "gate")
         if scores:
-            yield _tile(
-                f"pass@1, {label}", percent(scores["pass_at_k"]["1"]), _range(scores["pass_at_k_interval"]["1"])
+            yield tile(
+                f"pass@1, {label}", percent(scores["pass_at_k"]["1"]), percents(scores["pass_at_k_interval"]["1"])
             )
     evidence = facts.promotion.get("evidence") or {}
     if evidence:
         low, high = 100 * evidence["low"], 100 * evidence["high"]
-        yield _tile(
+        yield tile(
             "difference, points",
             f"{100 * evidence['difference']:+.1f}",
             f"{low:+.1f} to {high:+.1f}",
         )
-        yield _tile(
+        yield tile(
             "McNemar's p",
             f"{evidence['mcnemar_p']:.2g}",
             f"{evidence['only_candidate']} won, {evidence['only_baseline']} lost",
@@ -74,10 +75,11 @@ def _tiles(facts: Facts) -> Iterable[Markup]:
     train = facts.artifact("train")
     if train and train.metrics.get("validation_nats_after") is not None:
         before, after = train.metrics.get("validation_nats_before"), train.metrics["validation_nats_after"]
-        yield _tile("validation loss, nats", f"{after:.3f}", "" if before is None else f"before: {before:.3f}")
+        yield tile("validation loss, nats", f"{after:.3f}", "" if before is None else f"before: {before:.3f}")
 
 
-def _tile(term: str, value: str, detail: str) -> Markup:
+def tile(term: str, value: str, detail: str) -> Markup:
+    """A figure of the page's head."""
     return element(
         "div",
         element("dt", term),
@@ -87,8 +89,13 @@ def _tile(term: str, value: str, detail: str) -> Markup:
     )
 
 
-def _range(interval: Sequence[float]) -> str:
+def percents(interval: Sequence[float]) -> str:
+    """An interval of a share as text."""
     return f"{percent(interval[0])} to {percent(interval[1])}"
+
+
+def _optional(value: float | None, written: Callable[[float], str]) -> str:
+    return "–" if value is None else written(value)
 
 
 def evaluation(facts: Facts) -> Markup:
@@ -111,10 +118,22 @@ def evaluation(facts: Facts) -> Markup:
         "evaluation",
         "Evaluation",
         element("p", how),
+        _unsupported(facts),
         _difference(facts),
         _scores(facts, measured),
         _endings(facts, measured),
     )
+
+
+def _unsupported(facts: Facts) -> Markup | None:
+    """Problems that no program could be judged by, so that nobody was asked for them."""
+    data = facts.artifact("pull_data")
+    if data is None or "unsupported.json" not in data.names:
+        return None
+    reasons: dict[str, str] = json.loads(data.path("unsupported.json").read_text(encoding="utf-8"))
+    rows = [element("tr", element("td", id), element("td", reason)) for id, reason in reasons.items()]
+    title = f"Unsupported problems of the data, for which no model was asked: {len(reasons)}"
+    return element("details", element("summary", title), element("div", element("table", rows), class_="scroll"))
 
 
 def _difference(facts: Facts) -> Markup | None:
@@ -177,18 +196,26 @@ def _endings(facts: Facts, measured: Sequence[Measured]) -> Markup:
                 element("td", counts.get("passed", 0), class_="n"),
                 element("td", "–" if reading is None else reading, class_="n"),
                 element("td", percent(scores["exact_match"]), class_="n"),
+                element("td", _optional(scores.get("tests_passed_share"), percent), class_="n"),
+                element("td", _optional(scores.get("bits_per_byte"), "{:.3f}".format), class_="n"),
             )
         )
     head = element(
         "tr",
         element("th", "programs of"),
         element("th", "ended as"),
-        [element("th", word, class_="n") for word in ("passed", "of these, read off", "exact match")],
+        [
+            element("th", word, class_="n")
+            for word in ("passed", "of these, read off", "exact match", "tests passed", "bits per byte")
+        ],
     )
     legend = element(
         "ul", [element("li", element("b", class_=f"v-{name}"), name) for name in VERDICTS], class_="legend"
     )
-    note = "“Read off”: the program holds an answer that a test in its prompt shows, so that passing it proves little."
+    note = (
+        "“Read off”: the program holds an answer that a test in its prompt shows, so that passing it proves little. “Tests passed”: "
+        "mean share of a problem's tests. “Bits per byte”: what the model needs for the reference solutions; less is better."
+    )
     return element(
         "div",
         element("h3", "How the programs ended"),

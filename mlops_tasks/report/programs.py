@@ -15,6 +15,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 _MAX_FLIPS = 6
 _MAX_MESSAGE = 400
+_MAX_IO_TESTS = 5
 _EXAMPLES_A_KIND = {"passed": 3, "reads": 3, "failed": 2, "error": 2, "timeout": 1, "crashed": 1}
 _PYTHON = re.compile(
     r"""(?P<c>\#[^\n]*)"""
@@ -35,13 +36,18 @@ def _flips_of(facts: Facts, where: str) -> Markup:
     ours, theirs = facts.outcomes("candidate", where), facts.outcomes("baseline", where)
     if ours is None or theirs is None:
         return join([element("h3", f"{where.capitalize()} set"), absent(facts.why_unjudged(where))])
-    first, other = _first_programs(ours), _first_programs(theirs)
+    first, other = first_programs(ours), first_programs(theirs)
     won = [id for id in first if id in other and first[id]["passed"] and not other[id]["passed"]]
     lost = [id for id in first if id in other and other[id]["passed"] and not first[id]["passed"]]
     problems = facts.problems(where)
     badges = {"won": pill("won", "passed"), "lost": pill("lost", "failed")}
     rows = [
-        _flip(problems.get(id), badges[kind], first[id], other[id], is_open=(where, id) == ("gate", (won + lost)[0]))
+        flip(
+            problems.get(id),
+            badges[kind],
+            [("candidate", first[id]), ("baseline", other[id])],
+            is_open=(where, id) == ("gate", (won + lost)[0]),
+        )
         for kind, ids in (("won", won), ("lost", lost))
         for id in ids[:_MAX_FLIPS]
     ]
@@ -64,21 +70,23 @@ def _rest(count: int) -> Markup | None:
     )
 
 
-def _first_programs(rows: Iterable[Row]) -> dict[str, Row]:
+def first_programs(rows: Iterable[Row]) -> dict[str, Row]:
+    """The first program of each problem."""
     return {row["problem_id"]: row for row in rows if row["sample"] == 0}
 
 
-def _flip(problem: Problem | None, badge: Markup, ours: Row, theirs: Row, *, is_open: bool) -> Markup:
-    sides = [element("div", _program(row, who)) for row, who in ((ours, "candidate"), (theirs, "baseline"))]
-    return _folded(problem, ours["problem_id"], badge, element("div", sides, class_="sides"), is_open=is_open)
+def flip(problem: Problem | None, badge: Markup, sides: Sequence[tuple[str, Row]], *, is_open: bool) -> Markup:
+    """A problem with the programs of several models side by side, folded.
+
+    Args:
+        sides: whose program, and the program.
+    """
+    shown = [element("div", _program(row, who)) for who, row in sides]
+    return _folded(problem, sides[0][1]["problem_id"], badge, element("div", shown, class_="sides"), is_open=is_open)
 
 
 def _folded(problem: Problem | None, id: str, badge: Markup, body: Markup, *, is_open: bool) -> Markup:
-    tests = (
-        element("details", element("summary", "tests"), element("div", _code("\n".join(problem.tests))))
-        if problem
-        else None
-    )
+    tests = element("details", element("summary", "tests"), element("div", _tests(problem))) if problem else None
     title = element("span", problem.prompt, class_="task") if problem else None
     return element(
         "details",
@@ -88,11 +96,23 @@ def _folded(problem: Problem | None, id: str, badge: Markup, body: Markup, *, is
     )
 
 
+def _tests(problem: Problem) -> Markup:
+    if problem.tests:
+        return _code("\n".join(problem.tests))
+    shown = [f"{_cut(test.input)}\n→ {_cut(test.output)}" for test in problem.io_tests[:_MAX_IO_TESTS]]
+    left = len(problem.io_tests) - len(shown)
+    return element("pre", "\n\n".join([*shown, *([f"… and {left} more"] if left else [])]))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}…"
+
+
 def _program(row: Row, who: str) -> Markup:
     tests = f"{row['tests_passed']} of {row['num_tests']} tests"
     flag = pill("reads the answer off the prompt", "reads") if row["reads_answer"] else None
     message = row["message"] or ""
-    shown = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"
+    shown = _cut(message)
     return join(
         [
             element(

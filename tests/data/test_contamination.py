@@ -8,7 +8,7 @@ import pytest
 
 from mlops_tasks.data.contamination import contaminated_pairs
 from mlops_tasks.data.problems import Problem
-from mlops_tasks.data.sources import read_mbpp
+from mlops_tasks.data.sources.mbpp import read_mbpp
 
 CODE = "def f(x):\n    return x"
 

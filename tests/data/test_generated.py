@@ -12,7 +12,8 @@ from mlops_tasks.config import GeneratedData
 from mlops_tasks.data.contamination import code_form, contaminated_pairs, text_form
 from mlops_tasks.data.generated import FAMILIES, generate_problems
 from mlops_tasks.data.problems import Problem
-from mlops_tasks.data.prompts import STOPS, completion_text, shots_of
+from mlops_tasks.data.prompts import completion_text, shots_of
+from mlops_tasks.data.protocols import protocol_named
 
 
 @cache
@@ -105,7 +106,7 @@ def test_both_prompt_forms_can_be_rendered_and_no_solution_holds_a_stop() -> Non
     prompts = [problem for problem in generated() if problem.split == "prompt"]
     assert [shot.id for shot in shots_of(prompts, "begin-done-3shot")] == ["2", "3", "4"]
     texts = [completion_text(problem, "docstring-0shot") for problem in generated(noise=0.5)]
-    assert not any(stop in text for stop in STOPS["docstring-0shot"] for text in texts)
+    assert not any(stop in text for stop in protocol_named("docstring-0shot").stops for text in texts)
 
 
 @pytest.mark.parametrize("takes", ["list", "number", "text"])

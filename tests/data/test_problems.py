@@ -71,13 +71,13 @@ def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
 def test_a_row_that_breaks_the_schema_is_refused(tmp_path: Path) -> None:
     write_problems(tmp_path / "train.parquet", [problem()])
     table = pq.read_table(tmp_path / "train.parquet")
-    spoilt = table.set_column(6, table.schema.field("split"), pa.array(["holdout"]))
+    spoilt = table.set_column(table.schema.get_field_index("split"), table.schema.field("split"), pa.array(["holdout"]))
     pq.write_table(spoilt, tmp_path / "train.parquet")
     with pytest.raises(DataError, match="holds a row that is no problem"):
         read_problems(tmp_path / "train.parquet")
 
 
-@pytest.mark.parametrize("changes", [{"tests": ()}, {"prompt": ""}, {"id": "a7"}, {"split": "holdout"}, {"extra": 1}])
+@pytest.mark.parametrize("changes", [{"tests": ()}, {"prompt": ""}, {"id": " 7"}, {"split": "holdout"}, {"extra": 1}])
 def test_a_problem_without_tests_text_number_or_known_split_cannot_be_made(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(changes))):
         problem(**changes)

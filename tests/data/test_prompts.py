@@ -8,13 +8,13 @@ import pytest
 
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import (
-    STOPS,
     completion_text,
     cut_at_stop,
     prompts_sha256,
     render_prompt,
     shots_of,
 )
+from mlops_tasks.data.protocols import protocol_named
 from mlops_tasks.errors import UserError
 
 
@@ -88,7 +88,7 @@ def test_a_learnt_completion_is_not_cut_before_its_end() -> None:
         "def keep(x):\n    return x\n",
         True,
     )
-    assert STOPS["begin-done-3shot"] == ("[DONE]",)
+    assert protocol_named("begin-done-3shot").stops == ("[DONE]",)
 
 
 def test_prompt_hash_tells_other_prompts_and_another_order_apart() -> None:

@@ -78,7 +78,15 @@ def test_problems_lie_in_a_table_a_split(tmp_path: Path) -> None:
         "validation": ["511"],
         "test": ["11"],
     }
-    expected = {"num_prompt": 1, "num_train": 2, "num_validation": 1, "num_test": 1, "num_dropped": 0, "dropped": []}
+    expected = {
+        "num_prompt": 1,
+        "num_train": 2,
+        "num_validation": 1,
+        "num_test": 1,
+        "num_unsupported": 0,
+        "num_dropped": 0,
+        "dropped": [],
+    }
     assert metrics == expected
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mlops_tasks.data import sources
 from mlops_tasks.data.problems import Problem
-from mlops_tasks.data.sources import read_mbpp
+from mlops_tasks.data.sources import records
+from mlops_tasks.data.sources.mbpp import read_mbpp
 from mlops_tasks.errors import UserError
 
 
@@ -253,7 +253,7 @@ def test_a_line_of_100_mb_is_refused_without_being_read_whole(tmp_path: Path) ->
 
 
 def test_a_list_too_large_to_be_read_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LIST_BYTES", 100)
+    monkeypatch.setattr(records, "MAX_LIST_BYTES", 100)
     path = tmp_path / "list.json"
     path.write_text(json.dumps([record()]))
     with pytest.raises(UserError, match=r"is one list of \d+ bytes; expected at most 100\. Write one problem a line"):

@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from mlops_tasks.config import Text
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import completion_text, render_prompt
-from mlops_tasks.data.sources import read_mbpp
+from mlops_tasks.data.sources.mbpp import read_mbpp
 from mlops_tasks.data.tokens import (
     Example,
     encode,
-    encode_prompt,
+    encode_prompts,
     end_of_sequence,
     fold_of,
     lay_out,
@@ -98,13 +98,13 @@ def test_no_token_spans_the_boundary_of_prompt_and_completion() -> None:
 def test_a_prompt_at_generation_is_the_prompt_that_was_learnt() -> None:
     for tokenizer in (byte_tokenizer(), byte_tokenizer(adds_start=True)):
         [encoded], _ = encode([problem()], tokenizer, Text())
-        prompt = encode_prompt(render_prompt(problem(), "docstring-0shot"), tokenizer)
+        prompt = encode_prompts([render_prompt(problem(), "docstring-0shot")], tokenizer)[0]
         assert prompt == encoded.token_ids[~encoded.is_target].tolist()
 
 
 def test_start_token_is_there_once_only_if_the_tokenizer_adds_it() -> None:
-    assert START not in encode_prompt("a", byte_tokenizer())
-    assert encode_prompt("a", byte_tokenizer(adds_start=True))[0] == START
+    assert START not in encode_prompts(["a"], byte_tokenizer())[0]
+    assert encode_prompts(["a"], byte_tokenizer(adds_start=True))[0][0] == START
     [encoded], _ = encode([problem()], byte_tokenizer(adds_start=True), Text())
     assert np.count_nonzero(encoded.token_ids == START) == 1
 

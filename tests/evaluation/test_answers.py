@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mlops_tasks.evaluation.answers import reads_answer
+from mlops_tasks.config import CodeContestsData
+from mlops_tasks.data.sources import read_source
+from mlops_tasks.evaluation.answers import examples_in, reads_answer, reads_output
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,14 @@ def test_a_program_that_works_its_answer_out_is_not_blamed(test: str, program: s
     assert not reads_answer(program, [test])
 
 
+def test_the_examples_of_a_docstring_are_tests_too() -> None:
+    prompt = 'def add(a, b):\n    """Add.\n    >>> add(1, 20)\n    21\n    """\n'
+    assert examples_in(prompt) == ["assert add(1, 20) == 21"]
+    assert reads_answer(prompt + "    return 21\n", examples_in(prompt))
+    assert not reads_answer(prompt + "    return a + b\n", examples_in(prompt))
+    assert examples_in('def f():\n    """\n    >>>f()\n    1\n    """') == examples_in("def f(:") == []
+
+
 def test_only_a_shown_test_counts() -> None:
     assert not reads_answer("def f(x):\n    return 21", [])
     assert not reads_answer("def f(x):\n    return 21", ["assert f(3) == 22"])
@@ -63,3 +73,43 @@ def test_published_solutions_are_hardly_ever_blamed(mbpp_folder: Path) -> None:
     rows = [json.loads(line) for line in (mbpp_folder / "mbpp.jsonl").read_text().splitlines()]
     blamed = [row["task_id"] for row in rows if reads_answer(row["code"], row["test_list"][:1])]
     assert len(blamed) <= 2
+
+
+@pytest.mark.parametrize(
+    ("output", "script"),
+    [
+        ("3 1 2", "n = input()\nprint('3 1 2')"),
+        ("3 1 2", "n = input()\nprint('3 1\\n2')"),
+        ("21", "a = int(input())\nprint(21 if a == 3 else a)"),
+        ("0.5", "a = input()\nprint(0.5)"),
+        ("YES", "print('YES')"),
+        ("7", "print(7)"),
+    ],
+)
+def test_a_script_that_holds_a_shown_output_is_noticed(output: str, script: str) -> None:
+    assert reads_output(script, [output])
+
+
+@pytest.mark.parametrize(
+    ("output", "script"),
+    [
+        ("YES", "n = int(input())\nprint('YES' if n % 2 else 'NO')"),
+        ("7", "import sys\nprint(7 if sys.stdin.read() else 0)"),
+        ("21", "a, b = map(int, input().split())\nprint(a * b)  # 21"),
+        ("3 1 2", "print('3 1 2'"),
+        ("nan", "print(input(), 'nan')"),
+    ],
+)
+def test_a_script_that_works_its_output_out_is_not_blamed(output: str, script: str) -> None:
+    assert not reads_output(script, [output])
+
+
+def test_published_scripts_are_hardly_ever_blamed(codecontests_file: Path) -> None:
+    source = CodeContestsData(kind="codecontests", path=str(codecontests_file))
+    problems = read_source(source, codecontests_file).problems
+    blamed = [
+        problem.id
+        for problem in problems
+        if reads_output(problem.solution, [" ".join(test.output.split()) for test in problem.io_tests[:2]])
+    ]
+    assert len(blamed) <= 5, blamed

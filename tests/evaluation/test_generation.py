@@ -1,7 +1,12 @@
 """The stage `generate` with a small random model, and where a completion's text ends."""
 
 import json
+import pickle
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +201,55 @@ def test_a_stop_string_is_noticed_with_its_last_token_and_not_before(tokenizer: 
     first = next(count for count in range(len(ids) + 1) if watch(ids[:count]))
     assert "[DONE]" in tokenizer.decode(ids[:first])
     assert "[DONE]" not in tokenizer.decode(ids[: first - 1])
+
+
+KILLED = """
+import os, pickle, signal, sys
+from mlops_tasks import parts
+from mlops_tasks.evaluation.generation import generate
+parts.SECONDS_BETWEEN_PARTS = 0.0
+seen = []
+def die(row):
+    seen.append(row)
+    if len(seen) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+generate(pickle.load(open(sys.argv[1], "rb")), on_row=die)
+"""
+
+
+def test_a_killed_stage_goes_on_where_it_was_and_ends_with_the_bytes_of_an_unbroken_one(
+    environment: Environment, model_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"num_samples": 3, "temperature": 0.8, "seed": 3}
+    whole = environment.model_copy(update={"store": str(tmp_path / "whole")})
+    unbroken = attempt_of(whole, model_folder, tmp_path / "unbroken", **settings)
+    generate(unbroken)
+    attempt = attempt_of(environment, model_folder, tmp_path / "broken", **settings)
+    (tmp_path / "attempt").write_bytes(pickle.dumps(attempt))
+    # The row that it dies in is not put away yet: 4 are there, then 4 and 2.
+    for dies_at in ("5", "7"):
+        ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "attempt"), dies_at], check=False)
+        assert ended.returncode == -signal.SIGKILL
+    told: list[Mapping[str, Any]] = []
+    metrics = generate(attempt, on_row=told.append)
+    assert metrics["num_resumed"] == 6
+    assert len(told) == 9 and metrics["tokens"] == sum(row["num_tokens"] for row in told)
+    for name in ("completions.parquet", "likelihoods.parquet"):
+        assert (attempt.folder / name).read_bytes() == (unbroken.folder / name).read_bytes()
+
+
+def test_problems_that_the_protocol_cannot_ask_for_are_refused(
+    environment: Environment, model_folder: Path, tmp_path: Path
+) -> None:
+    attempt = attempt_of(environment, model_folder, tmp_path / "out", protocol="codecontests-stdio")
+    with pytest.raises(
+        UserError, match=r"codecontests-stdio asks for stdio problems, and problem 9 is of the kind asserts"
+    ):
+        generate(attempt)
+
+
+def test_a_chat_ends_with_its_block(tokenizer: PreTrainedTokenizerBase) -> None:
+    watch = _StopWatch(tokenizer, "chat")
+    ids = tokenizer("Sure:\n```python\nx = 1\n```\nmore", add_special_tokens=False)["input_ids"]
+    first = next(count for count in range(len(ids) + 1) if watch(ids[:count]))
+    assert tokenizer.decode(ids[:first]).rstrip("\n") == "Sure:\n```python\nx = 1\n```"

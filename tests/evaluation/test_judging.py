@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_tasks.config import Environment, Split
-from mlops_tasks.data.problems import Problem, write_problems
+from mlops_tasks.data.problems import IoTest, Problem, write_problems
 from mlops_tasks.data.prompts import prompts_sha256
-from mlops_tasks.data.sources import read_mbpp
+from mlops_tasks.data.sources.mbpp import read_mbpp
 from mlops_tasks.errors import DataError
-from mlops_tasks.evaluation.judging import Completion, check_references, judge, run_completions, score
+from mlops_tasks.evaluation.judging import Completion, judge, rows_of, score
+from mlops_tasks.evaluation.referee import Referee, check_references
 from mlops_tasks.evaluation.sandbox import Sandbox
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
@@ -47,9 +48,17 @@ def completions_of(*texts: tuple[str, int, str]) -> list[Completion]:
     return [Completion(id, sample, f'"""\n{shown[id]}\n"""\n', text) for id, sample, text in texts]
 
 
-def run(completions: Sequence[Completion], **changes: Any) -> list[dict[str, Any]]:
+def run(
+    completions: Sequence[Completion],
+    problems: Sequence[Problem] = PROBLEMS,
+    protocol: str = "docstring-0shot",
+    **changes: Any,
+) -> list[dict[str, Any]]:
     settings = {"min_seconds": 1.0, "reference_factor": 5.0, "num_workers": 2, **changes}
-    return run_completions(PROBLEMS, completions, **settings)
+    with Referee(problems, protocol, **settings) as referee:
+        for one in completions:
+            referee.submit(one.problem_id, one.completion)
+        return rows_of(problems, completions, referee.finish())
 
 
 def test_each_completion_gets_the_verdict_that_it_earns() -> None:
@@ -94,17 +103,17 @@ def test_the_limit_follows_the_reference_solution() -> None:
     slow = problem(1, "def f(x):\n    for _ in range(9_000_000): pass\n    return x\n", "assert f(1) == 1")
     as_slow = Completion("1", 0, "", slow.solution)
     for_ever = Completion("1", 1, "", "def f(x):\n    while True: pass")
-    rows = run_completions([slow], [as_slow, for_ever], min_seconds=0.01, reference_factor=4.0, num_workers=2)
+    rows = run([as_slow, for_ever], [slow], min_seconds=0.01, reference_factor=4.0)
     assert [row["verdict"] for row in rows] == ["passed", "timeout"]
 
 
 def test_a_problem_whose_own_solution_fails_judges_nobody() -> None:
     broken = problem(4, DOUBLE, "assert double(1) == 3")
     with pytest.raises(DataError, match=r"own solutions do not pass their tests: 4 \(failed, test 1: AssertionError\)"):
-        run_completions([broken], [], min_seconds=1, reference_factor=5, num_workers=1)
+        run([], [broken])
 
 
-def rows_of(*passed: tuple[str, bool, int]) -> list[dict[str, Any]]:
+def made_rows(*passed: tuple[str, bool, int]) -> list[dict[str, Any]]:
     return [
         {"problem_id": id, "passed": ok, "verdict": "passed" if ok else "failed", "tests_passed": tests, "num_tests": 4,
          "exact_match": False, "reads_answer": id == "a"}
@@ -114,7 +123,7 @@ def rows_of(*passed: tuple[str, bool, int]) -> list[dict[str, Any]]:
 
 def test_scores_are_means_over_problems() -> None:
     # Problem a: 1 of 2 passes, b: none, so pass@1 is (1/2 + 0)/2 and pass@2 is (1 + 0)/2.
-    scores = score(rows_of(("a", True, 4), ("a", False, 2), ("b", False, 0), ("b", False, 1)), (2,))
+    scores = score(made_rows(("a", True, 4), ("a", False, 2), ("b", False, 0), ("b", False, 1)), (2,))
     assert scores["pass_at_k"] == {"1": 0.25, "2": 0.5}
     assert scores["num_problems"] == 2
     assert scores["verdicts"] == {"passed": 1, "failed": 3, "error": 0, "timeout": 0, "crashed": 0}
@@ -131,12 +140,21 @@ CONFIG = {
 }  # fmt: skip
 
 
-def attempt_of(environment: Environment, completions: Sequence[Completion], folder: Path, **changes: Any) -> Attempt:
+def attempt_of(
+    environment: Environment,
+    completions: Sequence[Completion],
+    folder: Path,
+    *,
+    asked: Sequence[Problem] = PROBLEMS,
+    **changes: Any,
+) -> Attempt:
     store = Store.open(environment.store)
     data, made = store.begin("pull/d"), store.begin("generate/g")
-    write_problems(data.folder / "validation.parquet", PROBLEMS)
+    write_problems(data.folder / "validation.parquet", asked)
     rows = [vars(one) for one in completions]
     pq.write_table(pa.Table.from_pylist(rows), made.folder / "completions.parquet")
+    known = [{"problem_id": one.id, "bits": 12.0 * (place + 1), "num_bytes": 8} for place, one in enumerate(asked)]
+    pq.write_table(pa.Table.from_pylist(known), made.folder / "likelihoods.parquet")
     inputs: dict[str, Artifact] = {
         "data": store.commit(data, {"metrics": {}}),
         "completions": store.commit(made, {"metrics": {"temperature": 0.1}}),
@@ -157,6 +175,7 @@ def test_judge_writes_outcomes_and_scores(environment: Environment, tmp_path: Pa
     assert {name: metrics[name] for name in ASKED} == ASKED, "as asked, whatever `generate` was asked before"
     assert metrics["prompt_sha256"] == prompts_sha256([SAMPLES[0].prompt, SAMPLES[2].prompt])
     assert metrics["pass_at_k"] == {"1": 0.5, "2": 1.0}
+    assert (metrics["bits_per_byte"], metrics["unsupported"]) == (36.0 / 16, {})
     outcomes = pq.read_table(attempt.folder / "outcomes.parquet").to_pylist()
     assert [(row["problem_id"], row["sample"], row["verdict"]) for row in outcomes] == [
         ("9", 0, "passed"),
@@ -165,6 +184,36 @@ def test_judge_writes_outcomes_and_scores(environment: Environment, tmp_path: Pa
         ("10", 1, "passed"),
     ]
     assert outcomes[2]["message"] == "solution: NameError: name 'squared' is not defined"
+
+
+def script(id: str, output: str) -> Problem:
+    return Problem(
+        id=id, prompt="Example\n\n10 11\n\nprints\n\n21", solution="print(sum(map(int, input().split())))\n", split="validation",
+        io_tests=(IoTest(input="10 11\n", output=output), IoTest(input="1 2", output="3")), source="made", licence="CC0-1.0",
+    )  # fmt: skip
+
+
+def test_scripts_that_reproduce_their_outputs_are_scored_and_the_others_are_listed(
+    environment: Environment, tmp_path: Path
+) -> None:
+    problems = [script("a", "21"), script("b", "22")]
+    prompt = problems[0].prompt
+    completions = [
+        Completion(id, sample, prompt, text)
+        for id in ("a", "b")
+        for sample, text in enumerate((problems[0].solution, "print(21)"))
+    ]
+    attempt = attempt_of(environment, completions, tmp_path / "out", asked=problems, protocol="codecontests-stdio")
+    metrics = judge(attempt)
+    assert (metrics["num_problems"], metrics["pass_at_k"]["1"], metrics["tests_passed_share"]) == (1, 0.5, 0.75)
+    assert list(metrics["unsupported"]) == ["b"]
+    assert metrics["bits_per_byte"] == 1.5, "of a alone"
+    assert metrics["num_reading_answer"] == 1
+    rows = pq.read_table(attempt.folder / "outcomes.parquet").to_pylist()
+    assert [(row["problem_id"], row["verdict"], row["exact_match"], row["reads_answer"]) for row in rows] == [
+        ("a", "passed", True, False),
+        ("a", "failed", False, True),
+    ]
 
 
 @pytest.mark.parametrize(("samples", "chosen"), [(SAMPLES[:2], {"limit": 1}), (SAMPLES[2:], {"skip": 1})])

@@ -1,0 +1,34 @@
+"""The frame of a self-contained page: head, style, sections with links to them, foot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mlops_tasks.report.markup import Child, Markup, element, join
+from mlops_tasks.report.style import STYLE
+
+
+def document(title: str, *, header: Markup, sections: Mapping[str, tuple[str, Markup]], footer: Child) -> str:
+    """A page as HTML.
+
+    Args:
+        header: what stands above all.
+        sections: by anchor the word in the line of links, and the section itself.
+        footer: where all of it comes from.
+    """
+    links = element(
+        "nav",
+        element("div", [element("a", word, href=f"#{id}") for id, (word, _) in sections.items()], class_="inner"),
+    )
+    body = element("main", [section for _, section in sections.values()])
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        # Nothing of the page can run or fetch anything, should an escape ever be forgotten.
+        element("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
+        element("title", title),
+        element("style", STYLE),
+    )
+    whole = element("html", head, element("body", header, links, body, element("footer", footer)), lang="en")
+    return f"{join([Markup('<!doctype html>')])}\n{whole}\n"
