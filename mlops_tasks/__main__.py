@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check-data", parents=[common], help="run every reference solution against its own tests"
     )
-    check.add_argument("path", nargs="?", help="a file; default: the data of --recipe")
+    check.add_argument("path", nargs="?", help="a file, here or on s3://; default: the data of --recipe")
     check.add_argument(
         "--kind",
         choices=("mbpp", "humaneval", "codecontests"),
@@ -296,11 +296,10 @@ def _gc(options: argparse.Namespace, environment: Environment, out: TextIO) -> N
 
 
 def _check_data(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:
-    from mlops_tasks.data.sources import read_source
+    from mlops_tasks.data.pull import reading_of
     from mlops_tasks.evaluation.referee import check_references
 
-    source = _source_of(options)
-    reading = read_source(source, Path(source.path))
+    reading = reading_of(_source_of(options), environment.s3)
     # Their own solutions are run too: whether they pass is one thing, whether others may be judged by their tests another.
     problems = [*reading.problems, *(one.problem for one in reading.unsupported if one.problem)]
     outcomes = check_references(problems, num_workers=environment.judge.num_workers)

@@ -62,7 +62,7 @@ def pull(attempt: Attempt) -> dict[str, Any]:
     if "data" in attempt.config:
         data: DataSource = TypeAdapter(DataSource).validate_python(attempt.config["data"])
         scored = _scored(attempt.inputs["data"]) if "data" in attempt.inputs else []
-        return _snapshot(_pinned_reading(data, pin, access), attempt.config["on_contamination"], scored, attempt.folder)
+        return _snapshot(reading_of(data, access, pin=pin), attempt.config["on_contamination"], scored, attempt.folder)
     model: ModelSource = TypeAdapter(ModelSource).validate_python(attempt.config["model"])
     return _pull_model(model, pin, attempt.folder / "model", access)
 
@@ -74,7 +74,17 @@ def _scored(data: Artifact) -> list[Problem]:
     ]
 
 
-def _pinned_reading(source: DataSource, pin: str | None, access: S3Access) -> Reading:
+def reading_of(source: DataSource, access: S3Access, *, pin: str | None = None) -> Reading:
+    """What a source holds, wherever it lies.
+
+    Args:
+        pin: the digest that it has to have; None: whatever is there now.
+
+    Raises:
+        UserError: no such file, or a bad one.
+        DataError: the source has another digest.
+        Unavailable: S3 does not answer.
+    """
     if isinstance(source, GeneratedData):
         _require_pin(pin, digest_of_source(source), "the generated data")
         return Reading(tuple(generate_problems(source)))

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from s3_server import BUCKET, S3Server
 
+from mlops_tasks.__main__ import main
 from mlops_tasks.config import Environment, FolderModel, MbppData, S3Access, load_recipe
 from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.data.problems import read_problems
@@ -253,3 +254,11 @@ def test_the_same_bytes_from_disk_and_from_s3_give_everything_below_the_same_key
         "mixed": ["hit", "hit", "skipped"],
     }
     assert len(keys) == 1
+
+
+def test_check_data_reads_a_file_on_s3(tmp_path: Path, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = tmp_path / "environment.yaml"
+    tree = {"store": "store", "mlflow_uri": "sqlite:///mlflow.db", "s3": bucket.access.model_dump(mode="json")}
+    environment.write_text(yaml.safe_dump(tree))
+    assert main(["check-data", bucket.uri("data/problems.jsonl"), "--env", str(environment)]) == 0
+    assert "5 of 5 reference solutions pass their tests" in capsys.readouterr().out
