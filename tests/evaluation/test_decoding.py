@@ -10,6 +10,7 @@ from transformers import (
     BloomConfig,
     Gemma2Config,
     GPT2Config,
+    GPTNeoConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -20,6 +21,7 @@ from transformers import (
 
 from mlops_tasks.errors import UserError
 from mlops_tasks.evaluation.decoding import Completed, Request, Sampling, choose, decode
+from mlops_tasks.model import MtpModel
 
 NUM_TOKENS = 97
 END_IDS = frozenset(range(4, NUM_TOKENS, 9))
@@ -36,11 +38,10 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt2-absolute": lambda: GPT2Config(
         vocab_size=NUM_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=128, **PLAIN
     ),
-    "bloom-alibi": lambda: BloomConfig(vocab_size=NUM_TOKENS, hidden_size=32, n_layer=2, n_head=4, **PLAIN),
 }
 
 
-def model_of(config: PretrainedConfig) -> PreTrainedModel:
+def model_of(config: PretrainedConfig, num_heads: int = 1) -> MtpModel:
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -50,7 +51,7 @@ def model_of(config: PretrainedConfig) -> PreTrainedModel:
         # As initialised a model repeats its last token, and any mistake looks right: a head of its own, moved on by one.
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.roll(1, 0))
-    return model
+    return MtpModel(model, num_heads=num_heads, seed=0)
 
 
 def requests_of(count: int, *, num_samples: int = 1) -> list[Request]:
@@ -82,9 +83,9 @@ def test_greedy_equals_generate_of_transformers_token_for_token(name: str) -> No
         assert by_request(list(done)) == expected
 
 
-def generated_by_transformers(model: PreTrainedModel, request: Request) -> list[int]:
+def generated_by_transformers(model: MtpModel, request: Request) -> list[int]:
     ids = torch.tensor([request.prompt_ids])
-    made = model.generate(
+    made = model.base.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=request.max_new_tokens, pad_token_id=0
     )
     tokens: list[int] = made[0, ids.shape[1] :].tolist()
@@ -137,7 +138,21 @@ def test_no_requests_are_done_at_once() -> None:
 
 def test_a_model_with_another_state_is_refused() -> None:
     model = model_of(MambaConfig(vocab_size=NUM_TOKENS, hidden_size=32, num_hidden_layers=1, state_size=4))
-    with pytest.raises(UserError, match=r"\(mamba\) keeps LinearAttentionLayer between tokens"):
+    with pytest.raises(UserError, match=r"\(mamba\) cannot be decoded .* it keeps LinearAttentionLayer between tokens"):
+        list(decode(model, requests_of(1), sampling=Sampling(0), end_ids=END_IDS, batch_size=1))
+
+
+def test_a_model_that_takes_no_positions_is_refused() -> None:
+    model = model_of(BloomConfig(vocab_size=NUM_TOKENS, hidden_size=32, n_layer=1, n_head=4, **PLAIN))
+    with pytest.raises(UserError, match=r"\(bloom\) cannot be decoded .* it fails on eight tokens"):
+        list(decode(model, requests_of(1), sampling=Sampling(0), end_ids=END_IDS, batch_size=1))
+
+
+def test_a_model_that_places_its_tokens_by_the_caches_length_is_refused() -> None:
+    # Its local layers have a mask of their own, which takes the newest column for the newest token of every row.
+    shape = {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 3, "num_heads": 4}
+    model = model_of(GPTNeoConfig(vocab_size=NUM_TOKENS, hidden_size=32, max_position_embeddings=64, **shape, **PLAIN))
+    with pytest.raises(UserError, match=r"\(gpt_neo\) cannot be decoded .* rows of different lengths are not read as"):
         list(decode(model, requests_of(1), sampling=Sampling(0), end_ids=END_IDS, batch_size=1))
 
 
@@ -160,8 +175,8 @@ def test_a_draw_falls_on_the_token_worked_out_by_hand(
     draw: float, top_p: float, temperature: float, token: int
 ) -> None:
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    assert choose(logits, draws=[draw, 0.0], sampling=Sampling(temperature, top_p))[0] == token
+    assert choose(logits, draws=[draw, 0.0], sampling=Sampling(temperature, top_p))[0].item() == token
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert choose(LOGITS[None], draws=[0.99], sampling=Sampling(0)) == [1]
+    assert choose(LOGITS[None], draws=[0.99], sampling=Sampling(0)).tolist() == [1]

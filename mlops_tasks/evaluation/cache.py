@@ -1,0 +1,111 @@
+"""Keys and values of rows of different lengths, and the masks that keep each row to its own.
+
+Position p of a row lies in column p, whatever the other rows do: a row that writes a column again forgets what was there, so
+nothing is ever cropped or moved, and a model's positions, windows and masks are those of the row alone.
+
+Shape letters: B rows, J new columns, S all columns, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicLayer
+
+_SPARE_COLUMNS = 64  # the cache grows by so many, so that a step writes its columns and copies none
+
+
+class RowCache(Cache):
+    """What attention keeps of some rows; transformers' models write into it."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._rows = [_RowLayer() for _ in range(num_layers)]  # type: ignore[no-untyped-call]
+        super().__init__(layers=list(self._rows))
+
+    def aim(self, columns_BJ: Tensor, num_columns: int) -> None:
+        """Say where the next forward writes, and how many columns it may see.
+
+        Args:
+            columns_BJ: int64.
+            num_columns: S, above each of the columns.
+        """
+        rows_B1 = torch.arange(len(columns_BJ), device=columns_BJ.device)[:, None]
+        for layer in self._rows:
+            layer.target = (rows_B1, columns_BJ, num_columns)
+
+    def rows(self, chosen: Sequence[int], num_columns: int) -> RowCache:
+        """A copy of some rows, in this order, one of them perhaps several times; their first columns only."""
+        copied = RowCache(len(self._rows))
+        for layer, source in zip(copied._rows, self._rows, strict=True):
+            if source.is_initialized:
+                index_B = torch.tensor(chosen, device=source.device)
+                layer.keep(*(kept[:, :, :num_columns][index_B] for kept in source.kept))
+        return copied
+
+    def put(self, places: Sequence[int], other: RowCache, chosen: Sequence[int]) -> None:
+        """Let some rows of another cache take the places of rows here."""
+        for layer, source in zip(self._rows, other._rows, strict=True):
+            num_columns = source.kept[0].shape[2]
+            layer.grow(num_columns)
+            to_B, from_B = (torch.tensor(indexes, device=layer.device) for indexes in (places, chosen))
+            for kept, new in zip(layer.kept, source.kept, strict=True):
+                kept[to_B, :, :num_columns] = new[from_B]
+
+
+class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's part, with columns to spare."""
+
+    kept: tuple[Tensor, Tensor]
+    """Keys and values."""
+    target: tuple[Tensor, Tensor, int]
+    """Rows and columns to write to, and how many columns are seen."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        rows_B1, columns_BJ, num_columns = self.target
+        if not self.is_initialized:
+            self.keep(key_states[:, :, :0], value_states[:, :, :0])
+        self.grow(num_columns)
+        for kept, states in zip(self.kept, (key_states, value_states), strict=True):
+            kept[rows_B1, :, columns_BJ] = states.transpose(1, 2)
+        keys, values = self.kept
+        return keys[:, :, :num_columns], values[:, :, :num_columns]
+
+    def keep(self, keys: Tensor, values: Tensor) -> None:
+        self.lazy_initialization(keys, values)
+        self.kept = keys, values
+
+    def grow(self, num_columns: int) -> None:
+        missing = num_columns - self.kept[0].shape[2]
+        if missing > 0:
+            keys, values = self.kept
+            # Zeros, not what happens to be in memory: a masked NaN is still NaN.
+            self.kept = pad(keys, (0, 0, 0, missing + _SPARE_COLUMNS)), pad(values, (0, 0, 0, missing + _SPARE_COLUMNS))
+
+
+class Masks:
+    """What each position sees, in the form in which a model takes it.
+
+    Args:
+        windows: of each layer; None: it sees all that is behind.
+    """
+
+    def __init__(self, windows: Sequence[int | None]) -> None:
+        self._windows = {"full_attention" if one is None else "sliding_attention": one for one in windows}
+
+    def __call__(self, positions_BJ: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+        """Added to attention's scores: 0 for a row's own past, the lowest number elsewhere; [B, 1, J, S].
+
+        A model whose layers are of two kinds takes a mask for each.
+        """
+        columns_S = torch.arange(num_columns, device=positions_BJ.device)
+        behind_BJS = positions_BJ[:, :, None] - columns_S
+        masks = {}
+        for name, window in self._windows.items():
+            is_hidden_BJS = behind_BJS < 0 if window is None else (behind_BJS < 0) | (behind_BJS >= window)
+            mask_BJS = torch.zeros(is_hidden_BJS.shape, dtype=dtype, device=positions_BJ.device)
+            masks[name] = mask_BJS.masked_fill_(is_hidden_BJS, torch.finfo(dtype).min)[:, None]
+        return masks if len(masks) > 1 else next(iter(masks.values()))
