@@ -1,9 +1,9 @@
-"""Keys and values of rows of different lengths, and the masks that keep each row to its own.
+"""Keys and values of rows of different lengths.
 
 Position p of a row lies in column p, whatever the other rows do: a row that writes a column again forgets what was there, so
-nothing is ever cropped or moved, and a model's positions, windows and masks are those of the row alone.
+nothing is ever cropped or moved, and positions and windows are those of the row alone. What a row may see is `attention`'s.
 
-Shape letters: B rows, J new columns, S all columns, D width.
+Shape letters: B rows, J new columns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RowCache(Cache):
 
         Args:
             columns_BJ: int64.
-            num_columns: S, above each of the columns.
+            num_columns: above each of the columns.
         """
         rows_B1 = torch.arange(len(columns_BJ), device=columns_BJ.device)[:, None]
         for layer in self._rows:
@@ -84,28 +84,3 @@ class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             keys, values = self.kept
             # Zeros, not what happens to be in memory: a masked NaN is still NaN.
             self.kept = pad(keys, (0, 0, 0, missing + _SPARE_COLUMNS)), pad(values, (0, 0, 0, missing + _SPARE_COLUMNS))
-
-
-class Masks:
-    """What each position sees, in the form in which a model takes it.
-
-    Args:
-        windows: of each layer; None: it sees all that is behind.
-    """
-
-    def __init__(self, windows: Sequence[int | None]) -> None:
-        self._windows = {"full_attention" if one is None else "sliding_attention": one for one in windows}
-
-    def __call__(self, positions_BJ: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-        """Added to attention's scores: 0 for a row's own past, the lowest number elsewhere; [B, 1, J, S].
-
-        A model whose layers are of two kinds takes a mask for each.
-        """
-        columns_S = torch.arange(num_columns, device=positions_BJ.device)
-        behind_BJS = positions_BJ[:, :, None] - columns_S
-        masks = {}
-        for name, window in self._windows.items():
-            is_hidden_BJS = behind_BJS < 0 if window is None else (behind_BJS < 0) | (behind_BJS >= window)
-            mask_BJS = torch.zeros(is_hidden_BJS.shape, dtype=dtype, device=positions_BJ.device)
-            masks[name] = mask_BJS.masked_fill_(is_hidden_BJS, torch.finfo(dtype).min)[:, None]
-        return masks if len(masks) > 1 else next(iter(masks.values()))

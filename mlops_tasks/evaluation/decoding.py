@@ -1,7 +1,7 @@
 """Decoding many prompts at once: a batch from which finished rows leave and which waiting prompts join.
 
 Owns the loop, the batch and the choice of a token; which prompts there are and what becomes of the text is `generation`'s,
-keys, values and masks are `cache`'s, and whether heads 2..H guess ahead is `speculation`'s. Any model that `model` takes apart
+keys and values are `cache`'s, what sees what is `attention`'s, and whether heads 2..H guess ahead is `speculation`'s. Any model that `model` takes apart
 and whose layers all are attention (full or sliding) can be decoded.
 
 Whatever is asked of the model is one forward of J columns a row: J is the length of a prompt behind the prefix that all prompts
@@ -27,7 +27,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mlops_tasks.errors import UserError
-from mlops_tasks.evaluation.cache import Masks, RowCache
+from mlops_tasks.evaluation.attention import Masks, grouped_attention
+from mlops_tasks.evaluation.cache import RowCache
 from mlops_tasks.evaluation.speculation import Speculation
 from mlops_tasks.model import PROBE_TOLERANCE, MtpModel
 
@@ -300,7 +301,8 @@ class _Reader:
         num_columns = 1 + max(max(row) for row in positions)
         cache.aim(positions_BJ, num_columns)
         mask = self.masks(positions_BJ, num_columns, self.model.base.dtype)
-        return self.model.hidden_behind(ids_BJ, positions_BJ, mask=mask, cache=cache)
+        with grouped_attention(self.model.base.config):
+            return self.model.hidden_behind(ids_BJ, positions_BJ, mask=mask, cache=cache)
 
     @torch.inference_mode()
     def require_exact(self) -> None:
