@@ -47,10 +47,12 @@ class RowCache(Cache):
         return copied
 
     def put(self, places: Sequence[int], other: RowCache, chosen: Sequence[int]) -> None:
-        """Let some rows of another cache take the places of rows here."""
+        """Let some rows of another cache take places here: of other rows, or new ones."""
         for layer, source in zip(self._rows, other._rows, strict=True):
             num_columns = source.kept[0].shape[2]
-            layer.grow(num_columns)
+            if not layer.is_initialized:
+                layer.keep(*(kept[:0, :, :0] for kept in source.kept))
+            layer.grow(1 + max(places), num_columns)
             to_B, from_B = (torch.tensor(indexes, device=layer.device) for indexes in (places, chosen))
             for kept, new in zip(layer.kept, source.kept, strict=True):
                 kept[to_B, :, :num_columns] = new[from_B]
@@ -68,7 +70,7 @@ class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         rows_B1, columns_BJ, num_columns = self.target
         if not self.is_initialized:
             self.keep(key_states[:, :, :0], value_states[:, :, :0])
-        self.grow(num_columns)
+        self.grow(len(key_states), num_columns)
         for kept, states in zip(self.kept, (key_states, value_states), strict=True):
             kept[rows_B1, :, columns_BJ] = states.transpose(1, 2)
         keys, values = self.kept
@@ -78,9 +80,11 @@ class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self.kept = keys, values
 
-    def grow(self, num_columns: int) -> None:
-        missing = num_columns - self.kept[0].shape[2]
-        if missing > 0:
-            keys, values = self.kept
+    def grow(self, num_rows: int, num_columns: int) -> None:
+        keys, values = self.kept
+        more_rows = max(0, num_rows - keys.shape[0])
+        missing = num_columns - keys.shape[2]
+        if more_rows or missing > 0:
+            sides = (0, 0, 0, missing + _SPARE_COLUMNS if missing > 0 else 0, 0, 0, 0, more_rows)
             # Zeros, not what happens to be in memory: a masked NaN is still NaN.
-            self.kept = pad(keys, (0, 0, 0, missing + _SPARE_COLUMNS)), pad(values, (0, 0, 0, missing + _SPARE_COLUMNS))
+            self.kept = pad(keys, sides), pad(values, sides)

@@ -1,8 +1,8 @@
 """Decoding many prompts at once: a batch from which finished rows leave and which waiting prompts join.
 
-Owns the loop, the batch and the choice of a token; which prompts there are and what becomes of the text is `generation`'s,
-keys and values are `cache`'s, what sees what is `attention`'s, and whether heads 2..H guess ahead is `speculation`'s. Any model that `model` takes apart
-and whose layers all are attention (full or sliding) can be decoded.
+Owns the loop, the batch and the choice of a token; which prompts there are and what becomes of the text is `generation`'s, keys
+and values are `cache`'s, what sees what is `attention`'s, and whether heads 2..H guess ahead is `speculation`'s. Any model that
+`model` takes apart and whose layers all are attention (full or sliding) can be decoded.
 
 Whatever is asked of the model is one forward of J columns a row: J is the length of a prompt behind the prefix that all prompts
 share, 1 in a plain step, and H where J - 1 guesses are checked. What a row becomes is a function of the model, the seed and its
@@ -173,9 +173,10 @@ class _Batch:
         self.reader = _Reader(model)
         self.reader.require_exact()
         self.model, self.sampling, self.end_ids, self.is_enough = model, sampling, end_ids, is_enough
-        self.speculation = speculation
+        self.speculation = speculation if model.num_heads > 1 else Speculation("never")
         self.rows: list[_Row] = []
-        self.cache = self.prefix_cache = self.reader.new_cache()
+        self.size = 0  # of the next step, in rows
+        self.cache, self.prefix_cache = self.reader.new_cache(), self.reader.new_cache()
         self.prefix_length = 0
 
     @property
@@ -201,29 +202,45 @@ class _Batch:
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> list[Completed]:
-        """Take requests in; returns those that their first token ends."""
-        joining = [_Row(request, self.sampling) for request in requests]
-        prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
-        cache, hidden_BD = self._prefill(prompts)
-        place = {prompt: index for index, prompt in enumerate(prompts)}
-        of_prompt = [place[request.prompt_ids] for request in requests]  # samples of one prompt share its prefill
-        if self.rows:
-            free = [index for index, row in enumerate(self.rows) if not row.is_alive][: len(joining)]
-            self.cache.put(free, cache, of_prompt)
-            for index, row in zip(free, joining, strict=True):
+        """Take requests in, the longest first; returns those that their first token ends."""
+        finished = []
+        self.size = max(self.num_rows, self.num_alive + len(requests))
+        for group in self._alike(requests):
+            joining = [_Row(request, self.sampling) for request in group]
+            prompts = list(dict.fromkeys(request.prompt_ids for request in group))
+            cache, hidden_BD = self._prefill(prompts)
+            place = {prompt: index for index, prompt in enumerate(prompts)}
+            of_prompt = [place[request.prompt_ids] for request in group]  # samples of one prompt share its prefill
+            self._extend(joining, hidden_BD[of_prompt][:, None])
+            free = [index for index, row in enumerate(self.rows) if not row.is_alive]
+            places = [*free, *range(self.num_rows, self.num_rows + len(group))][: len(group)]
+            self.cache.put(places, cache, of_prompt)
+            self.rows += joining[len(free) :]
+            for index, row in zip(places, joining, strict=True):
                 self.rows[index] = row
-        else:
-            self.cache = cache.rows(of_prompt, max(map(len, prompts)))
-            self.rows = list(joining)
-        self._extend(joining, hidden_BD[of_prompt][:, None])
-        return [row.completed for row in joining if not row.is_alive]
+            finished += [row.completed for row in joining if not row.is_alive]
+        return finished
+
+    def _alike(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """Prompts that are read side by side: padding is less than a quarter of each."""
+        groups: list[list[Request]] = []
+        for request in requests:
+            length, longest = (
+                len(one.prompt_ids) - self.prefix_length for one in (request, groups[-1][0] if groups else request)
+            )
+            if groups and 4 * length > 3 * longest:
+                groups[-1].append(request)
+            else:
+                groups.append([request])
+        return groups
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
         """Take finished rows out of the cache."""
         staying = [index for index, row in enumerate(self.rows) if row.is_alive]
         self.rows = [self.rows[index] for index in staying]
-        self.cache = self.cache.rows(staying, max((row.position for row in self.rows), default=0))
+        self.size = self.num_rows
+        self.cache = self.cache.rows(staying, max(row.position for row in self.rows))
 
     @torch.inference_mode()
     def step(self) -> list[Completed]:
@@ -239,7 +256,7 @@ class _Batch:
         positions = [[min(row.position + one, row.last_position) for one in ahead] for row in self.rows]
         counts = self._extend(self.rows, self.reader.read(ids, positions, self.cache))
         self.speculation.record(
-            self.num_rows, has_guesses=num_guesses > 0, counts=counts, seconds=time.perf_counter() - started
+            self.size, has_guesses=num_guesses > 0, counts=counts, seconds=time.perf_counter() - started
         )
         return [row.completed for row in alive if not row.is_alive]
 
@@ -265,14 +282,13 @@ class _Batch:
         draws = [draw for row in rows for draw in row.draws(num_columns)] if self.sampling.temperature else []
         tokens_BJ = choose(logits_NV, draws=draws, sampling=self.sampling).view(num_rows, num_columns)
         parts = [tokens_BJ]
-        if self.model.num_heads > 1 and self.speculation.is_wanted(max(num_rows, self.num_rows)):
+        if self.speculation.is_wanted(self.size):
             guesses_BG = torch.tensor([row.guesses for row in rows], device=hidden_BJD.device)
             num_right_B = (tokens_BJ[:, :-1] == guesses_BG).cumprod(dim=1).sum(dim=1)
             parts.append(self.model.guess(_at(hidden_BJD, num_right_B)))
         counts = []
-        for row, values in zip(
-            rows, torch.cat(parts, dim=1).tolist(), strict=True
-        ):  # the only wait for a GPU in a step
+        found = torch.cat(parts, dim=1).tolist()  # the only wait for a GPU in a step
+        for row, values in zip(rows, found, strict=True):
             if row.is_alive:
                 counts.append(row.accept(values[:num_columns], self.end_ids, self.is_enough))
             row.guesses = values[num_columns:]
@@ -297,7 +313,7 @@ class _Reader:
     def read(self, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], cache: RowCache) -> Tensor:
         """Hidden states [B, J, D] of tokens, which are put into the cache at their positions."""
         device = self.model.base.device
-        ids_BJ, positions_BJ = torch.tensor([ids, [list(row) for row in positions]]).to(device, non_blocking=True)
+        ids_BJ, positions_BJ = torch.tensor([ids, [list(row) for row in positions]]).to(device)
         num_columns = 1 + max(max(row) for row in positions)
         cache.aim(positions_BJ, num_columns)
         mask = self.masks(positions_BJ, num_columns, self.model.base.dtype)

@@ -123,7 +123,7 @@ def generate(attempt: Attempt, on_row: Callable[[Row], None] = lambda row: None)
     prompts = {problem.id: render_prompt(problem, config.protocol, shots, writer.tokenizer) for problem in problems}
     parts = Parts(attempt.store, attempt.prefix, _COMPLETIONS, token=attempt.token)
     earlier = parts.read()
-    speculation = Speculation("auto" if attempt.environment.generate.speculative else "never")
+    speculation = Speculation(attempt.environment.generate.speculation)
     loaded = time.monotonic()
     rows = write(
         writer, prompts, config, batch_size=batch_size, speculation=speculation, earlier=earlier, on_row=on_row, put_away=parts.add

@@ -110,16 +110,16 @@ def test_heads_beside_the_model_guess_and_change_no_completion(
     environment: Environment, model_folder: Path, tmp_path: Path
 ) -> None:
     found = {}
-    for is_speculative in (True, False):
-        resources = environment.generate.model_copy(update={"speculative": is_speculative})
-        other = environment.model_copy(update={"generate": resources, "store": str(tmp_path / f"s{is_speculative}")})
-        attempt = attempt_of(other, model_folder, tmp_path / str(is_speculative), with_heads=True, max_new_tokens=40)
+    for mode in ("always", "never"):
+        resources = environment.generate.model_copy(update={"speculation": mode})
+        other = environment.model_copy(update={"generate": resources, "store": str(tmp_path / f"store-{mode}")})
+        attempt = attempt_of(other, model_folder, tmp_path / mode, with_heads=True, max_new_tokens=40)
         metrics = generate(attempt)
-        found[is_speculative] = (attempt.folder / "completions.parquet").read_bytes()
-        assert (metrics["acceptance_length"] is not None) == is_speculative
-        assert (metrics["speculated_share"] > 0) == is_speculative
+        found[mode] = (attempt.folder / "completions.parquet").read_bytes()
+        assert (metrics["acceptance_length"] is not None) == (mode == "always")
+        assert (metrics["speculated_share"] > 0) == (mode == "always")
         assert metrics["tokens_per_second"] > 0
-    assert found[True] == found[False]
+    assert found["always"] == found["never"]
 
 
 def test_the_shots_come_from_the_prompt_split_and_limit_counts_by_number(
