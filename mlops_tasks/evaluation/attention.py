@@ -23,9 +23,15 @@ class Masks:
 
     Args:
         windows: of each layer; None: it sees all that is behind.
+
+    Raises:
+        ValueError: there are windows of several sizes, and a model can be given a mask for one.
     """
 
     def __init__(self, windows: Sequence[int | None]) -> None:
+        sizes = sorted({one for one in windows if one is not None})
+        if len(sizes) > 1:
+            raise ValueError(f"its layers have windows of {len(sizes)} sizes ({', '.join(map(str, sizes))} tokens)")
         self._windows = {"full_attention" if one is None else "sliding_attention": one for one in windows}
 
     def __call__(self, positions_BJ: Tensor, num_columns: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
@@ -64,11 +70,13 @@ def _grouped_sdpa(
 ) -> tuple[Tensor, None]:
     num_rows, num_heads, num_columns, width = query.shape
     num_groups = num_heads // key.shape[1]
-    is_plain = all(kwargs.get(name) is None for name in ("softcap", "position_bias"))
-    if num_groups == 1 or attention_mask is None or not is_plain:
+    is_plain = attention_mask is not None and all(kwargs.get(name) is None for name in ("softcap", "position_bias"))
+    # Copies of the mask take the place of copies of keys and values; for very many columns those are the smaller.
+    if num_groups == 1 or not is_plain or num_columns > 2 * key.shape[1] * width:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     # The heads of a group are, for their key, so many more columns of queries.
     queries = query.reshape(num_rows, key.shape[1], num_groups * num_columns, width)
+    assert attention_mask is not None
     mask = attention_mask.repeat(1, 1, num_groups, 1)
     found = scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=kwargs.get("scaling"))
     return found.view(num_rows, num_heads, num_columns, -1).transpose(1, 2).contiguous(), None

@@ -33,6 +33,7 @@ from mlops_tasks.evaluation.speculation import Speculation
 from mlops_tasks.model import PROBE_TOLERANCE, MtpModel
 
 _ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer)
+_MAX_TOKENS = 16_384  # of several prompts that are read in one forward, for what it keeps in memory
 _JOIN_SHARE = 8  # rows join and leave when this part of the batch is free
 
 
@@ -203,36 +204,38 @@ class _Batch:
     @torch.inference_mode()
     def admit(self, requests: Sequence[Request]) -> list[Completed]:
         """Take requests in, the longest first; returns those that their first token ends."""
-        finished = []
         self.size = max(self.num_rows, self.num_alive + len(requests))
-        for group in self._alike(requests):
-            joining = [_Row(request, self.sampling) for request in group]
-            prompts = list(dict.fromkeys(request.prompt_ids for request in group))
-            cache, hidden_BD = self._prefill(prompts)
-            place = {prompt: index for index, prompt in enumerate(prompts)}
-            of_prompt = [place[request.prompt_ids] for request in group]  # samples of one prompt share its prefill
-            self._extend(joining, hidden_BD[of_prompt][:, None])
-            free = [index for index, row in enumerate(self.rows) if not row.is_alive]
-            places = [*free, *range(self.num_rows, self.num_rows + len(group))][: len(group)]
-            self.cache.put(places, cache, of_prompt)
-            self.rows += joining[len(free) :]
-            for index, row in zip(places, joining, strict=True):
-                self.rows[index] = row
-            finished += [row.completed for row in joining if not row.is_alive]
-        return finished
-
-    def _alike(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Prompts that are read side by side: padding is less than a quarter of each."""
-        groups: list[list[Request]] = []
+        of_prompt: dict[tuple[int, ...], list[_Row]] = {}
         for request in requests:
-            length, longest = (
-                len(one.prompt_ids) - self.prefix_length for one in (request, groups[-1][0] if groups else request)
-            )
-            if groups and 4 * length > 3 * longest:
-                groups[-1].append(request)
+            of_prompt.setdefault(request.prompt_ids, []).append(_Row(request, self.sampling))
+        for prompts in self._alike(list(of_prompt)):
+            cache, hidden_BD = self._prefill(prompts)
+            # Samples of one prompt share its prefill.
+            joining = [(index, row) for index, prompt in enumerate(prompts) for row in of_prompt[prompt]]
+            self._join(cache, hidden_BD, [index for index, _ in joining], [row for _, row in joining])
+        return [row.completed for rows in of_prompt.values() for row in rows if not row.is_alive]
+
+    def _alike(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prompts that are read side by side: padding is less than a quarter of each, and all together are not too long."""
+        groups: list[list[tuple[int, ...]]] = []
+        for prompt in prompts:
+            group = groups[-1] if groups else [prompt]
+            length, longest = (len(one) - self.prefix_length for one in (prompt, group[0]))
+            if groups and 4 * length > 3 * longest and (1 + len(group)) * longest <= _MAX_TOKENS:
+                group.append(prompt)
             else:
-                groups.append([request])
+                groups.append([prompt])
         return groups
+
+    def _join(self, cache: RowCache, hidden_BD: Tensor, of_prompt: Sequence[int], rows: Sequence[_Row]) -> None:
+        """Choose the first token of rows, and put them in the places of finished ones or behind all."""
+        self._extend(rows, hidden_BD[of_prompt][:, None])
+        free = [index for index, row in enumerate(self.rows) if not row.is_alive]
+        places = [*free, *range(self.num_rows, self.num_rows + len(rows))][: len(rows)]
+        self.cache.put(places, cache, of_prompt)
+        self.rows += rows[len(free) :]
+        for index, row in zip(places, rows, strict=True):
+            self.rows[index] = row
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
@@ -305,7 +308,10 @@ class _Reader:
         if other:
             raise self._refusal(f"it keeps {', '.join(other)} between tokens")
         self.num_layers = len(layers)
-        self.masks = Masks([getattr(layer, "sliding_window", None) for layer in layers])
+        try:
+            self.masks = Masks([getattr(layer, "sliding_window", None) for layer in layers])
+        except ValueError as error:
+            raise self._refusal(str(error)) from None
 
     def new_cache(self) -> RowCache:
         return RowCache(self.num_layers)

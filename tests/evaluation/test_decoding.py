@@ -27,6 +27,35 @@ def test_greedy_equals_generate_of_transformers_token_for_token(name: str) -> No
         assert by_request(list(done)) == expected
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_all_prompts_start_with_is_read_once(name: str) -> None:
+    model = model_of(CONFIGS[name]())
+    shared = tuple(range(20, 40))
+    # One prompt is a prefix of another, and one is only a token longer than what is shared.
+    tails = [(3,), (3, 9, 4, 8), (7, 7), (2, 6, 5), (60,) * 9]
+    requests = [Request(str(index), 0, (*shared, *tail), 12) for index, tail in enumerate(tails)]
+    expected = {(one.problem_id, 0): (generated_by_transformers(model, one), False) for one in requests}
+    num_read = []
+    model.base.base_model.register_forward_pre_hook(
+        lambda module, arguments, named: num_read.append(named["input_ids"].shape), with_kwargs=True
+    )
+    for batch_size in (1, 2, 5):
+        num_read.clear()
+        done = decode(model, requests, sampling=Sampling(0), end_ids=frozenset(), batch_size=batch_size)
+        assert by_request(list(done)) == expected
+        assert [shape[1] for shape in num_read if shape[1] >= len(shared)] == [len(shared)]
+
+
+def test_a_token_is_chosen_behind_a_prompt_that_all_others_start_with() -> None:
+    model = model_of(CONFIGS["llama"]())
+    shared = tuple(range(20, 40))
+    requests = [Request(str(len(tail)), 0, (*shared, *tail), 6) for tail in ((), (9,), (9, 4))]
+    done = decode(model, requests, sampling=Sampling(0), end_ids=frozenset(), batch_size=3)
+    assert by_request(list(done)) == {
+        (one.problem_id, 0): (generated_by_transformers(model, one), False) for one in requests
+    }
+
+
 def generated_by_transformers(model: MtpModel, request: Request) -> list[int]:
     ids = torch.tensor([request.prompt_ids])
     made = model.base.generate(
