@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import render_prompt, shots_of
-from mlops_tasks.data.sources import read_mbpp
+from mlops_tasks.data.sources.mbpp import read_mbpp
 from mlops_tasks.evaluation.decoding import Request, Sampling, decode
 from mlops_tasks.evaluation.sandbox import Program, Sandbox
 from mlops_tasks.machine import accelerator, num_cores

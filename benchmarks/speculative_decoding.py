@@ -29,7 +29,7 @@ from mlops_tasks.data.generated import generate_problems
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import render_prompt
 from mlops_tasks.data.random_model import build
-from mlops_tasks.data.sources import read_mbpp
+from mlops_tasks.data.sources.mbpp import read_mbpp
 from mlops_tasks.data.tokens import Batch, encode, pack, padding_id, to_batch
 from mlops_tasks.evaluation.decoding import Request, Sampling, decode
 from mlops_tasks.evaluation.speculation import Speculation
