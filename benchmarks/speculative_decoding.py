@@ -33,7 +33,7 @@ from mlops_tasks.data.sources.mbpp import read_mbpp
 from mlops_tasks.data.tokens import Batch, encode, pack, padding_id, to_batch
 from mlops_tasks.evaluation.decoding import Request, Sampling, decode
 from mlops_tasks.evaluation.speculation import Speculation
-from mlops_tasks.logs import watched
+from mlops_tasks.logs import configure, watched
 from mlops_tasks.loss import head_balance, mtp_loss, shifted_targets, shifted_weights
 from mlops_tasks.machine import accelerator
 from mlops_tasks.model import MtpModel
@@ -146,18 +146,20 @@ def main() -> None:
     parser.add_argument("--mbpp", type=Path)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--steps", type=int, help="of training; default 280 for demo, 60 for smollm2")
+    parser.add_argument("--learnt", type=int, help="problems in a step of training; default 32 and 16")
     parser.add_argument("--problems", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    configure()
     started = time.perf_counter()
     if arguments.what == "demo":
         work = demo(arguments)
-        learn(work, is_frozen=False, num_steps=arguments.steps or 280, batch_size=32, rate=4e-3)
+        learn(work, is_frozen=False, num_steps=arguments.steps or 280, batch_size=arguments.learnt or 32, rate=4e-3)
     else:
         work = smollm2(arguments)
-        learn(work, is_frozen=True, num_steps=arguments.steps or 60, batch_size=16, rate=1e-3)
+        learn(work, is_frozen=True, num_steps=arguments.steps or 60, batch_size=arguments.learnt or 16, rate=1e-3)
     print(f"trained in {time.perf_counter() - started:.0f} s; load {os.getloadavg()[0]:.1f}", flush=True)
     print(
         "| model | H | batch | acceptance length | tokens/s plain | always | ratio | auto | ratio | auto speculated | texts that differ |"

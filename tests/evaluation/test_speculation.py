@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -138,6 +139,22 @@ def test_guessing_may_stop_and_start_at_any_step(sampling: Sampling) -> None:
     fickle = Fickle()
     assert written(model, requests, fickle, batch_size=6, sampling=sampling) == plain
     assert 0.1 < fickle.metrics()["speculated_share"] < 0.9
+
+
+def test_a_row_that_joins_asks_for_the_batch_that_it_joins() -> None:
+    class NotInAFullBatch(Speculation):
+        sizes: ClassVar[list[tuple[int, bool]]] = []
+
+        def is_wanted(self, num_rows: int) -> bool:
+            return num_rows < 5
+
+        def record(self, num_rows: int, *, has_guesses: bool, counts: Sequence[int], seconds: float) -> None:
+            self.sizes.append((num_rows, has_guesses))
+
+    speculation = NotInAFullBatch()
+    written(trained_heads("llama"), requests_of(20), speculation, batch_size=5)
+    assert (5, True) not in speculation.sizes
+    assert {(5, False), (4, True)} <= {*speculation.sizes}
 
 
 def test_a_guess_may_reach_past_the_models_last_position() -> None:
