@@ -542,6 +542,10 @@ class GenerateResources(Settings):
 
     batch_size: int = Field(32, ge=1)
     """Sequences decoded at one time."""
+    speculation: Literal["auto", "always", "never"] = "auto"
+    """Heads 2..H of a trained model guess tokens ahead, which head 1 checks in one forward. Like `batch_size`, this changes a
+    completion only where two tokens are equally likely up to rounding; `auto`, where it is faster, goes by the clock, so there
+    two runs may differ in that; with `always` and `never` they do not."""
 
 
 class JudgeResources(Settings):

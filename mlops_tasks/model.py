@@ -17,10 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from mlops_tasks.errors import UserError
 from mlops_tasks.pretrained import load_model
+
+HEADS_FILE = "heads.safetensors"
 
 # Rounding in float32 is some 1e-6 of the largest value; another document that is seen changes 1e-2 of it.
 PROBE_TOLERANCE = 1e-4
@@ -72,6 +75,14 @@ class MtpModel(nn.Module):
         model.probe(str(folder))
         return model
 
+    @classmethod
+    def with_saved_heads(cls, base: PreTrainedModel, file: Path) -> Self:
+        """A base and all heads of a file that `save` wrote beside it, in the base's precision."""
+        names = {name.partition(".")[0] for name in safetensors.torch.load_file(file)}
+        model = cls(base, num_heads=1 + len(names), seed=0)
+        model.load_heads(file)
+        return model.to(base.dtype)
+
     def forward(self, input_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
         """`hidden`, under the name that DistributedDataParallel calls."""
         return self.hidden(input_ids_BS, position_ids_BS)
@@ -90,6 +101,39 @@ class MtpModel(nn.Module):
         # Without a cache, and only then, transformers 5 reads document boundaries off the positions.
         outputs = self.base.base_model(input_ids=input_ids_BS, position_ids=position_ids_BS, use_cache=False)
         return cast(Tensor, outputs.last_hidden_state)
+
+    def hidden_behind(
+        self, input_ids_BS: Tensor, position_ids_BS: Tensor, *, mask: Tensor | dict[str, Tensor], cache: Cache
+    ) -> Tensor:
+        """`hidden` of tokens that follow others.
+
+        Args:
+            mask: Added to attention's scores, [B, 1, S, columns of the cache with these tokens]; one for each kind of layer
+                where there are two.
+            cache: Keys and values; those of these tokens are added.
+
+        Returns:
+            hidden_BSD.
+        """
+        outputs = self.base.base_model(
+            input_ids=input_ids_BS,
+            position_ids=position_ids_BS,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cast(Tensor, outputs.last_hidden_state)
+
+    def guess(self, hidden_ND: Tensor) -> Tensor:
+        """The likeliest token of each head 2..H.
+
+        Returns:
+            int64 [N, H - 1].
+        """
+        # One product for all heads: on a CPU it is the reading of the output layer that takes the time.
+        moved_HND = torch.stack([hidden_ND + head(hidden_ND) for head in self.heads])
+        tokens = self.head_logits(moved_HND.flatten(0, 1), 1).argmax(dim=-1)
+        return tokens.view(len(self.heads), -1).T
 
     def head_logits(self, hidden_ND: Tensor, head: int) -> Tensor:
         """Logits of head k, 1 ≤ k ≤ H, with all that the base does to its own (soft cap, scale).
@@ -121,7 +165,7 @@ class MtpModel(nn.Module):
         self.base.save_pretrained(folder / "model")
         if self.num_heads > 1:
             tensors = {name: value.detach().cpu().contiguous() for name, value in self.heads.state_dict().items()}
-            safetensors.torch.save_file(tensors, folder / "heads.safetensors")
+            safetensors.torch.save_file(tensors, folder / HEADS_FILE)
 
     def load_heads(self, file: Path) -> None:
         """Take heads 2..H from a file that `save` wrote.

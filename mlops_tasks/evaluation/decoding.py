@@ -1,33 +1,40 @@
 """Decoding many prompts at once: a batch from which finished rows leave and which waiting prompts join.
 
-Owns the loop, the key/value cache and the choice of a token; which prompts there are and what becomes of the text is
-`generation`'s. Any transformers causal LM whose layers all are attention (full or sliding) can be decoded.
+Owns the loop, the batch and the choice of a token; which prompts there are and what becomes of the text is `generation`'s, keys
+and values are `cache`'s, what sees what is `attention`'s, and whether heads 2..H guess ahead is `speculation`'s. Any model that
+`model` takes apart and whose layers all are attention (full or sliding) can be decoded.
 
-All rows end at the same column of the cache and are padded on the left, so a step appends one column for all. A row joins by
-being prefilled on its own and copied beside the others, and rows leave in groups: both copy the cache once, in `_joined`.
+Whatever is asked of the model is one forward of J columns a row: J is the length of a prompt behind the prefix that all prompts
+share, 1 in a plain step, and H where J - 1 guesses are checked. What a row becomes is a function of the model, the seed and its
+request, up to floating-point order: a token is drawn from head 1's distribution with a number that belongs to its place in the
+row, and a guess only says whether the distribution of the place behind it is known already.
 
-Shape letters: B rows, S column of the cache, V vocabulary.
+Shape letters: B rows, J columns of a forward, N some of their hidden states, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mlops_tasks.errors import UserError
+from mlops_tasks.evaluation.attention import Masks, grouped_attention
+from mlops_tasks.evaluation.cache import RowCache
+from mlops_tasks.evaluation.speculation import Speculation
+from mlops_tasks.model import PROBE_TOLERANCE, MtpModel
 
-_SPARE_COLUMNS = 64  # the cache grows by so many, so that a step writes one column and copies none
-_REPACK_SHARE = 8  # rows join and leave when this part of the batch is free; each time costs a copy of the cache
+_ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer)
+_MAX_TOKENS = 16_384  # of several prompts that are read in one forward, for what it keeps in memory
+_JOIN_SHARE = 8  # rows join and leave when this part of the batch is free
 
 
 @dataclass(frozen=True)
@@ -62,34 +69,36 @@ class Completed:
 
 
 def decode(
-    model: PreTrainedModel,
+    model: MtpModel,
     requests: Sequence[Request],
     *,
     sampling: Sampling,
     end_ids: frozenset[int],
     batch_size: int,
     is_enough: Callable[[list[int]], bool] = lambda token_ids: False,
+    speculation: Speculation | None = None,
 ) -> Iterator[Completed]:
     """Complete requests, in the order in which they are done.
 
     Args:
         end_ids: tokens that end a completion.
-        batch_size: rows decoded at one time; what a row becomes does not depend on it, up to floating-point order.
+        batch_size: rows decoded at one time.
         is_enough: asked after each token with the row's tokens; True ends the row.
+        speculation: when to let heads 2..H guess, and what came of it; None: never. Like `batch_size`, it changes no completion.
 
     Raises:
-        UserError: the model keeps a state other than attention's.
+        UserError: the model keeps a state other than attention's, or rows of different lengths cannot be put side by side.
     """
-    _require_attention(model)
     # The longest first: rows of like length share a prefill, and no long straggler is left at the end.
     waiting = deque(sorted(requests, key=lambda one: len(one.prompt_ids), reverse=True))
-    batch = _Batch(model, sampling, end_ids, is_enough)
-    least = max(1, batch_size // _REPACK_SHARE)
+    batch = _Batch(model, sampling, end_ids, is_enough, speculation or Speculation("never"))
+    batch.read_prefix([request.prompt_ids for request in requests])
+    least = max(1, batch_size // _JOIN_SHARE)
     while waiting or batch.num_alive:
         room = batch_size - batch.num_alive
         if waiting and room >= least:
             yield from batch.admit([waiting.popleft() for _ in range(min(room, len(waiting)))])
-        elif batch.num_rows - batch.num_alive >= least:
+        elif not waiting and batch.num_rows - batch.num_alive >= least:
             batch.drop_finished()
         if batch.num_alive:
             yield from batch.step()
@@ -101,16 +110,47 @@ class _Row:
     def __init__(self, request: Request, sampling: Sampling) -> None:
         self.completed = Completed(request)
         self.is_alive = True
+        self.guesses: list[int] = []
         # A stream of its own: what is drawn for a row depends on nothing else in the batch.
         name = f"{sampling.seed}:{request.problem_id}:{request.sample}"
-        self.draws = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest())))
+        self._stream = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest())))
+        self._draws: list[float] = []
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.completed.request.prompt_ids) + len(self.completed.token_ids)
+    def newest_token(self) -> int:
+        """It is not read yet; a finished row has nothing to read."""
+        return self.completed.token_ids[-1] if self.is_alive else 0
 
-    def accept(self, token: int, end_ids: frozenset[int], is_enough: Callable[[list[int]], bool]) -> None:
-        """Append a token, or end."""
+    @property
+    def position(self) -> int:
+        """Of the newest token."""
+        return len(self.completed.request.prompt_ids) + len(self.completed.token_ids) - 1 if self.is_alive else 0
+
+    @property
+    def last_position(self) -> int:
+        """Of the last token that there can be. It is never read, so whatever is beyond may be written there."""
+        return len(self.completed.request.prompt_ids) + self.completed.request.max_new_tokens - 1
+
+    def draws(self, count: int) -> list[float]:
+        """The numbers of the next tokens: each place has its own, however often it is asked for."""
+        first = len(self.completed.token_ids)
+        while len(self._draws) < first + count:
+            self._draws.append(self._stream.random())
+        return self._draws[first : first + count]
+
+    def accept(self, tokens: Sequence[int], end_ids: frozenset[int], is_enough: Callable[[list[int]], bool]) -> int:
+        """Append tokens as far as each was made behind the right ones, or to the end; returns how many were made.
+
+        Args:
+            tokens: chosen behind the newest token, behind it and the first guess, and so on.
+        """
+        for count, (token, guess) in enumerate(zip(tokens, [*self.guesses, None], strict=True), start=1):
+            self._append(token, end_ids, is_enough)
+            if not self.is_alive or token != guess:
+                return count
+        raise AssertionError("no guess is None")
+
+    def _append(self, token: int, end_ids: frozenset[int], is_enough: Callable[[list[int]], bool]) -> None:
         if token in end_ids:
             self.completed.is_ended = True
             self.is_alive = False
@@ -121,22 +161,24 @@ class _Row:
 
 
 class _Batch:
-    """Rows that are decoded together, with their cache."""
+    """Rows that are decoded together, with their cache. A finished row keeps its place until another takes it."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: MtpModel,
         sampling: Sampling,
         end_ids: frozenset[int],
         is_enough: Callable[[list[int]], bool],
+        speculation: Speculation,
     ) -> None:
+        self.reader = _Reader(model)
+        self.reader.require_exact()
         self.model, self.sampling, self.end_ids, self.is_enough = model, sampling, end_ids, is_enough
-        accepted = inspect.signature(model.forward).parameters
-        self.takes_positions = "position_ids" in accepted
-        self.takes_logits_to_keep = "logits_to_keep" in accepted
+        self.speculation = speculation if model.num_heads > 1 else Speculation("never")
         self.rows: list[_Row] = []
-        self.cache = DynamicCache()
-        self.mask_BS = torch.zeros(0, 0, dtype=torch.bool, device=model.device)
+        self.size = 0  # of the next step, in rows
+        self.cache, self.prefix_cache = self.reader.new_cache(), self.reader.new_cache()
+        self.prefix_length = 0
 
     @property
     def num_rows(self) -> int:
@@ -146,172 +188,205 @@ class _Batch:
     def num_alive(self) -> int:
         return sum(row.is_alive for row in self.rows)
 
-    def admit(self, requests: Sequence[Request]) -> list[Completed]:
-        """Take requests in; returns those that their first token ends."""
-        rows = [_Row(request, self.sampling) for request in requests]
-        prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
-        cache, mask_BS, logits_BV = self._prefill(prompts)
-        place = {prompt: index for index, prompt in enumerate(prompts)}
-        of_prompt = [place[request.prompt_ids] for request in requests]  # samples of one prompt share its prefill
-        finished = self._extend(rows, logits_BV[of_prompt])
-        joining = [index for index, row in enumerate(rows) if row.is_alive]
-        self._repack(_Part(cache, mask_BS, [of_prompt[index] for index in joining]), [rows[index] for index in joining])
-        return finished
+    @torch.inference_mode()
+    def read_prefix(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Read once what all prompts start with, such as the solved problems that a protocol shows first."""
+        if len(set(prompts)) < 2:
+            return
+        # The last token of a prompt is left, for a token is chosen behind it.
+        first, last = min(prompts)[:-1], max(prompts)[:-1]  # what these two share, all that lie between them share
+        differing = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+        shared = first[: next(differing, min(len(first), len(last)))]
+        if shared:
+            self.reader.read([list(shared)], [range(len(shared))], self.prefix_cache)
+            self.prefix_length = len(shared)
 
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[Request]) -> list[Completed]:
+        """Take requests in, the longest first; returns those that their first token ends."""
+        self.size = max(self.num_rows, self.num_alive + len(requests))
+        of_prompt: dict[tuple[int, ...], list[_Row]] = {}
+        for request in requests:
+            of_prompt.setdefault(request.prompt_ids, []).append(_Row(request, self.sampling))
+        for prompts in self._alike(list(of_prompt)):
+            cache, hidden_BD = self._prefill(prompts)
+            # Samples of one prompt share its prefill.
+            joining = [(index, row) for index, prompt in enumerate(prompts) for row in of_prompt[prompt]]
+            self._join(cache, hidden_BD, [index for index, _ in joining], [row for _, row in joining])
+        return [row.completed for rows in of_prompt.values() for row in rows if not row.is_alive]
+
+    def _alike(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prompts that are read side by side: padding is less than a quarter of each, and all together are not too long."""
+        groups: list[list[tuple[int, ...]]] = []
+        for prompt in prompts:
+            group = groups[-1] if groups else [prompt]
+            length, longest = (len(one) - self.prefix_length for one in (prompt, group[0]))
+            if groups and 4 * length > 3 * longest and (1 + len(group)) * longest <= _MAX_TOKENS:
+                group.append(prompt)
+            else:
+                groups.append([prompt])
+        return groups
+
+    def _join(self, cache: RowCache, hidden_BD: Tensor, of_prompt: Sequence[int], rows: Sequence[_Row]) -> None:
+        """Choose the first token of rows, and put them in the places of finished ones or behind all."""
+        self._extend(rows, hidden_BD[of_prompt][:, None])
+        free = [index for index, row in enumerate(self.rows) if not row.is_alive]
+        places = [*free, *range(self.num_rows, self.num_rows + len(rows))][: len(rows)]
+        self.cache.put(places, cache, of_prompt)
+        self.rows += rows[len(free) :]
+        for index, row in zip(places, rows, strict=True):
+            self.rows[index] = row
+
+    @torch.inference_mode()
     def drop_finished(self) -> None:
         """Take finished rows out of the cache."""
-        self._repack(None, [])
+        staying = [index for index, row in enumerate(self.rows) if row.is_alive]
+        self.rows = [self.rows[index] for index in staying]
+        self.size = self.num_rows
+        self.cache = self.cache.rows(staying, max(row.position for row in self.rows))
 
     @torch.inference_mode()
     def step(self) -> list[Completed]:
-        """One token for each row; returns the rows that it ends."""
-        device = self.model.device
-        last_B1 = torch.tensor([[row.completed.token_ids[-1]] for row in self.rows], device=device)
-        position_B1 = torch.tensor([[row.num_tokens - 1] for row in self.rows], device=device)
-        self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(self.rows), 1)], dim=1)
-        return self._extend(self.rows, self._forward(last_B1, self.mask_BS, position_B1, self.cache))
-
-    @torch.inference_mode()
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        width = max(map(len, prompts))
-        ids_BS = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask_BS = torch.tensor([[False] * (width - len(prompt)) + [True] * len(prompt) for prompt in prompts])
-        positions_BS = (mask_BS.cumsum(dim=1) - 1).clamp(min=0)
-        device = self.model.device
-        cache = DynamicCache()
-        mask_BS = mask_BS.to(device)
-        return cache, mask_BS, self._forward(ids_BS.to(device), mask_BS, positions_BS.to(device), cache)
-
-    def _forward(
-        self, ids_BS: torch.Tensor, mask_BS: torch.Tensor, positions_BS: torch.Tensor, cache: DynamicCache
-    ) -> torch.Tensor:
-        """Logits [B, V] after the last column, in float32."""
-        arguments: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
-        if self.takes_positions:
-            arguments["position_ids"] = positions_BS
-        if self.takes_logits_to_keep:
-            arguments["logits_to_keep"] = 1
-        logits: torch.Tensor = self.model(input_ids=ids_BS, attention_mask=mask_BS, **arguments).logits
-        return logits[:, -1].float()
-
-    def _extend(self, rows: Sequence[_Row], logits_BV: torch.Tensor) -> list[Completed]:
-        """Choose and append a token for each row that is alive; returns the rows that it ends."""
-        alive = [row for row in rows if row.is_alive]
-        tokens = choose(logits_BV, draws=[row.draws.random() for row in rows], sampling=self.sampling)
-        for row, token in zip(rows, tokens, strict=True):
-            if row.is_alive:
-                row.accept(token, self.end_ids, self.is_enough)
+        """A token or more for each row; returns the rows that it ends."""
+        started = time.perf_counter()
+        alive = [row for row in self.rows if row.is_alive]
+        num_guesses = max(len(row.guesses) for row in alive)
+        for row in self.rows:
+            # A row that joined while nobody guessed has none, and any token is a valid guess.
+            row.guesses = (row.guesses + [0] * num_guesses)[:num_guesses]
+        ids = [[row.newest_token, *row.guesses] for row in self.rows]
+        ahead = range(num_guesses + 1)
+        positions = [[min(row.position + one, row.last_position) for one in ahead] for row in self.rows]
+        counts = self._extend(self.rows, self.reader.read(ids, positions, self.cache))
+        self.speculation.record(
+            self.size, has_guesses=num_guesses > 0, counts=counts, seconds=time.perf_counter() - started
+        )
         return [row.completed for row in alive if not row.is_alive]
 
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[RowCache, Tensor]:
+        """The cache of prompts, and the hidden state [B, D] of the last token of each."""
+        behind = [list(prompt[self.prefix_length :]) for prompt in prompts]
+        width = max(map(len, behind))
+        cache = self.prefix_cache.rows([0] * len(prompts), self.prefix_length)
+        positions = range(self.prefix_length, self.prefix_length + width)
+        ids = [tokens + [0] * (width - len(tokens)) for tokens in behind]
+        hidden_BJD = self.reader.read(ids, [positions] * len(prompts), cache)
+        last_B = torch.tensor([len(tokens) - 1 for tokens in behind], device=hidden_BJD.device)
+        return cache, _at(hidden_BJD, last_B)
+
+    def _extend(self, rows: Sequence[_Row], hidden_BJD: Tensor) -> list[int]:
+        """Choose tokens for rows, and guess the next where it is worth it; returns how many each row that was alive got.
+
+        Args:
+            hidden_BJD: of a row's newest token and of its J - 1 guesses.
+        """
+        num_rows, num_columns, width = hidden_BJD.shape
+        logits_NV = self.model.head_logits(hidden_BJD.reshape(-1, width), 1).float()
+        draws = [draw for row in rows for draw in row.draws(num_columns)] if self.sampling.temperature else []
+        tokens_BJ = choose(logits_NV, draws=draws, sampling=self.sampling).view(num_rows, num_columns)
+        parts = [tokens_BJ]
+        if self.speculation.is_wanted(self.size):
+            guesses_BG = torch.tensor([row.guesses for row in rows], device=hidden_BJD.device)
+            num_right_B = (tokens_BJ[:, :-1] == guesses_BG).cumprod(dim=1).sum(dim=1)
+            parts.append(self.model.guess(_at(hidden_BJD, num_right_B)))
+        counts = []
+        found = torch.cat(parts, dim=1).tolist()  # the only wait for a GPU in a step
+        for row, values in zip(rows, found, strict=True):
+            if row.is_alive:
+                counts.append(row.accept(values[:num_columns], self.end_ids, self.is_enough))
+            row.guesses = values[num_columns:]
+        return counts
+
+
+class _Reader:
+    """Reads tokens with the trunk, each row at its own positions."""
+
+    def __init__(self, model: MtpModel) -> None:
+        self.model = model
+        layers = DynamicCache(config=model.base.config).layers
+        other = sorted({type(layer).__name__ for layer in layers if type(layer) not in _ATTENTION})
+        if other:
+            raise self._refusal(f"it keeps {', '.join(other)} between tokens")
+        self.num_layers = len(layers)
+        try:
+            self.masks = Masks([getattr(layer, "sliding_window", None) for layer in layers])
+        except ValueError as error:
+            raise self._refusal(str(error)) from None
+
+    def new_cache(self) -> RowCache:
+        return RowCache(self.num_layers)
+
+    def read(self, ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], cache: RowCache) -> Tensor:
+        """Hidden states [B, J, D] of tokens, which are put into the cache at their positions."""
+        device = self.model.base.device
+        ids_BJ, positions_BJ = torch.tensor([ids, [list(row) for row in positions]]).to(device)
+        num_columns = 1 + max(max(row) for row in positions)
+        cache.aim(positions_BJ, num_columns)
+        mask = self.masks(positions_BJ, num_columns, self.model.base.dtype)
+        with grouped_attention(self.model.base.config):
+            return self.model.hidden_behind(ids_BJ, positions_BJ, mask=mask, cache=cache)
+
     @torch.inference_mode()
-    def _repack(self, joining: _Part | None, rows: Sequence[_Row]) -> None:
-        staying = [index for index, row in enumerate(self.rows) if row.is_alive]
-        parts = [_Part(self.cache, self.mask_BS, staying)] if staying else []
-        parts += [joining] if joining is not None and joining.chosen else []
-        self.rows = [self.rows[index] for index in staying] + list(rows)
-        if parts:
-            self.cache, self.mask_BS = _joined(parts)
+    def require_exact(self) -> None:
+        """Prove on a few tokens that a row of a batch is read as it is alone.
 
+        Raises:
+            UserError: it is not, or the architecture cannot be called in this way.
+        """
+        device = self.model.base.device
+        ids_S = torch.arange(8, device=device) % self.model.base.config.get_text_config().vocab_size
+        ids, places = ids_S.tolist(), range(8)
+        cache = self.new_cache()
+        try:
+            alone_SD = self.model.hidden(ids_S[None], torch.arange(8, device=device)[None])[0]
+            self.read([ids[:6], ids[:6]], [places[:6], places[:6]], cache)
+            # The second row writes over three of its columns, as one does whose guesses were wrong.
+            found_BJD = self.read([ids[6:8], ids[3:5]], [places[6:8], places[3:5]], cache)
+        # Whatever a foreign architecture raises here means one thing to the user: it cannot be used.
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+            raise self._refusal(f"it fails on eight tokens: {type(error).__name__}: {error}") from error
+        expected_BJD = torch.stack([alone_SD[6:8], alone_SD[3:5]])
+        tolerance = max(PROBE_TOLERANCE, 8 * torch.finfo(alone_SD.dtype).eps)
+        if (found_BJD - expected_BJD).abs().max() > tolerance * alone_SD.abs().max():
+            raise self._refusal("rows of different lengths are not read as each is alone")
 
-@dataclass(frozen=True)
-class _Part:
-    """Some rows of a cache."""
-
-    cache: DynamicCache
-    mask_BS: torch.Tensor
-    chosen: list[int]
-
-    @property
-    def first(self) -> int:
-        """The first column that any of the rows uses."""
-        return int(self.mask_BS[self.chosen].any(dim=0).int().argmax())
-
-
-class _SpareLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values of a layer at the front of tensors that have columns to spare."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, num_columns: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(keys, values)
-        self._columns = keys, values
-        self._show(num_columns)
-
-    def _show(self, num_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = (columns[:, :, :num_columns] for columns in self._columns)
-        self.keys, self.values = keys, values
-        return keys, values
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        start = self.get_seq_length()
-        end = start + key_states.shape[2]
-        missing = end - self._columns[0].shape[2]
-        if missing > 0:
-            keys, values = (pad(columns, (0, 0, 0, missing + _SPARE_COLUMNS)) for columns in self._columns)
-            self._columns = keys, values
-        for columns, states in zip(self._columns, (key_states, value_states), strict=True):
-            columns[:, :, start:end] = states
-        return self._show(end)
-
-
-def _joined(parts: Sequence[_Part]) -> tuple[DynamicCache, torch.Tensor]:
-    """The chosen rows of all parts, ending at one column, without columns that none of them uses."""
-    firsts = [part.first for part in parts]
-    widths = [part.mask_BS.shape[1] - first for part, first in zip(parts, firsts, strict=True)]
-    num_columns = max(widths)
-    cache = DynamicCache()
-    for layers in zip(*(part.cache.layers for part in parts), strict=True):
-        keys, values = (
-            torch.cat(
-                [
-                    # Zeros, not what happens to be in memory: a masked NaN is still NaN.
-                    pad(getattr(layer, name)[part.chosen, :, first:], (0, 0, num_columns - width, _SPARE_COLUMNS))
-                    for layer, part, first, width in zip(layers, parts, firsts, widths, strict=True)
-                ]
-            )
-            for name in ("keys", "values")
+    def _refusal(self, fault: str) -> UserError:
+        base = self.model.base
+        return UserError(
+            f"The model {base.name_or_path} ({base.config.model_type}) cannot be decoded in batches here: {fault}. Evaluate a model "
+            "whose layers are all attention and that takes positions, such as a Llama, Qwen2, Gemma or GPT-2."
         )
-        cache.layers.append(_SpareLayer(keys, values, num_columns))
-    mask_BS = torch.cat(
-        [
-            pad(part.mask_BS[part.chosen, first:], (num_columns - width, 0))
-            for part, first, width in zip(parts, firsts, widths, strict=True)
-        ]
-    )
-    return cache, mask_BS
 
 
-def choose(logits_BV: torch.Tensor, *, draws: Sequence[float], sampling: Sampling) -> list[int]:
-    """One token a row.
+def _at(values_BJD: Tensor, index_B: Tensor) -> Tensor:
+    """One column of each row: [B, D]."""
+    return values_BJD[torch.arange(len(values_BJD), device=values_BJD.device), index_B]
+
+
+def choose(logits_NV: Tensor, *, draws: Sequence[float], sampling: Sampling) -> Tensor:
+    """One token for each distribution.
 
     Args:
-        logits_BV: float32 [B, V].
-        draws: a number in [0, 1) a row; the row's token is where the cumulative probability, in order of token id, passes it.
+        logits_NV: float32 [N, V].
+        draws: N numbers in [0, 1); a token is where the cumulative probability, in order of token id, passes its number. Not
+            looked at where the likeliest is taken.
+
+    Returns:
+        int64 [N].
 
     Example:
         probabilities 0.5, 0.3, 0.2 and top_p 0.7 leave tokens 0 and 1 with 0.625 and 0.375; the draw 0.7 gives token 1.
     """
     if sampling.temperature == 0:
-        return logits_BV.argmax(dim=-1).tolist()
+        return logits_NV.argmax(dim=-1)
     # In float64, or the tail of a large vocabulary is lost in the sum; Apple's GPUs have none.
-    logits_BV = logits_BV.cpu() if logits_BV.device.type == "mps" else logits_BV
-    p_BV = torch.softmax(logits_BV.double() / sampling.temperature, dim=-1)
+    device = logits_NV.device
+    logits_NV = logits_NV.cpu() if device.type == "mps" else logits_NV
+    p_NV = torch.softmax(logits_NV.double() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
-        sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
-        is_out_BV = sorted_BV.cumsum(dim=-1) - sorted_BV >= sampling.top_p  # what came before was enough
-        p_BV = p_BV.masked_fill(torch.zeros_like(is_out_BV).scatter(1, order_BV, is_out_BV), 0.0)
-    cumulative_BV = p_BV.cumsum(dim=-1)
-    marks_B1 = torch.tensor(draws, dtype=torch.float64, device=p_BV.device)[:, None] * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, marks_B1, right=True)[:, 0].tolist()
-
-
-def _require_attention(model: PreTrainedModel) -> None:
-    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
-    other = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer})
-    if other:
-        raise UserError(
-            f"The model {model.name_or_path} ({model.config.model_type}) keeps {', '.join(other)} between tokens; only attention "
-            "layers can be decoded in batches here. Evaluate a model whose layers are all attention, such as a Llama, Qwen2 or "
-            "GPT-2."
-        )
+        sorted_NV, order_NV = p_NV.sort(dim=-1, descending=True, stable=True)
+        is_out_NV = sorted_NV.cumsum(dim=-1) - sorted_NV >= sampling.top_p  # what came before was enough
+        p_NV = p_NV.masked_fill(torch.zeros_like(is_out_NV).scatter(1, order_NV, is_out_NV), 0.0)
+    cumulative_NV = p_NV.cumsum(dim=-1)
+    marks_N1 = torch.tensor(draws, dtype=torch.float64, device=p_NV.device)[:, None] * cumulative_NV[:, -1:]
+    return torch.searchsorted(cumulative_NV, marks_N1, right=True)[:, 0].to(device)

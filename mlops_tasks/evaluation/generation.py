@@ -36,8 +36,10 @@ from mlops_tasks.errors import UserError
 from mlops_tasks.evaluation.decoding import Completed, Request, Sampling, decode
 from mlops_tasks.evaluation.likelihood import Known, solution_bits
 from mlops_tasks.evaluation.metrics import bits_per_byte
+from mlops_tasks.evaluation.speculation import Speculation
 from mlops_tasks.logs import ProgressBar
 from mlops_tasks.machine import accelerator
+from mlops_tasks.model import HEADS_FILE, MtpModel
 from mlops_tasks.parts import Parts
 from mlops_tasks.pretrained import load_model, load_tokenizer
 from mlops_tasks.stage import Attempt
@@ -79,8 +81,14 @@ class GenerateConfig(Settings):
 class Writer:
     """A model and its tokenizer, ready to write."""
 
-    model: PreTrainedModel
+    mtp: MtpModel
+    """With the heads that were trained with it, if there are any."""
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The plain model."""
+        return self.mtp.base
 
     @property
     def max_positions(self) -> int | None:
@@ -111,11 +119,17 @@ def generate(attempt: Attempt, on_row: Callable[[Row], None] = lambda row: None)
     problems = chosen(read_problems(data.path(f"{config.problems.split}.parquet")), config.problems)
     require_kind(problems, config.protocol)
     shots = shots_of(read_problems(data.path("prompt.parquet")), config.protocol)
-    writer = load(attempt.inputs["model"].folder("model"), precision=config.precision)
+    writer = load(attempt.inputs["model"].folder("model"), precision=config.precision, heads=_heads(attempt))
     prompts = {problem.id: render_prompt(problem, config.protocol, shots, writer.tokenizer) for problem in problems}
     parts = Parts(attempt.store, attempt.prefix, _COMPLETIONS, token=attempt.token)
     earlier = parts.read()
-    rows = write(writer, prompts, config, batch_size=batch_size, earlier=earlier, on_row=on_row, put_away=parts.add)
+    speculation = Speculation(attempt.environment.generate.speculation)
+    loaded = time.monotonic()
+    rows = write(
+        writer, prompts, config, batch_size=batch_size, speculation=speculation, earlier=earlier, on_row=on_row, put_away=parts.add
+    )  # fmt: skip
+    num_new_tokens = sum(row["num_tokens"] for row in rows) - sum(row["num_tokens"] for row in earlier)
+    tokens_per_second = num_new_tokens / (time.monotonic() - loaded)
     writing_seconds = time.monotonic() - started
     known = likelihoods(writer, problems, prompts, config.protocol, batch_size=batch_size)
     for name, table, schema in (("completions", rows, _COMPLETIONS), ("likelihoods", known, _LIKELIHOODS)):
@@ -129,6 +143,8 @@ def generate(attempt: Attempt, on_row: Callable[[Row], None] = lambda row: None)
         "prompt_sha256": prompts_sha256(list(prompts.values())),
         "num_problems": len(problems),
         "tokens": num_tokens,
+        "tokens_per_second": tokens_per_second,
+        **speculation.metrics(),
         "seconds": seconds,
         "writing_seconds": writing_seconds,
         "num_resumed": len(earlier),
@@ -138,15 +154,25 @@ def generate(attempt: Attempt, on_row: Callable[[Row], None] = lambda row: None)
     }
 
 
-def load(folder: Path, *, precision: Literal["float32", "bfloat16"]) -> Writer:
+def _heads(attempt: Attempt) -> Path | None:
+    """The heads that were trained with the model. They are in no key, for what they guess changes no completion."""
+    model = attempt.inputs["model"]
+    return model.path(HEADS_FILE) if HEADS_FILE in model.names else None
+
+
+def load(folder: Path, *, precision: Literal["float32", "bfloat16"], heads: Path | None = None) -> Writer:
     """Read a model and its tokenizer from a folder, and nothing from anywhere else.
 
+    Args:
+        heads: the file of heads that were trained with it.
+
     Raises:
-        UserError: the folder holds no complete causal language model with a tokenizer.
+        UserError: the folder holds no complete causal language model with a tokenizer, or the heads are of another model.
     """
     tokenizer = load_tokenizer(folder)
-    model: Any = load_model(folder, dtype=precision)
-    return Writer(model.to(accelerator()), tokenizer)
+    base = load_model(folder, dtype=precision)
+    mtp = MtpModel.with_saved_heads(base, heads) if heads else MtpModel(base, num_heads=1, seed=0)
+    return Writer(mtp.to(accelerator()), tokenizer)
 
 
 def write(
@@ -155,6 +181,7 @@ def write(
     config: GenerateConfig,
     *,
     batch_size: int,
+    speculation: Speculation | None = None,
     earlier: Sequence[Row] = (),
     on_row: Callable[[Row], None] = lambda row: None,
     put_away: Callable[[Row], None] = lambda row: None,
@@ -164,6 +191,7 @@ def write(
     Args:
         prompts: text by problem id.
         batch_size: completions under way at one time.
+        speculation: see `decode`.
         earlier: completions that an attempt before this one has made.
         on_row: told each row, those of an earlier attempt too.
         put_away: told each row that this attempt made.
@@ -182,12 +210,13 @@ def write(
     if rows:
         log.info("goes on from an earlier attempt: %d of %d completions are there", len(rows), len(requests))
     done = decode(
-        writer.model,
+        writer.mtp,
         [one for one in requests if (one.problem_id, one.sample) not in rows],
         sampling=Sampling(config.temperature, config.top_p, config.seed or 0),
         end_ids=writer.end_ids,
         batch_size=batch_size,
         is_enough=_StopWatch(writer.tokenizer, config.protocol),
+        speculation=speculation,
     )
     with ProgressBar("completions", len(requests), unit="completion", done=len(rows)) as progress:
         for one in done:

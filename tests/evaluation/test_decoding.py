@@ -1,70 +1,15 @@
 """The decode loop against transformers' own generate, and sampling against numbers worked by hand."""
 
-import random
-from collections.abc import Callable
-
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
-    MambaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from tiny_models import CONFIGS, NUM_TOKENS, PLAIN, by_request, model_of, requests_of
+from transformers import BloomConfig, GPTNeoConfig, MambaConfig
 
 from mlops_tasks.errors import UserError
-from mlops_tasks.evaluation.decoding import Completed, Request, Sampling, choose, decode
+from mlops_tasks.evaluation.decoding import Request, Sampling, choose, decode
+from mlops_tasks.model import MtpModel
 
-NUM_TOKENS = 97
 END_IDS = frozenset(range(4, NUM_TOKENS, 9))
-SHAPE = {
-    "vocab_size": NUM_TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 128, "eos_token_id": None, "pad_token_id": 0, "bos_token_id": 1,
-}  # fmt: skip
-PLAIN = {"eos_token_id": None, "pad_token_id": 0, "bos_token_id": 1}
-CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**SHAPE),
-    "qwen2": lambda: Qwen2Config(**SHAPE),
-    "mistral-sliding": lambda: MistralConfig(**SHAPE, sliding_window=6),
-    "gemma2-mixed": lambda: Gemma2Config(**SHAPE, sliding_window=6, head_dim=8),
-    "gpt2-absolute": lambda: GPT2Config(
-        vocab_size=NUM_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=128, **PLAIN
-    ),
-    "bloom-alibi": lambda: BloomConfig(vocab_size=NUM_TOKENS, hidden_size=32, n_layer=2, n_head=4, **PLAIN),
-}
-
-
-def model_of(config: PretrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(4)
-        # As initialised a model repeats its last token, and any mistake looks right: a head of its own, moved on by one.
-        head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.roll(1, 0))
-    return model
-
-
-def requests_of(count: int, *, num_samples: int = 1) -> list[Request]:
-    rng = random.Random(0)
-    prompts = [tuple(rng.randrange(2, NUM_TOKENS) for _ in range(rng.randrange(1, 30))) for _ in range(count)]
-    return [
-        Request(str(index), sample, prompt, 5 + 3 * index)
-        for index, prompt in enumerate(prompts)
-        for sample in range(num_samples)
-    ]
-
-
-def by_request(done: list[Completed]) -> dict[tuple[str, int], tuple[list[int], bool]]:
-    return {(one.request.problem_id, one.request.sample): (one.token_ids, one.is_ended) for one in done}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -82,9 +27,38 @@ def test_greedy_equals_generate_of_transformers_token_for_token(name: str) -> No
         assert by_request(list(done)) == expected
 
 
-def generated_by_transformers(model: PreTrainedModel, request: Request) -> list[int]:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_all_prompts_start_with_is_read_once(name: str) -> None:
+    model = model_of(CONFIGS[name]())
+    shared = tuple(range(20, 40))
+    # One prompt is a prefix of another, and one is only a token longer than what is shared.
+    tails = [(3,), (3, 9, 4, 8), (7, 7), (2, 6, 5), (60,) * 9]
+    requests = [Request(str(index), 0, (*shared, *tail), 12) for index, tail in enumerate(tails)]
+    expected = {(one.problem_id, 0): (generated_by_transformers(model, one), False) for one in requests}
+    num_read = []
+    model.base.base_model.register_forward_pre_hook(
+        lambda module, arguments, named: num_read.append(named["input_ids"].shape), with_kwargs=True
+    )
+    for batch_size in (1, 2, 5):
+        num_read.clear()
+        done = decode(model, requests, sampling=Sampling(0), end_ids=frozenset(), batch_size=batch_size)
+        assert by_request(list(done)) == expected
+        assert [shape[1] for shape in num_read if shape[1] >= len(shared)] == [len(shared)]
+
+
+def test_a_token_is_chosen_behind_a_prompt_that_all_others_start_with() -> None:
+    model = model_of(CONFIGS["llama"]())
+    shared = tuple(range(20, 40))
+    requests = [Request(str(len(tail)), 0, (*shared, *tail), 6) for tail in ((), (9,), (9, 4))]
+    done = decode(model, requests, sampling=Sampling(0), end_ids=frozenset(), batch_size=3)
+    assert by_request(list(done)) == {
+        (one.problem_id, 0): (generated_by_transformers(model, one), False) for one in requests
+    }
+
+
+def generated_by_transformers(model: MtpModel, request: Request) -> list[int]:
     ids = torch.tensor([request.prompt_ids])
-    made = model.generate(
+    made = model.base.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=request.max_new_tokens, pad_token_id=0
     )
     tokens: list[int] = made[0, ids.shape[1] :].tolist()
@@ -137,7 +111,21 @@ def test_no_requests_are_done_at_once() -> None:
 
 def test_a_model_with_another_state_is_refused() -> None:
     model = model_of(MambaConfig(vocab_size=NUM_TOKENS, hidden_size=32, num_hidden_layers=1, state_size=4))
-    with pytest.raises(UserError, match=r"\(mamba\) keeps LinearAttentionLayer between tokens"):
+    with pytest.raises(UserError, match=r"\(mamba\) cannot be decoded .* it keeps LinearAttentionLayer between tokens"):
+        list(decode(model, requests_of(1), sampling=Sampling(0), end_ids=END_IDS, batch_size=1))
+
+
+def test_a_model_that_takes_no_positions_is_refused() -> None:
+    model = model_of(BloomConfig(vocab_size=NUM_TOKENS, hidden_size=32, n_layer=1, n_head=4, **PLAIN))
+    with pytest.raises(UserError, match=r"\(bloom\) cannot be decoded .* it fails on eight tokens"):
+        list(decode(model, requests_of(1), sampling=Sampling(0), end_ids=END_IDS, batch_size=1))
+
+
+def test_a_model_that_places_its_tokens_by_the_caches_length_is_refused() -> None:
+    # Its local layers have a mask of their own, which takes the newest column for the newest token of every row.
+    shape = {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 3, "num_heads": 4}
+    model = model_of(GPTNeoConfig(vocab_size=NUM_TOKENS, hidden_size=32, max_position_embeddings=64, **shape, **PLAIN))
+    with pytest.raises(UserError, match=r"\(gpt_neo\) cannot be decoded .* rows of different lengths are not read as"):
         list(decode(model, requests_of(1), sampling=Sampling(0), end_ids=END_IDS, batch_size=1))
 
 
@@ -160,8 +148,8 @@ def test_a_draw_falls_on_the_token_worked_out_by_hand(
     draw: float, top_p: float, temperature: float, token: int
 ) -> None:
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    assert choose(logits, draws=[draw, 0.0], sampling=Sampling(temperature, top_p))[0] == token
+    assert choose(logits, draws=[draw, 0.0], sampling=Sampling(temperature, top_p))[0].item() == token
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert choose(LOGITS[None], draws=[0.99], sampling=Sampling(0)) == [1]
+    assert choose(LOGITS[None], draws=[0.99], sampling=Sampling(0)).tolist() == [1]

@@ -22,6 +22,7 @@ from mlops_tasks.data.random_model import build
 from mlops_tasks.errors import UserError
 from mlops_tasks.evaluation.decoding import Completed, Request
 from mlops_tasks.evaluation.generation import _row, _StopWatch, generate, load
+from mlops_tasks.model import MtpModel
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Store
 
@@ -56,12 +57,16 @@ def tokenizer(model_folder: Path) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def attempt_of(environment: Environment, model_folder: Path, folder: Path, **changes: Any) -> Attempt:
+def attempt_of(
+    environment: Environment, model_folder: Path, folder: Path, *, with_heads: bool = False, **changes: Any
+) -> Attempt:
     store = Store.open(environment.store)
     data, model = store.begin("pull/d"), store.begin("pull/m")
     write_problems(data.folder / "test.parquet", PROBLEMS)
     write_problems(data.folder / "prompt.parquet", SHOTS)
-    shutil.copytree(model_folder, model.folder / "model")
+    if with_heads:
+        MtpModel.load(model_folder, num_heads=3, seed=0).save(model.folder)
+    shutil.copytree(model_folder, model.folder / "model", dirs_exist_ok=True)
     inputs = {"data": store.commit(data, {}), "model": store.commit(model, {})}
     folder.mkdir()
     return Attempt({**CONFIG, **changes}, inputs, folder, environment, store, "k", "generate/k")
@@ -99,6 +104,22 @@ def test_the_same_attempt_yields_the_same_bytes(environment: Environment, model_
         generate(attempt)
         files.append((attempt.folder / "completions.parquet").read_bytes())
     assert files[0] == files[1]
+
+
+def test_heads_beside_the_model_guess_and_change_no_completion(
+    environment: Environment, model_folder: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for mode in ("always", "never"):
+        resources = environment.generate.model_copy(update={"speculation": mode})
+        other = environment.model_copy(update={"generate": resources, "store": str(tmp_path / f"store-{mode}")})
+        attempt = attempt_of(other, model_folder, tmp_path / mode, with_heads=True, max_new_tokens=40)
+        metrics = generate(attempt)
+        found[mode] = (attempt.folder / "completions.parquet").read_bytes()
+        assert (metrics["acceptance_length"] is not None) == (mode == "always")
+        assert (metrics["speculated_share"] > 0) == (mode == "always")
+        assert metrics["tokens_per_second"] > 0
+    assert found["always"] == found["never"]
 
 
 def test_the_shots_come_from_the_prompt_split_and_limit_counts_by_number(
