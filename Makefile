@@ -8,10 +8,10 @@ LOCK := mlops_tasks/requirements.lock
 READY := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check docs smollm2 lock clean
+.PHONY: help setup demo ui test check check-infra infra-tools docs smollm2 lock clean
 
 help: ## print these lines
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything, at the locked versions
 
@@ -37,6 +37,19 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+check-infra: $(READY) .venv-infra/installed ## check charts/: lint, schemas, policy, checkov, alerts; a table with seconds
+	@$(BIN)/python -m scripts.check_infra
+
+infra-tools: .venv-infra/installed ## make .venv-infra with the tools of check-infra, but helm
+
+.venv-infra/installed: scripts/infra-requirements.txt
+	$(PYTHON) -m venv .venv-infra
+	.venv-infra/bin/pip install --quiet --requirement scripts/infra-requirements.txt
+	@cd .venv-infra && (command -v promtool || (apt-get download prometheus && dpkg -x prometheus_*.deb unpacked \
+	  && mv unpacked/usr/bin/promtool bin/ && rm -r unpacked prometheus_*.deb)) || echo "No promtool: put Prometheus's on PATH."
+	@command -v helm || echo "No helm: install it (https://helm.sh, 3.17 or later)."
+	@touch $@
 
 docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py
 	$(BIN)/python -m scripts.configuration_page > docs/configuration.md

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from mlops_tasks.errors import UserError
+
 CHECKOUT = Path(__file__).resolve().parents[1]
-CHARTS = CHECKOUT / "charts"
 KUBERNETES = "1.35"
 # Where tools may lie that are not on PATH: the environment of the checks, and a folder of tools beside the checkout.
 _TOOLS = (CHECKOUT / ".venv-infra" / "bin", CHECKOUT.parent / "shared" / "tools" / "bin")
@@ -29,6 +30,7 @@ class Release:
 
     chart: str
     values: str
+    root: Path = CHECKOUT
 
     def __str__(self) -> str:
         return f"{self.chart} with {self.values}"
@@ -36,7 +38,7 @@ class Release:
     @property
     def folder(self) -> Path:
         """Of the chart."""
-        return CHARTS / self.chart
+        return self.root / "charts" / self.chart
 
     @property
     def files(self) -> list[Path]:
@@ -49,15 +51,28 @@ class Release:
         return [option for file in self.files for option in ("--values", str(file))]
 
 
-def releases() -> list[Release]:
-    """Every chart of this repository with every set of values that it is tried with."""
-    found = sorted(CHARTS.glob("*/ci/*-values.yaml"))
-    return [Release(file.parents[1].name, file.name.removesuffix("-values.yaml")) for file in found]
+def releases(root: Path = CHECKOUT) -> list[Release]:
+    """Every chart of our own with every set of values that it is tried with."""
+    found = sorted((root / "charts").glob("*/ci/*-values.yaml"))
+    charts = [(file.parents[1], file.name.removesuffix("-values.yaml")) for file in found]
+    return [Release(chart.name, values, root) for chart, values in charts if (chart / "Chart.yaml").exists()]
 
 
 def tool(name: str) -> str | None:
     """The path of a program, or None where this machine has none."""
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, _TOOLS)]))
+
+
+def need(name: str) -> str:
+    """The path of a program that the checks cannot do without.
+
+    Raises:
+        UserError: this machine has none.
+    """
+    found = tool(name)
+    if not found:
+        raise UserError(f"There is no {name} on PATH or in .venv-infra/bin. `make infra-tools` says how to get it.")
+    return found
 
 
 def render(release: Release, *options: str) -> str:
@@ -66,9 +81,7 @@ def render(release: Release, *options: str) -> str:
     Raises:
         subprocess.CalledProcessError: the chart refuses the values; helm's words are its `stderr`.
     """
-    helm = tool("helm")
-    assert helm, "there is no helm"
-    command = [helm, "template", release.chart, str(release.folder), "--namespace", _NAMESPACES[release.chart]]
+    command = [need("helm"), "template", release.chart, str(release.folder), "--namespace", _NAMESPACES[release.chart]]
     command += ["--kube-version", KUBERNETES, *release.options(), *options]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

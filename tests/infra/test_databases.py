@@ -102,11 +102,11 @@ def test_the_administrator_owns_no_data_afterwards(server: Server) -> None:
 
 def test_a_second_run_changes_nothing_and_sets_a_new_password(server: Server) -> None:
     server.ask("optuna", "first-of-optuna", "optuna", "CREATE TABLE study (n int)")
-    server.password("optuna", "second's \"odd\" word%")
+    server.password("optuna", 'second\'s "odd" word%')
     try:
         again = server.run()
         assert again.returncode == 0, again.stderr
-        assert server.ask("optuna", "second's \"odd\" word%", "optuna", "SELECT count(*) FROM study") == [(0,)]
+        assert server.ask("optuna", 'second\'s "odd" word%', "optuna", "SELECT count(*) FROM study") == [(0,)]
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
             server.ask("optuna", "first-of-optuna", "optuna", "SELECT 1")
     finally:

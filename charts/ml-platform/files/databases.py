@@ -16,6 +16,7 @@ connection.autocommit = True
 with connection.cursor() as cursor:
 
     def execute(text: str, *names: str, **literals: str) -> None:
+        """Run a statement with names and texts quoted as PostgreSQL wants them."""
         parts = {key: sql.Literal(value) for key, value in literals.items()}
         cursor.execute(sql.SQL(text).format(*map(sql.Identifier, names), **parts))
 

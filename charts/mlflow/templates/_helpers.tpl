@@ -10,18 +10,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{- define "mlflow.image" -}}
-{{- with .Values.image -}}
-{{- if .digest -}}
-{{ .repository }}@{{ .digest }}
-{{- else if .tag -}}
-{{ .repository }}:{{ .tag }}
-{{- else -}}
-{{ fail "image.tag and image.digest are both empty; give the digest of the image that CI pushed" }}
-{{- end -}}
-{{- end -}}
-{{- end }}
-
 {{- define "mlflow.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 10001
