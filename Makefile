@@ -6,9 +6,10 @@ RECIPE ?= demo
 BIN := .venv/bin
 LOCK := mlops_tasks/requirements.lock
 READY := .venv/installed
+INFRA_READY := .venv-infra/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check check-infra infra-tools docs smollm2 lock clean
+.PHONY: help setup demo ui test check check-infra docs smollm2 lock clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,12 +39,10 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-check-infra: $(READY) .venv-infra/installed ## check charts/: lint, schemas, policy, checkov, alerts; a table with seconds
-	@$(BIN)/python -m scripts.check_infra
+check-infra: $(READY) $(INFRA_READY) ## judge terraform/ and charts/ without an account; WORDS="checkov" runs the steps whose names hold one
+	@$(BIN)/python -m scripts.check_infra $(WORDS)
 
-infra-tools: .venv-infra/installed ## make .venv-infra with the tools of check-infra, but helm
-
-.venv-infra/installed: scripts/infra-requirements.txt
+$(INFRA_READY): scripts/infra-requirements.txt
 	$(PYTHON) -m venv .venv-infra
 	.venv-infra/bin/pip install --quiet --requirement scripts/infra-requirements.txt
 	@cd .venv-infra && (command -v promtool || (apt-get download prometheus && dpkg -x prometheus_*.deb unpacked \
@@ -63,6 +62,6 @@ lock: $(READY) ## resolve all versions anew
 	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-header --python-version 3.11 pyproject.toml >> $(LOCK).new
 	mv $(LOCK).new $(LOCK)
 
-clean: ## remove what runs and tests made, fetched models too; .venv and .wmtp/data, which is yours, stay
+clean: ## remove what runs and tests made, fetched models too; the environments and .wmtp/data, which is yours, stay
 	[ ! -d .wmtp ] || find .wmtp -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +
 	rm -rf build dist htmlcov .coverage* .mypy_cache .pytest_cache .ruff_cache

@@ -1,13 +1,10 @@
-"""The charts as a cluster would get them: which values are tried, how they are rendered, and where the tools are.
+"""The charts as a cluster would get them: which values are tried, how they are rendered, and the pods that they make.
 
 A chart's `ci/<name>-values.yaml` holds what a deployment adds; `values-<name>.yaml`, if there is one, lies beneath it.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +12,9 @@ from typing import Any
 
 import yaml
 
-from mlops_tasks.errors import UserError
+from scripts.infra_step import CHECKOUT, run, tool
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 KUBERNETES = "1.35"
-# Where tools may lie that are not on PATH: the environment of the checks, and a folder of tools beside the checkout.
-_TOOLS = (CHECKOUT / ".venv-infra" / "bin", CHECKOUT.parent / "shared" / "tools" / "bin")
 _NAMESPACES = {"mlflow": "mlflow", "ml-platform": "kube-system", "ray-cluster": "ray"}
 
 
@@ -58,32 +52,16 @@ def releases(root: Path = CHECKOUT) -> list[Release]:
     return [Release(chart.name, values, root) for chart, values in charts if (chart / "Chart.yaml").exists()]
 
 
-def tool(name: str) -> str | None:
-    """The path of a program, or None where this machine has none."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, _TOOLS)]))
-
-
-def need(name: str) -> str:
-    """The path of a program that the checks cannot do without.
-
-    Raises:
-        UserError: this machine has none.
-    """
-    found = tool(name)
-    if not found:
-        raise UserError(f"There is no {name} on PATH or in .venv-infra/bin. `make infra-tools` says how to get it.")
-    return found
-
-
 def render(release: Release, *options: str) -> str:
     """The manifests, as `helm template` writes them.
 
     Raises:
-        subprocess.CalledProcessError: the chart refuses the values; helm's words are its `stderr`.
+        Fault: the chart refuses the values; holds helm's words.
+        Skipped: this machine has no helm.
     """
-    command = [need("helm"), "template", release.chart, str(release.folder), "--namespace", _NAMESPACES[release.chart]]
+    command = [tool("helm"), "template", release.chart, str(release.folder), "--namespace", _NAMESPACES[release.chart]]
     command += ["--kube-version", KUBERNETES, *release.options(), *options]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return run(command)
 
 
 def objects(manifests: str) -> list[dict[str, Any]]:

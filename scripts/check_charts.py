@@ -10,8 +10,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import jsonschema
 import yaml
 
 from scripts import chart_policy, upstream_charts
-from scripts.charts import CHECKOUT, KUBERNETES, Release, need, objects, releases, render, tool
+from scripts.charts import KUBERNETES, objects, releases, render
+from scripts.infra_step import CHECKOUT, Fault, Skipped, run, tool
 
 # Their definitions are not in tests/infra/schemas: what can be known of them is held to the policy and to promtool.
 _WITHOUT_SCHEMA = ("ServiceMonitor", "PrometheusRule", "ExternalSecret", "ClusterSecretStore", "Password")
@@ -28,43 +28,13 @@ _DEPLOYMENTS = ({"prod", "spot"}, {"dev", "spot"}, {"public", "private-git", "fi
 _SCHEMAS = CHECKOUT / "tests" / "infra" / "schemas"
 
 
-class Fault(Exception):
-    """What a check found."""
-
-
-class Skipped(Exception):
-    """What is missing for a check, and how to get it."""
-
-
-def _run(command: list[str], text: str | None = None, folder: Path | None = None) -> str:
-    ended = subprocess.run(command, input=text, cwd=folder, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise Fault((ended.stdout + ended.stderr).strip()[-6000:])
-    return ended.stdout
-
-
-def _infra(name: str) -> str:
-    found = tool(name)
-    if not found:
-        raise Skipped(f"there is no {name}: `make infra-tools`")
-    return found
-
-
-@lru_cache
-def _rendered(release: Release) -> str:
-    try:
-        return render(release)
-    except subprocess.CalledProcessError as error:
-        raise Fault(f"{release}: {error.stderr.strip()}") from error
-
-
 def check_yaml(root: Path) -> str:
     """yamllint over all YAML but templates."""
-    yamllint = _infra("yamllint")
-    _run([yamllint, "--strict", "--config-file", str(CHECKOUT / ".yamllint.yaml"), "charts"], folder=root)
+    yamllint = tool("yamllint")
+    run([yamllint, "--strict", "--config-file", str(CHECKOUT / ".yamllint.yaml"), "charts"], cwd=root)
     for release in releases(root):
         try:
-            _run([yamllint, "--config-data", "{rules: {key-duplicates: enable}}", "-"], _rendered(release))
+            run([yamllint, "--config-data", "{rules: {key-duplicates: enable}}", "-"], input=render(release))
         except Fault as error:
             raise Fault(f"{release}: {error}") from error
     return "files, and no key twice in what they render to"
@@ -73,7 +43,7 @@ def check_yaml(root: Path) -> str:
 def check_lint(root: Path) -> str:
     """Helm lint, strict, with each set of values."""
     for release in releases(root):
-        _run([need("helm"), "lint", "--strict", "--quiet", str(release.folder), *release.options()])
+        run([tool("helm"), "lint", "--strict", "--quiet", str(release.folder), *release.options()])
     return f"{len(releases(root))} sets of values"
 
 
@@ -81,7 +51,7 @@ def check_defaults_refused(root: Path) -> str:
     """A chart without a deployment's values must say what is missing, not render something."""
     charts = sorted({release.folder for release in releases(root)})
     for chart in charts:
-        ended = subprocess.run([need("helm"), "template", str(chart)], capture_output=True, text=True, check=False)
+        ended = subprocess.run([tool("helm"), "template", str(chart)], capture_output=True, text=True, check=False)
         if not ended.returncode:
             raise Fault(f"{chart.name} renders without any values; its schema requires too little")
     return f"{len(charts)} charts"
@@ -91,11 +61,10 @@ def check_schemas(root: Path) -> str:
     """Built-in kinds against Kubernetes' schemas, custom ones against their definitions."""
     python = CHECKOUT / ".venv-infra" / "bin" / "python"
     if not python.exists():
-        raise Skipped("there is no .venv-infra: `make infra-tools`")
+        raise Skipped("there is no .venv-infra; `make check-infra` makes it")
     command = [str(python), str(CHECKOUT / "scripts" / "manifests.py"), "--kubernetes", KUBERNETES]
     command += ["--definitions", str(_SCHEMAS), "--without-schema", *_WITHOUT_SCHEMA]
-    manifests = {release: _rendered(release) for release in releases(root)}
-    said = _run(command, "\n---\n".join(manifests.values())).strip()
+    said = run(command, input="\n---\n".join(map(render, releases(root)))).strip()
     return f"{said} ({', '.join(_WITHOUT_SCHEMA)})"
 
 
@@ -104,7 +73,7 @@ def check_policy(root: Path) -> str:
     found = [
         f"{release}: {sentence}"
         for release in releases(root)
-        for sentence in chart_policy.violations(objects(_rendered(release)))
+        for sentence in chart_policy.violations(objects(render(release)))
     ]
     files = sorted((root / "charts").rglob("*values*.yaml"))
     for file in files:
@@ -117,23 +86,23 @@ def check_policy(root: Path) -> str:
 
 def check_checkov(root: Path) -> str:
     """Checkov over the charts of one deployment at once, since the policies of one hold for pods of another."""
-    checkov = _infra("checkov")
+    checkov = tool("checkov")
     with tempfile.TemporaryDirectory() as folder:
         for number, values in enumerate(_DEPLOYMENTS):
             of_deployment = [release for release in releases(root) if release.values in values]
-            text = "\n---\n".join(_rendered(release) for release in of_deployment)
+            text = "\n---\n".join(render(release) for release in of_deployment)
             (Path(folder) / f"{number}.yaml").write_text(text)
         options = ["--framework", "kubernetes", "--compact", "--quiet", "--skip-download"]
-        said = _run([checkov, "--directory", folder, *options])
+        said = run([checkov, "--directory", folder, *options])
     (counts,) = re.findall(r"Passed checks: (\d+), Failed checks: 0, Skipped checks: (\d+)", said)
     return f"{counts[0]} passed, {counts[1]} skipped with a reason beside the object"
 
 
 def check_alerts(root: Path) -> str:
     """The rules fire on the series that they are for, and the dashboards' expressions can be read."""
-    promtool, chart = _infra("promtool"), root / "charts" / "ml-platform"
-    _run([promtool, "check", "rules", "--lint-fatal", str(chart / "files" / "rules.yaml")])
-    _run([promtool, "test", "rules", str(chart / "tests" / "rules_test.yaml")])
+    promtool, chart = tool("promtool"), root / "charts" / "ml-platform"
+    run([promtool, "check", "rules", "--lint-fatal", str(chart / "files" / "rules.yaml")])
+    run([promtool, "test", "rules", str(chart / "tests" / "rules_test.yaml")])
     groups = yaml.safe_load((chart / "files" / "rules.yaml").read_text())["groups"]
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
     tested = set(re.findall(r"alertname: (\w+)", (chart / "tests" / "rules_test.yaml").read_text()))
@@ -144,7 +113,7 @@ def check_alerts(root: Path) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}, file)
         file.flush()
-        _run([promtool, "check", "rules", "--lint=none", file.name])
+        run([promtool, "check", "rules", "--lint=none", file.name])
     return f"{len(alerts)} alerts, all tested; {len(expressions)} expressions of dashboards"
 
 
@@ -181,7 +150,7 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
             below[key] = value
 
 
-STEPS = {
+STEPS: dict[str, Callable[[Path], str]] = {
     "charts: yamllint": check_yaml,
     "charts: helm lint --strict": check_lint,
     "charts: refuse missing values": check_defaults_refused,

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import logging
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import yaml
 
 from mlops_tasks import logs
 from mlops_tasks.errors import UserError
-from scripts.charts import CHECKOUT, need
+from scripts.infra_step import CHECKOUT, Fault, Skipped, run, tool
 
 _LOG = logging.getLogger(__name__)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -38,15 +37,11 @@ class Upstream:
     digest: str
 
     def pull(self, folder: Path) -> str:
-        """Fetch the archive and say what its bytes hash to."""
+        """Fetch the archive into a folder and say what its bytes hash to."""
         place = [f"{self.repository}/{self.name}"] if self.repository.startswith("oci://") else [self.name]
         place += [] if self.repository.startswith("oci://") else ["--repo", self.repository]
-        command = [need("helm"), "pull", *place, "--version", self.version, "--destination", str(folder)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ended.returncode:
-            raise UserError(
-                f"{self.name} {self.version} cannot be fetched from {self.repository}: {ended.stderr.strip()}"
-            )
+        command = [tool("helm"), "pull", *place, "--version", self.version, "--destination", str(folder)]
+        run(command)
         (archive,) = folder.glob(f"{self.name}-*.tgz")
         return f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
 
@@ -81,7 +76,8 @@ def fetch(root: Path = CHECKOUT) -> None:
     """Fill in empty digests.
 
     Raises:
-        UserError: a chart cannot be fetched, or its archive is not the one that was reviewed.
+        UserError: an archive is not the one that was reviewed.
+        Fault: a chart cannot be fetched.
     """
     file = root / "charts" / "upstream.lock.yaml"
     for entry in locked(root):
@@ -108,7 +104,7 @@ def main() -> int:
         if options.action == "fetch":
             fetch()
         found = list(faults(production=options.production))
-    except UserError as error:
+    except (Fault, Skipped, UserError) as error:
         found = [str(error)]
     print("\n".join(found), file=sys.stderr)
     return UserError.exit_code if found else 0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
-from scripts.charts import CHECKOUT, tool
-from scripts.check_charts import STEPS, Fault, Skipped
+from scripts.check_charts import STEPS
+from scripts.infra_step import CHECKOUT, Fault, Skipped
 from scripts.upstream_charts import faults
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(tool("helm") is None, reason="there is no helm on PATH")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("helm")]
 
 
 @dataclass(frozen=True)
@@ -135,3 +137,26 @@ def test_production_refuses_a_chart_whose_archive_nobody_has_hashed(tmp_path: Pa
 
     assert [sentence[:29] for sentence in faults(tmp_path, production=True)] == ["airflow: the digest is empty;"]
     assert not list(faults(tmp_path))
+
+
+@pytest.mark.parametrize("chart", ["mlflow", "ml-platform", "ray-cluster"])
+def test_the_readme_of_a_chart_names_every_value_and_no_other(chart: str) -> None:
+    folder = CHECKOUT / "charts" / chart
+    values = set(_paths(yaml.safe_load((folder / "values.yaml").read_text())))
+    rows = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `")]
+    named = {path for row in rows for path in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+    assert {path for path in named if not any(_covers(path, value) for value in values)} == set()
+    assert {value for value in values if not any(_covers(path, value) for path in named)} == set()
+
+
+def _covers(path: str, value: str) -> bool:
+    return value == path or value.startswith(f"{path}.")
+
+
+def _paths(tree: object, place: str = "") -> Iterator[str]:
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from _paths(value, f"{place}.{key}".lstrip("."))
+    else:
+        yield place

