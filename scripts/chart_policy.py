@@ -187,6 +187,9 @@ def _nodes(items: list[Object]) -> Iterator[str]:
             yield f"{_name(node)} has a disk that is not encrypted"
         if any("latest" in term.get("alias", "") for term in node["spec"]["amiSelectorTerms"]):
             yield f"{_name(node)} takes whatever image is newest"
+    for storage in _kind(items, "StorageClass"):
+        if storage["parameters"].get("encrypted") != "true":
+            yield f"{_name(storage)} makes disks that are not encrypted"
     for pool in _kind(items, "NodePool"):
         if not pool["spec"].get("limits"):
             yield f"{_name(pool)} may grow without end"

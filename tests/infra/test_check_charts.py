@@ -77,6 +77,7 @@ SEEDS = (
     Seed("charts: policy", "ray-cluster/templates/networkpolicy.yaml", "    - from: [{podSelector: {matchLabels: {ray.io/cluster: {{ .Release.Name }}}}}]", "    - from: [{namespaceSelector: {}}]", "reached by other pods"),
     Seed("charts: policy", _NODES, "httpPutResponseHopLimit: 1", "httpPutResponseHopLimit: 2", "gives its credentials to pods"),
     Seed("charts: policy", _NODES, "encrypted: true", "encrypted: false", "not encrypted"),
+    Seed("charts: policy", "ml-platform/templates/storage.yaml", 'encrypted: "true"', 'encrypted: "false"', "makes disks that are not encrypted"),
     Seed("charts: policy", _NODES, "limits: {nvidia.com/gpu: {{ $pool.limit }}}", "limits: {}", "may grow without end"),
     Seed("charts: policy", "ml-platform/templates/accounts.yaml", "resources: [pods/log]", "resources: [pods/log, secrets]", "reads secrets"),
     Seed("charts: policy", "ml-platform/templates/accounts.yaml", "verbs: [create, get, delete]", "verbs: ['*']", "allows everything"),
