@@ -11,7 +11,6 @@ import hashlib
 import logging
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class Upstream:
         place += [] if self.repository.startswith("oci://") else ["--repo", self.repository]
         command = [tool("helm"), "pull", *place, "--version", self.version, "--destination", str(folder)]
         run(command)
-        (archive,) = folder.glob(f"{self.name}-*.tgz")
+        archive = folder / f"{self.name}-{self.version}.tgz"
         return f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
 
 
@@ -72,18 +71,19 @@ def faults(root: Path = CHECKOUT, *, production: bool = False) -> Iterator[str]:
             yield f"charts/upstream/{file.name} is for a chart that is not locked"
 
 
-def fetch(root: Path = CHECKOUT) -> None:
-    """Fill in empty digests.
+def fetch(folder: Path, root: Path = CHECKOUT) -> None:
+    """Bring the archives of all locked charts, held against their digests; an empty one is filled in.
 
     Raises:
-        UserError: an archive is not the one that was reviewed.
+        UserError: an archive is not the one that was reviewed; it is removed again.
         Fault: a chart cannot be fetched.
     """
     file = root / "charts" / "upstream.lock.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
     for entry in locked(root):
-        with tempfile.TemporaryDirectory() as folder:
-            digest = entry.pull(Path(folder))
+        digest = entry.pull(folder)
         if entry.digest and entry.digest != digest:
+            (folder / f"{entry.name}-{entry.version}.tgz").unlink()
             raise UserError(
                 f"{entry.name} {entry.version} from {entry.repository} is {digest}, but the lock says {entry.digest}. "
                 "The archive of a version must never change: do not install it."
@@ -102,7 +102,7 @@ def main() -> int:
     logs.configure()
     try:
         if options.action == "fetch":
-            fetch()
+            fetch(CHECKOUT / ".wmtp" / "charts")
         found = list(faults(production=options.production))
     except (Fault, Skipped, UserError) as error:
         found = [str(error)]

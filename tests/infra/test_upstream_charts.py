@@ -51,23 +51,24 @@ def repository(helm: str, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 def test_fetching_fills_in_the_digest_of_the_archive_and_leaves_the_rest(repository: tuple[Path, Path]) -> None:
     root, archive = repository
 
-    fetch(root)
+    fetch(root / "archives", root)
 
     (entry,) = locked(root)
     assert entry.digest == f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
     assert (root / "charts" / "upstream.lock.yaml").read_text().startswith("# kept\n")
-    fetch(root)
+    fetch(root / "archives", root)
     assert locked(root) == [entry]
 
 
 def test_an_archive_that_changed_is_refused(repository: tuple[Path, Path]) -> None:
     root, _ = repository
-    fetch(root)
+    fetch(root / "archives", root)
     lock = root / "charts" / "upstream.lock.yaml"
     lock.write_text(lock.read_text().replace(locked(root)[0].digest, f"sha256:{'0' * 64}"))
 
     with pytest.raises(UserError, match=r"ray-cluster 0\.1\.0 .* but the lock says sha256:000.*do not install"):
-        fetch(root)
+        fetch(root / "archives", root)
+    assert not list((root / "archives").iterdir())
 
 
 def test_a_version_that_is_not_there_is_told(repository: tuple[Path, Path]) -> None:
@@ -76,4 +77,4 @@ def test_a_version_that_is_not_there_is_told(repository: tuple[Path, Path]) -> N
     lock.write_text(lock.read_text().replace("0.1.0", "9.9.9"))
 
     with pytest.raises(Fault, match=r"9\.9\.9"):
-        fetch(root)
+        fetch(root / "archives", root)
