@@ -1,0 +1,19 @@
+output "host" {
+  description = "Host name. Clients connect with `sslmode=verify-full` and Amazon's bundle of certificates."
+  value       = aws_db_instance.this.address
+}
+
+output "port" {
+  description = "Port."
+  value       = 5432
+}
+
+output "arn" {
+  description = "ARN of the instance."
+  value       = aws_db_instance.this.arn
+}
+
+output "master_secret_arn" {
+  description = "Secret of the master user, made and changed by RDS."
+  value       = one(aws_db_instance.this.master_user_secret[*].secret_arn)
+}
