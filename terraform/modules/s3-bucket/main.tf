@@ -57,7 +57,7 @@ locals {
 # checkov:skip=CKV2_AWS_62: Nothing listens: the pipeline is driven by Airflow, and a notification without a reader is noise.
 resource "aws_s3_bucket" "this" {
   # checkov:skip=CKV_AWS_145: With `kms_key_arn` null, for access logs only: load balancers deliver to SSE-S3 alone.
-  # checkov:skip=CKV_AWS_18: With `access_log_bucket` null, for the access-log bucket itself, which would log its own logging.
+  # checkov:skip=CKV_AWS_18: With `access_log` null, for the access-log bucket itself, which would log its own logging.
   bucket        = var.name
   force_destroy = false
 }
@@ -108,10 +108,10 @@ resource "aws_s3_bucket_policy" "this" {
 }
 
 resource "aws_s3_bucket_logging" "this" {
-  count = var.access_log_bucket == null ? 0 : 1
+  count = var.access_log == null ? 0 : 1
 
   bucket        = aws_s3_bucket.this.id
-  target_bucket = var.access_log_bucket
+  target_bucket = var.access_log.bucket
   target_prefix = "s3/${var.name}/"
 }
 

@@ -13,9 +13,11 @@ variable "kms_key_arn" {
   type        = string
 }
 
-variable "access_log_bucket" {
+variable "access_log" {
   description = "Bucket that takes the access logs, under `s3/<name>/`. Null: none, for that bucket itself."
-  type        = string
+  type = object({
+    bucket = string
+  })
 }
 
 variable "log_deliveries" {

@@ -8,9 +8,9 @@ mock_provider "aws" {
 }
 
 variables {
-  name              = "wmtp-test-artifacts-111122223333"
-  kms_key_arn       = "arn:aws:kms:eu-central-1:111122223333:key/data"
-  access_log_bucket = "wmtp-test-access-logs-111122223333"
+  name        = "wmtp-test-artifacts-111122223333"
+  kms_key_arn = "arn:aws:kms:eu-central-1:111122223333:key/data"
+  access_log  = { bucket = "wmtp-test-access-logs-111122223333" }
   archives = {
     checkpoints = {
       prefix          = "wmtp/train/"
@@ -168,11 +168,11 @@ run "logs_expire_and_are_taken_from_this_account_only" {
   command = apply
 
   variables {
-    kms_key_arn       = null
-    access_log_bucket = null
-    archives          = {}
-    expire_days       = 400
-    log_deliveries    = { "logging.s3.amazonaws.com" = "s3/" }
+    kms_key_arn    = null
+    access_log     = null
+    archives       = {}
+    expire_days    = 400
+    log_deliveries = { "logging.s3.amazonaws.com" = "s3/" }
   }
 
   assert {
