@@ -188,6 +188,16 @@ resource "aws_iam_role_policy" "apply_resources" {
         Condition = { StringEquals = { "aws:RequestedRegion" = var.region } }
       },
       {
+        Sid      = "NothingOfOtherDeployments"
+        Effect   = "Deny"
+        Action   = ["acm:*", "ec2:*"]
+        Resource = "*"
+        Condition = {
+          Null            = { "aws:ResourceTag/deployment" = "false" }
+          StringNotEquals = { "aws:ResourceTag/deployment" = each.value }
+        }
+      },
+      {
         Sid    = "NamedOfThisDeployment"
         Effect = "Allow"
         Action = ["ecr:*", "eks:*", "events:*", "logs:*", "rds:*", "sqs:*"]

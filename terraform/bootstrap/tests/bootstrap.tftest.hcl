@@ -129,6 +129,14 @@ run "an_apply_reaches_its_own_deployment_and_no_secret" {
   }
 
   assert {
+    condition = [
+      for one in jsondecode(aws_iam_role_policy.apply_resources["dev"].policy).Statement : [one.Action, one.Condition.StringNotEquals["aws:ResourceTag/deployment"]]
+      if one.Effect == "Deny"
+    ] == [[["acm:*", "ec2:*"], "wmtp-dev"]]
+    error_message = "What has no name of ours is told apart by its tag."
+  }
+
+  assert {
     condition     = !strcontains(aws_iam_role_policy.apply_resources["dev"].policy, "wmtp-prod") && !strcontains(aws_iam_role_policy.apply_state["dev"].policy, "live/prod")
     error_message = "Dev's role must not reach prod."
   }

@@ -8,6 +8,7 @@ module "stack" {
   permissions_boundary_arn = var.permissions_boundary_arn
   is_highly_available      = false
   deletion_protection      = false
+  zones                    = var.zones
   access                   = var.access
   dns                      = var.dns
   data_buckets             = var.data_buckets

@@ -3,6 +3,11 @@ variable "region" {
   type        = string
 }
 
+variable "zones" {
+  description = "Three zones of the region that have the GPU types you want."
+  type        = list(string)
+}
+
 variable "permissions_boundary_arn" {
   description = "Output of bootstrap."
   type        = string

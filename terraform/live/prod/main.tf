@@ -8,6 +8,7 @@ module "stack" {
   is_highly_available      = true
   deletion_protection      = true
   cidr                     = "10.41.0.0/16"
+  zones                    = var.zones
   access                   = var.access
   dns                      = var.dns
   data_buckets             = var.data_buckets

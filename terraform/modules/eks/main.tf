@@ -14,7 +14,12 @@ locals {
     }
   }
 
-  on_nodes = toset(["aws-ebs-csi-driver", "coredns", "metrics-server"])
+  on_nodes = {
+    # Default tags do not reach volumes that a controller makes, and costs are told apart by tag.
+    aws-ebs-csi-driver = { controller = { extraVolumeTags = var.tags } }
+    coredns            = {}
+    metrics-server     = {}
+  }
 }
 
 resource "aws_cloudwatch_log_group" "this" {
@@ -169,6 +174,7 @@ resource "aws_eks_addon" "on_nodes" {
   cluster_name                = aws_eks_cluster.this.name
   addon_name                  = each.key
   addon_version               = lookup(var.addon_versions, each.key, null)
+  configuration_values        = length(each.value) > 0 ? jsonencode(each.value) : null
   resolve_conflicts_on_create = "OVERWRITE"
   resolve_conflicts_on_update = "OVERWRITE"
 

@@ -28,3 +28,8 @@ output "addon_versions" {
   description = "Versions of the add-ons as they are, to be pinned in `addon_versions`."
   value       = { for name, addon in merge(aws_eks_addon.before_nodes, aws_eks_addon.on_nodes) : name => addon.addon_version }
 }
+
+output "is_protected" {
+  description = "Whether EKS refuses to delete the cluster."
+  value       = aws_eks_cluster.this.deletion_protection
+}

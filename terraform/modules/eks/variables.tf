@@ -69,6 +69,12 @@ variable "addon_versions" {
   default     = {}
 }
 
+variable "tags" {
+  description = "Tags of the volumes that the volume driver makes."
+  type        = map(string)
+  default     = {}
+}
+
 variable "deletion_protection" {
   description = "Refuse to delete the cluster until this is switched off."
   type        = bool

@@ -1,13 +1,3 @@
-data "aws_availability_zones" "available" {
-  state = "available"
-
-  # Local zones have neither EKS nor all instance types.
-  filter {
-    name   = "opt-in-status"
-    values = ["opt-in-not-required"]
-  }
-}
-
 data "aws_caller_identity" "current" {}
 data "aws_partition" "current" {}
 data "aws_region" "current" {}
@@ -16,8 +6,7 @@ locals {
   account_id = data.aws_caller_identity.current.account_id
   partition  = data.aws_partition.current.partition
   region     = data.aws_region.current.region
-  zones      = slice(sort(data.aws_availability_zones.available.names), 0, 3)
-  nat_zones  = var.nat_per_zone ? local.zones : slice(local.zones, 0, 1)
+  nat_zones  = var.nat_per_zone ? var.zones : slice(var.zones, 0, 1)
 
   # A /16 is parted so: three /18 for nodes and pods (each pod has an address), then small ones.
   private_blocks  = [for i in range(3) : cidrsubnet(var.cidr, 2, i)]
@@ -43,7 +32,7 @@ resource "aws_default_security_group" "this" {
 }
 
 resource "aws_subnet" "private" {
-  for_each = zipmap(local.zones, local.private_blocks)
+  for_each = zipmap(var.zones, local.private_blocks)
 
   vpc_id            = aws_vpc.this.id
   availability_zone = each.key
@@ -57,7 +46,7 @@ resource "aws_subnet" "private" {
 }
 
 resource "aws_subnet" "public" {
-  for_each = zipmap(local.zones, local.public_blocks)
+  for_each = zipmap(var.zones, local.public_blocks)
 
   vpc_id                  = aws_vpc.this.id
   availability_zone       = each.key
@@ -71,7 +60,7 @@ resource "aws_subnet" "public" {
 }
 
 resource "aws_subnet" "database" {
-  for_each = zipmap(local.zones, local.database_blocks)
+  for_each = zipmap(var.zones, local.database_blocks)
 
   vpc_id            = aws_vpc.this.id
   availability_zone = each.key
@@ -138,7 +127,7 @@ resource "aws_route" "nat" {
 
   route_table_id         = each.value.id
   destination_cidr_block = "0.0.0.0/0"
-  nat_gateway_id         = aws_nat_gateway.this[var.nat_per_zone ? each.key : local.zones[0]].id
+  nat_gateway_id         = aws_nat_gateway.this[var.nat_per_zone ? each.key : var.zones[0]].id
 }
 
 resource "aws_route_table_association" "private" {
@@ -227,7 +216,7 @@ resource "aws_vpc_endpoint" "interface" {
   private_dns_enabled = true
   security_group_ids  = [aws_security_group.endpoints.id]
   subnet_ids = [
-    for zone in(var.endpoints_per_zone ? local.zones : slice(local.zones, 0, 1)) : aws_subnet.private[zone].id
+    for zone in(var.endpoints_per_zone ? var.zones : slice(var.zones, 0, 1)) : aws_subnet.private[zone].id
   ]
 
   policy = jsonencode({

@@ -14,6 +14,16 @@ variable "cidr" {
   }
 }
 
+variable "zones" {
+  description = "Three zones, in an order that stays. They are named, not looked up: a zone that AWS opens later must not move subnets."
+  type        = list(string)
+
+  validation {
+    condition     = length(distinct(var.zones)) == 3
+    error_message = "Three different zones."
+  }
+}
+
 variable "nat_per_zone" {
   description = "A NAT gateway in each zone (true), or one for all, whose zone is then a single point of failure (false)."
   type        = bool

@@ -17,3 +17,13 @@ output "master_secret_arn" {
   description = "Secret of the master user, made and changed by RDS."
   value       = one(aws_db_instance.this.master_user_secret[*].secret_arn)
 }
+
+output "has_standby" {
+  description = "Whether a standby in another zone takes over."
+  value       = aws_db_instance.this.multi_az
+}
+
+output "is_protected" {
+  description = "Whether RDS refuses to delete the instance."
+  value       = aws_db_instance.this.deletion_protection
+}

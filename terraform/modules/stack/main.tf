@@ -40,6 +40,7 @@ module "network" {
 
   name                     = var.name
   cidr                     = var.cidr
+  zones                    = var.zones
   nat_per_zone             = var.is_highly_available
   endpoints_per_zone       = var.is_highly_available
   flow_log_traffic         = var.is_highly_available ? "ALL" : "REJECT"
@@ -57,6 +58,7 @@ module "eks" {
   public_access_cidrs      = var.public_access_cidrs
   access                   = var.access
   addon_versions           = var.addon_versions
+  tags                     = { deployment = var.name }
   deletion_protection      = var.deletion_protection
   kms_key_arn              = module.cluster_key.arn
   permissions_boundary_arn = var.permissions_boundary_arn

@@ -13,9 +13,24 @@ output "vpc_id" {
   value       = module.network.vpc_id
 }
 
+output "vpc_cidr" {
+  description = "Block of the network, for NetworkPolicies: the API and the load balancers are in it."
+  value       = var.cidr
+}
+
+output "database_cidrs" {
+  description = "Blocks of the database's subnets, for NetworkPolicies."
+  value       = module.network.database_cidrs
+}
+
 output "zones" {
   description = "The three zones."
-  value       = module.network.zones
+  value       = var.zones
+}
+
+output "nat_addresses" {
+  description = "Addresses from which nodes reach the internet, for allow-lists of others."
+  value       = module.network.nat_addresses
 }
 
 output "cluster_endpoint" {
@@ -63,6 +78,11 @@ output "database_host" {
   value       = module.database.host
 }
 
+output "database_has_standby" {
+  description = "Whether a standby in another zone takes over."
+  value       = module.database.has_standby
+}
+
 output "database_master_secret_arn" {
   description = "Secret of the master user, for the Job that makes databases and owners."
   value       = module.database.master_secret_arn
@@ -101,4 +121,9 @@ output "hosts" {
 output "pod_roles" {
   description = "Role of each service account of the pipeline, MLflow and Airflow. `wmtp-judge` has none."
   value       = { for account, one in module.workloads : account => one.role_arn }
+}
+
+output "is_protected" {
+  description = "Whether cluster and database refuse to be deleted."
+  value       = module.eks.is_protected && module.database.is_protected
 }

@@ -35,6 +35,11 @@ variable "cidr" {
   default     = "10.40.0.0/16"
 }
 
+variable "zones" {
+  description = "Three zones that have the GPU types you want (`aws ec2 describe-instance-type-offerings`)."
+  type        = list(string)
+}
+
 variable "kubernetes_version" {
   description = "Version of the control plane."
   type        = string
@@ -81,7 +86,7 @@ variable "system_nodes" {
     max_size       = number
     capacity_type  = optional(string, "ON_DEMAND")
     disk_gib       = optional(number, 50)
-    labels         = optional(map(string), { "wmtp/pool" = "system" })
+    labels         = optional(map(string), { "wmtp.io/pool" = "system" })
   })
 
   validation {

@@ -9,6 +9,7 @@ mock_provider "aws" {
 
 variables {
   name                     = "wmtp-test"
+  tags                     = { deployment = "wmtp-test" }
   subnet_ids               = ["subnet-a", "subnet-b", "subnet-c"]
   kms_key_arn              = "arn:aws:kms:eu-central-1:111122223333:key/cluster"
   permissions_boundary_arn = "arn:aws:iam::111122223333:policy/wmtp-boundary"
@@ -153,6 +154,15 @@ run "network_policies_have_an_effect" {
   assert {
     condition     = contains(keys(aws_eks_addon.before_nodes), "eks-pod-identity-agent") && length(aws_eks_addon.on_nodes) == 3
     error_message = "The identity agent comes before nodes; CoreDNS, the volume driver and the metrics server are there."
+  }
+}
+
+run "volumes_carry_the_tag_by_which_costs_are_told_apart" {
+  command = plan
+
+  assert {
+    condition     = jsondecode(aws_eks_addon.on_nodes["aws-ebs-csi-driver"].configuration_values).controller.extraVolumeTags == { deployment = "wmtp-test" }
+    error_message = "Volumes of pods carry the deployment's tag."
   }
 }
 

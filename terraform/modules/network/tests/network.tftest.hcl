@@ -1,7 +1,4 @@
 mock_provider "aws" {
-  mock_data "aws_availability_zones" {
-    defaults = { names = ["eu-central-1c", "eu-central-1a", "eu-central-1b", "eu-central-1d"] }
-  }
   mock_data "aws_caller_identity" {
     defaults = { account_id = "111122223333" }
   }
@@ -15,6 +12,7 @@ mock_provider "aws" {
 
 variables {
   name                     = "wmtp-test"
+  zones                    = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
   nat_per_zone             = true
   endpoints_per_zone       = true
   kms_key_arn              = "arn:aws:kms:eu-central-1:111122223333:key/cluster"
@@ -25,8 +23,10 @@ run "three_zones_that_do_not_overlap" {
   command = apply
 
   assert {
-    condition     = join(" ", output.zones) == "eu-central-1a eu-central-1b eu-central-1c"
-    error_message = "There must be three zones, the same ones each time."
+    condition = alltrue([
+      for subnets in [aws_subnet.private, aws_subnet.public, aws_subnet.database] : join(" ", [for subnet in subnets : subnet.availability_zone]) == join(" ", var.zones)
+    ])
+    error_message = "There must be a subnet of each kind in each of the three zones."
   }
 
   assert {
@@ -178,6 +178,16 @@ run "one_nat_gateway_serves_all_zones_where_that_is_asked" {
     condition     = alltrue([for one in aws_vpc_endpoint.interface : length(one.subnet_ids) == 1])
     error_message = "One zone's endpoints serve all."
   }
+}
+
+run "two_zones_are_refused" {
+  command = plan
+
+  variables {
+    zones = ["eu-central-1a", "eu-central-1a", "eu-central-1b"]
+  }
+
+  expect_failures = [var.zones]
 }
 
 run "a_small_block_is_refused" {

@@ -1,7 +1,4 @@
 mock_provider "aws" {
-  mock_data "aws_availability_zones" {
-    defaults = { names = ["eu-central-1a", "eu-central-1b", "eu-central-1c"] }
-  }
   mock_data "aws_caller_identity" {
     defaults = { account_id = "111122223333" }
   }
@@ -69,6 +66,7 @@ variables {
   name                     = "wmtp-test"
   permissions_boundary_arn = "arn:aws:iam::111122223333:policy/wmtp-boundary"
   is_highly_available      = true
+  zones                    = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
   access                   = { platform = { principal_arn = "arn:aws:iam::111122223333:role/platform", policy = "AmazonEKSClusterAdminPolicy" } }
   system_nodes             = { instance_types = ["m7i.large"], min_size = 3, max_size = 6 }
   database                 = { instance_class = "db.m7g.large", backup_days = 30 }
@@ -186,8 +184,27 @@ run "controllers_touch_this_deployment_only" {
   }
 
   assert {
-    condition     = length(output.zones) == 3 && length(output.database_secret_arns) == 4
-    error_message = "Three zones; four databases."
+    condition     = length(output.nat_addresses) == 3 && output.database_has_standby && output.is_protected
+    error_message = "What is highly available has a way out of each zone and a standby database, and does not go by mistake."
+  }
+
+  assert {
+    condition     = toset(keys(output.database_secret_arns)) == toset(["mlflow", "mlflow_auth", "airflow", "optuna"])
+    error_message = "Four databases, each with an owner of its own."
+  }
+}
+
+run "the_cheap_one_has_one_of_each_and_can_be_taken_down" {
+  command = plan
+
+  variables {
+    is_highly_available = false
+    deletion_protection = false
+  }
+
+  assert {
+    condition     = length(output.nat_addresses) == 1 && !output.database_has_standby && !output.is_protected
+    error_message = "One way out, no standby, no protection."
   }
 }
 
