@@ -6,12 +6,13 @@ RECIPE ?= demo
 BIN := .venv/bin
 LOCK := mlops_tasks/requirements.lock
 READY := .venv/installed
+INFRA_READY := .venv-infra/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check docs smollm2 lock clean
+.PHONY: help setup demo ui test check check-infra docs smollm2 lock clean
 
 help: ## print these lines
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything, at the locked versions
 
@@ -38,6 +39,14 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+check-infra: $(READY) $(INFRA_READY) ## judge terraform/ without an account; WORDS="checkov" runs the steps whose names hold one
+	@$(BIN)/python -m scripts.check_infra $(WORDS)
+
+$(INFRA_READY): scripts/infra-requirements.txt
+	$(PYTHON) -m venv .venv-infra
+	.venv-infra/bin/pip install --quiet --requirement scripts/infra-requirements.txt
+	@touch $@
+
 docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py
 	$(BIN)/python -m scripts.configuration_page > docs/configuration.md
 
@@ -50,6 +59,6 @@ lock: $(READY) ## resolve all versions anew
 	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-header --python-version 3.11 pyproject.toml >> $(LOCK).new
 	mv $(LOCK).new $(LOCK)
 
-clean: ## remove what runs and tests made, fetched models too; .venv and .wmtp/data, which is yours, stay
+clean: ## remove what runs and tests made, fetched models too; the environments and .wmtp/data, which is yours, stay
 	[ ! -d .wmtp ] || find .wmtp -mindepth 1 -maxdepth 1 ! -name data -exec rm -rf {} +
 	rm -rf build dist htmlcov .coverage* .mypy_cache .pytest_cache .ruff_cache

@@ -164,4 +164,4 @@ def object_tags(s3: S3Server, prefix: str) -> dict[str, str]:
 def test_the_lifecycle_rule_goes_by_the_tag_that_the_store_writes() -> None:
     stack = (Path(__file__).parents[1] / "terraform/modules/stack/main.tf").read_text()
     key, value = CHECKPOINT_TAG.split("=")
-    assert f'checkpoint_tag    = {{ {key} = "{value}" }}' in stack
+    assert f'checkpoint_tag = {{ {key} = "{value}" }}' in stack

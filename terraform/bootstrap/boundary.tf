@@ -3,11 +3,11 @@
 
 resource "aws_iam_policy" "boundary" {
   # checkov:skip=CKV_AWS_286: A boundary grants nothing by itself; of IAM it lets through what Karpenter and load balancers need, by name.
-  # checkov:skip=CKV_AWS_287: As above. Reading secrets is granted to one role, by name of the secret.
-  # checkov:skip=CKV_AWS_288: As above. Reading objects is granted by bucket and prefix.
-  # checkov:skip=CKV_AWS_289: As above.
-  # checkov:skip=CKV_AWS_290: As above.
-  # checkov:skip=CKV_AWS_355: As above.
+  # checkov:skip=CKV_AWS_287: A boundary grants nothing by itself. Reading secrets is granted to one role, by name of the secret.
+  # checkov:skip=CKV_AWS_288: A boundary grants nothing by itself. Reading objects is granted by bucket and prefix.
+  # checkov:skip=CKV_AWS_289: A boundary grants nothing by itself; what grants is the policy of each role, which is checked.
+  # checkov:skip=CKV_AWS_290: A boundary grants nothing by itself; what grants is the policy of each role, which is checked.
+  # checkov:skip=CKV_AWS_355: A boundary grants nothing by itself; what grants is the policy of each role, which is checked.
   name        = "${var.prefix}-boundary"
   description = "Upper bound of all roles of ${var.prefix} deployments"
 
@@ -21,7 +21,7 @@ resource "aws_iam_policy" "boundary" {
           "acm:DescribeCertificate", "acm:ListCertificates", "autoscaling:*", "cloudwatch:PutMetricData", "ec2:*", "ec2messages:*",
           "ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetAuthorizationToken", "ecr:GetDownloadUrlForLayer",
           "eks-auth:AssumeRoleForPodIdentity", "eks:Describe*", "elasticloadbalancing:*", "logs:CreateLogGroup", "logs:CreateLogStream",
-          "logs:DescribeLogGroups", "logs:DescribeLogStreams", "logs:PutLogEvents", "logs:PutRetentionPolicy", "pricing:GetProducts",
+          "logs:DescribeLogGroups", "logs:DescribeLogStreams", "logs:GetLogEvents", "logs:PutLogEvents", "logs:PutRetentionPolicy", "pricing:GetProducts",
           "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket", "s3:ListMultipartUploadParts",
           "s3:PutObject", "s3:PutObjectTagging", "sqs:DeleteMessage", "sqs:GetQueueUrl", "sqs:ReceiveMessage", "ssm:*", "ssmmessages:*",
           "wafv2:AssociateWebACL", "wafv2:DisassociateWebACL", "wafv2:GetWebACL", "wafv2:GetWebACLForResource",

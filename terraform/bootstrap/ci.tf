@@ -169,7 +169,7 @@ resource "aws_iam_role_policy" "apply_iam" {
 
 resource "aws_iam_role_policy" "apply_resources" {
   # checkov:skip=CKV_AWS_290: Network, certificates and prices have names that AWS gives or none at all; those are bound to the region or to the deployment's tag.
-  # checkov:skip=CKV_AWS_355: As above. What has a name of ours is bound to it.
+  # checkov:skip=CKV_AWS_355: What AWS names is bound to region or tag; what has a name of ours is bound to it.
   # checkov:skip=CKV_AWS_289: It manages access to the deployment's own buckets, keys and images; roles are in `apply_iam`, within the boundary.
   for_each = local.deployments
 
@@ -206,6 +206,7 @@ resource "aws_iam_role_policy" "apply_resources" {
           [for kind in ["access-entry", "addon", "cluster", "nodegroup", "podidentityassociation"] : "arn:${local.partition}:eks:${var.region}:${local.account_id}:${kind}/${each.value}*"],
           ["arn:${local.partition}:events:${var.region}:${local.account_id}:rule/${each.value}-*"],
           [for group in ["eks", "rds/instance", "vpc"] : "arn:${local.partition}:logs:${var.region}:${local.account_id}:log-group:/aws/${group}/${each.value}*"],
+          ["arn:${local.partition}:rds:${var.region}:${local.account_id}:og:default*"],
           [for kind in ["db", "pg", "snapshot", "subgrp"] : "arn:${local.partition}:rds:${var.region}:${local.account_id}:${kind}:${each.value}-*"],
           ["arn:${local.partition}:sqs:${var.region}:${local.account_id}:${each.value}-*"],
         )

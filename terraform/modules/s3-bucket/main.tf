@@ -21,7 +21,8 @@ locals {
     }),
   ]
 
-  # A request without these headers takes the bucket's default, which is the key.
+  # A request without these headers takes the bucket's default, which is the key. `Null` keeps it out: a condition that negates also
+  # holds where there is nothing to compare, and would refuse every plain upload.
   key_denials = var.kms_key_arn == null ? [] : [
     jsonencode({
       Sid       = "NoOtherEncryption"
@@ -29,7 +30,10 @@ locals {
       Principal = "*"
       Action    = "s3:PutObject"
       Resource  = "${aws_s3_bucket.this.arn}/*"
-      Condition = { StringNotEqualsIfExists = { "s3:x-amz-server-side-encryption" = "aws:kms" } }
+      Condition = {
+        Null            = { "s3:x-amz-server-side-encryption" = "false" }
+        StringNotEquals = { "s3:x-amz-server-side-encryption" = "aws:kms" }
+      }
     }),
     jsonencode({
       Sid       = "NoOtherKey"
@@ -37,7 +41,10 @@ locals {
       Principal = "*"
       Action    = "s3:PutObject"
       Resource  = "${aws_s3_bucket.this.arn}/*"
-      Condition = { StringNotEqualsIfExists = { "s3:x-amz-server-side-encryption-aws-kms-key-id" = var.kms_key_arn } }
+      Condition = {
+        Null            = { "s3:x-amz-server-side-encryption-aws-kms-key-id" = "false" }
+        StringNotEquals = { "s3:x-amz-server-side-encryption-aws-kms-key-id" = var.kms_key_arn }
+      }
     }),
   ]
 

@@ -8,9 +8,8 @@ locals {
   region     = data.aws_region.current.region
   databases  = toset(["mlflow", "mlflow_auth", "airflow", "optuna"])
 
-  # What the store's writer puts on each object of a checkpoint (mlops_tasks/store/s3.py), and the place of those objects.
-  checkpoint_tag    = { wmtp = "checkpoint" }
-  checkpoint_prefix = "wmtp/train/"
+  # What the store puts on each object of a checkpoint (mlops_tasks/store/s3.py): of a training, or of a generation under way.
+  checkpoint_tag = { wmtp = "checkpoint" }
 }
 
 # Keys: one for what runs, one for what is kept
@@ -111,7 +110,7 @@ module "artifacts" {
 
   archives = {
     checkpoints = {
-      prefix          = local.checkpoint_prefix
+      prefix          = "wmtp/"
       tags            = local.checkpoint_tag
       days            = 30
       noncurrent_days = 3

@@ -49,7 +49,7 @@ locals {
     Sid       = "TagCheckpoints"
     Effect    = "Allow"
     Action    = ["s3:PutObjectTagging"]
-    Resource  = ["${local.store}/train/*/checkpoints/*"]
+    Resource  = ["${local.store}/train/*/checkpoints/*", "${local.store}/generate/*/checkpoints/*"]
     Condition = { StringEquals = { for key, value in local.checkpoint_tag : "s3:RequestObjectTag/${key}" => value } }
   }]
 

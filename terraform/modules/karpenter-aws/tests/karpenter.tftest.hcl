@@ -80,10 +80,6 @@ run "the_controller_ends_its_own_nodes_only" {
     ] == [["arn:aws:iam::111122223333:role/wmtp-test-karpenter-node", "ec2.amazonaws.com"]]
     error_message = "It may pass the nodes' role to EC2, and no other."
   }
-}
-
-run "the_controllers_policy_fits" {
-  command = apply
 
   assert {
     condition     = length(module.controller.policy) < 10240

@@ -13,7 +13,7 @@ variables {
   access_log  = { bucket = "wmtp-test-access-logs-111122223333" }
   archives = {
     checkpoints = {
-      prefix          = "wmtp/train/"
+      prefix          = "wmtp/"
       tags            = { wmtp = "checkpoint" }
       days            = 30
       noncurrent_days = 3
@@ -70,13 +70,21 @@ run "objects_are_encrypted_with_our_key" {
 
   assert {
     condition = {
-      for one in jsondecode(aws_s3_bucket_policy.this.policy).Statement : one.Sid => one.Condition.StringNotEqualsIfExists
+      for one in jsondecode(aws_s3_bucket_policy.this.policy).Statement : one.Sid => [one.Effect, one.Action, one.Condition.StringNotEquals]
       if startswith(one.Sid, "NoOther")
       } == {
-      NoOtherEncryption = { "s3:x-amz-server-side-encryption" = "aws:kms" }
-      NoOtherKey        = { "s3:x-amz-server-side-encryption-aws-kms-key-id" = "arn:aws:kms:eu-central-1:111122223333:key/data" }
+      NoOtherEncryption = ["Deny", "s3:PutObject", { "s3:x-amz-server-side-encryption" = "aws:kms" }]
+      NoOtherKey        = ["Deny", "s3:PutObject", { "s3:x-amz-server-side-encryption-aws-kms-key-id" = "arn:aws:kms:eu-central-1:111122223333:key/data" }]
     }
     error_message = "Another encryption or another key must be refused."
+  }
+
+  assert {
+    condition = alltrue([
+      for one in jsondecode(aws_s3_bucket_policy.this.policy).Statement : one.Condition.Null == { for key, value in one.Condition.StringNotEquals : key => "false" }
+      if startswith(one.Sid, "NoOther")
+    ])
+    error_message = "An upload that says nothing of encryption takes the bucket's default, and must not be refused."
   }
 }
 
@@ -123,7 +131,7 @@ run "no_rule_can_strand_a_model" {
     condition = alltrue([
       for rule in aws_s3_bucket_lifecycle_configuration.this.rule :
       alltrue([for one in rule.transition : one.storage_class == "GLACIER_IR"]) &&
-      one(one(rule.filter).and).tags == tomap({ wmtp = "checkpoint" }) && one(one(rule.filter).and).prefix == "wmtp/train/"
+      one(one(rule.filter).and).tags == tomap({ wmtp = "checkpoint" }) && one(one(rule.filter).and).prefix == "wmtp/"
       if length(rule.transition) > 0
     ])
     error_message = "Only objects with the checkpoint's tag may move, and only where they can still be read at once."
@@ -148,7 +156,7 @@ run "an_archive_by_prefix_alone_is_refused" {
   command = plan
 
   variables {
-    archives = { all = { prefix = "wmtp/train/", tags = {}, days = 30, noncurrent_days = 3 } }
+    archives = { all = { prefix = "wmtp/", tags = {}, days = 30, noncurrent_days = 3 } }
   }
 
   expect_failures = [var.archives]
@@ -158,7 +166,7 @@ run "a_class_that_needs_a_restore_is_refused" {
   command = plan
 
   variables {
-    archives = { deep = { prefix = "wmtp/train/", tags = { wmtp = "checkpoint" }, days = 30, noncurrent_days = 3, storage_class = "DEEP_ARCHIVE" } }
+    archives = { deep = { prefix = "wmtp/", tags = { wmtp = "checkpoint" }, days = 30, noncurrent_days = 3, storage_class = "DEEP_ARCHIVE" } }
   }
 
   expect_failures = [var.archives]

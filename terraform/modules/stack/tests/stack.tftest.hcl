@@ -94,7 +94,7 @@ run "pods_may_do_their_own_work_only" {
       "arn:aws:s3:::A/wmtp/runs/*/reference.json", "arn:aws:s3:::A/wmtp/runs/*/reference.*.json",
       "arn:aws:s3:::A/wmtp/runs/*/train.json", "arn:aws:s3:::A/wmtp/runs/*/train.*.json",
       "arn:aws:s3:::A/wmtp/runs/*/generate.json", "arn:aws:s3:::A/wmtp/runs/*/generate.*.json",
-      "arn:aws:s3:::A/wmtp/train/*/checkpoints/*",
+      "arn:aws:s3:::A/wmtp/train/*/checkpoints/*", "arn:aws:s3:::A/wmtp/generate/*/checkpoints/*",
     ])
     error_message = "Training writes its own stages and pointers: no registered model, no verdict, no spec."
   }
