@@ -17,6 +17,8 @@ import pytest
 from botocore.stub import Stubber
 
 from mlops_tasks.errors import DataError
+from mlops_tasks.pipeline import TASKS
+from mlops_tasks.stage import Stage
 from scripts import check_infra, check_terraform, refresh_prices, seed_faults, terraform_pages
 from scripts.infra_step import Fault, Skipped
 
@@ -130,6 +132,17 @@ def test_the_platform_page_names_every_service_account_that_has_a_role_and_the_o
     workloads = set(re.findall(r"^    ([\w-]+)\s+= \{", stack, re.M))
     controllers = {name for text in HCL.values() for name in re.findall(r'service_account\s+= "([\w-]+)"', text)}
     assert named == workloads | controllers | {"wmtp-judge"}
+
+
+def test_each_stage_and_each_task_is_written_by_one_role() -> None:
+    text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
+    folders = [name for names in re.findall(r"folders = \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
+    tasks = [name for names in re.findall(r"tasks   = \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
+    # The sandbox writes nothing: its verdicts are the worker's.
+    assert sorted([*folders, "judge"]) == sorted(
+        {task.run.name for task in TASKS.values() if isinstance(task.run, Stage)}
+    )
+    assert sorted([*tasks, "judge"]) == sorted(TASKS)
 
 
 def test_pages_say_what_modules_and_prices_say() -> None:
