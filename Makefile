@@ -39,12 +39,15 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-check-infra: $(READY) $(INFRA_READY) ## judge terraform/ without an account; WORDS="checkov" runs the steps whose names hold one
+check-infra: $(READY) $(INFRA_READY) ## judge terraform/ and charts/ without an account; WORDS="checkov" runs the steps whose names hold one
 	@$(BIN)/python -m scripts.check_infra $(WORDS)
 
 $(INFRA_READY): scripts/infra-requirements.txt
 	$(PYTHON) -m venv .venv-infra
 	.venv-infra/bin/pip install --quiet --requirement scripts/infra-requirements.txt
+	@cd .venv-infra && (command -v promtool || (apt-get download prometheus && dpkg -x prometheus_*.deb unpacked \
+	  && mv unpacked/usr/bin/promtool bin/ && rm -r unpacked prometheus_*.deb)) || echo "No promtool: put Prometheus's on PATH."
+	@command -v helm || echo "No helm: install it (https://helm.sh, 3.17 or later)."
 	@touch $@
 
 docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py

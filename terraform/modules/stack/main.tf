@@ -164,7 +164,7 @@ module "database_secrets" {
   description   = "Owner of the database ${each.key}"
   kms_key_arn   = module.data_key.arn
   generated     = { password = 40 }
-  generation    = var.password_generation
+  generation    = var.password_version
   recovery_days = var.deletion_protection ? 30 : 7
 
   fields = {

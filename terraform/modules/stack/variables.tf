@@ -118,7 +118,7 @@ variable "database" {
   })
 }
 
-variable "password_generation" {
+variable "password_version" {
   description = "Raise it to make the databases' passwords anew; then run the databases' Job again."
   type        = number
   default     = 1
