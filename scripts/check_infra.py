@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts import check_charts
+from scripts import check_charts, check_terraform
 from scripts.infra_step import CHECKOUT, Fault, Skipped
 
-STEPS: dict[str, Callable[[Path], str]] = check_charts.STEPS
+STEPS: dict[str, Callable[[Path], str]] = {**check_terraform.STEPS, **check_charts.STEPS}
 
 
 def main(words: list[str]) -> int:

@@ -7,13 +7,17 @@ import io
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import torch
+from s3_server import BUCKET, S3Server
 
 from mlops_tasks import checkpoint, lease
+from mlops_tasks.config import S3Access
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.store import Store
 from mlops_tasks.store.backend import FolderBackend
+from mlops_tasks.store.s3 import CHECKPOINT_TAG
 
 PREFIX = "train/k"
 
@@ -125,3 +129,39 @@ def test_prune_without_a_best_keeps_the_last_ones_only(store: Store) -> None:
 def test_loading_one_that_is_not_there_is_an_error(store: Store) -> None:
     with pytest.raises(DataError, match=r"step-00000003 is not whole any more\. Start the task again"):
         checkpoint.load(store, PREFIX, 3)
+
+
+def test_on_s3_each_object_of_a_checkpoint_has_the_tag_of_the_lifecycle_rule_and_the_model_beside_it_has_none(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    store = Store.open(f"s3://{BUCKET}/tagged", S3Access.model_validate(s3.access(tmp_path)))
+    weights = {**state(1), "large": torch.zeros(5 * 2**20)}  # 20 MiB: more than one part
+    checkpoint.save(store, PREFIX, weights, step=1, best_step=None, token=1)
+    draft = store.begin(PREFIX)
+    (draft.folder / "model.safetensors").write_bytes(b"weights")
+    store.commit(draft, {})
+
+    tags = object_tags(s3, f"tagged/{PREFIX}/")
+
+    assert {name: tag for name, tag in tags.items() if "/checkpoints/" in name and tag != CHECKPOINT_TAG} == {}
+    assert {name: tag for name, tag in tags.items() if "/checkpoints/" not in name and tag} == {}
+    assert sorted(Path(name).name for name in tags) == [
+        "latest.json", "manifest.json", "manifest.json", "model.safetensors", "state.pt",
+    ]  # fmt: skip
+
+
+def object_tags(s3: S3Server, prefix: str) -> dict[str, str]:
+    client = boto3.client("s3", endpoint_url=s3.endpoint)
+    names = [entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]]
+    return {
+        name: "&".join(
+            f"{tag['Key']}={tag['Value']}" for tag in client.get_object_tagging(Bucket=BUCKET, Key=name)["TagSet"]
+        )
+        for name in names
+    }
+
+
+def test_the_lifecycle_rule_goes_by_the_tag_that_the_store_writes() -> None:
+    stack = (Path(__file__).parents[1] / "terraform/modules/stack/main.tf").read_text()
+    key, value = CHECKPOINT_TAG.split("=")
+    assert f'checkpoint_tag = {{ {key} = "{value}" }}' in stack

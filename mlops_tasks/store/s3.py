@@ -59,6 +59,8 @@ _PIECE_BYTES = 16 * _MIB
 _NUM_STREAMS = 16  # small files are many requests, and each waits for a reply
 _MAX_KEYS_A_DELETE = 1000
 _WRITER = "wmtp-writer"
+CHECKPOINT_TAG = "wmtp=checkpoint"
+"""On every object of a checkpoint: a lifecycle rule goes by prefix or tag, and no prefix tells it from the model of its training."""
 _CACHE_DAYS = 7
 
 # What botocore cannot repeat, because it happens while a body is read.
@@ -195,7 +197,9 @@ class S3Backend:
                 try:
                     # What has gone through a pipe cannot be sent again; botocore repeats each part.
                     self._send(
-                        lambda: self.client.upload_fileobj(pipe, self.bucket, self._key(name), Config=_TRANSFER),
+                        lambda: self.client.upload_fileobj(
+                            pipe, self.bucket, self._key(name), ExtraArgs=_tags(name), Config=_TRANSFER
+                        ),
                         name,
                         num_attempts=1,
                         size=lambda: pipe.num_read,
@@ -357,11 +361,14 @@ class S3Backend:
                 pass
 
     def _put(self, name: str, data: bytes, writer: str) -> dict[str, Any]:
-        return {"Bucket": self.bucket, "Key": self._key(name), "Body": data, "Metadata": {_WRITER: writer}}
+        where = {"Bucket": self.bucket, "Key": self._key(name)}
+        return {**where, "Body": data, "Metadata": {_WRITER: writer}, **_tags(name)}
 
     def _upload(self, file: Path, name: str) -> None:
         self._send(
-            lambda: self.client.upload_file(str(file), self.bucket, self._key(name), Config=_TRANSFER),
+            lambda: self.client.upload_file(
+                str(file), self.bucket, self._key(name), ExtraArgs=_tags(name), Config=_TRANSFER
+            ),
             name,
             num_attempts=NUM_ATTEMPTS,
             size=lambda: file.stat().st_size,
@@ -570,6 +577,11 @@ def _refusal_in(error: ClientError | S3UploadFailedError) -> ClientError:
     found = error if isinstance(error, ClientError) else error.__context__
     assert isinstance(found, ClientError), f"{error!r} stands for no answer of the server"
     return found
+
+
+def _tags(name: str) -> dict[str, str]:
+    """Of an object `<stage>/<key>/checkpoints/…`."""
+    return {"Tagging": CHECKPOINT_TAG} if name.split("/")[2:3] == ["checkpoints"] else {}
 
 
 def _was_repeated(error: ClientError) -> bool:

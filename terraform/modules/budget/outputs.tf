@@ -1,0 +1,4 @@
+output "monitor_arn" {
+  description = "The anomaly monitor."
+  value       = aws_ce_anomaly_monitor.this.arn
+}
