@@ -11,6 +11,7 @@ Only the standard library is imported here, and it loads everywhere; `confine` w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import math
@@ -221,7 +222,8 @@ class Confinement:
             OSError: the system does not grant a part of it; the process must not run a program then.
         """
         if not self.is_safe:
-            _limit(cpu_seconds, memory_bytes)
+            with contextlib.suppress(ValueError):  # macOS takes no limit of memory
+                _limit(cpu_seconds, memory_bytes)
             return
         libc = ctypes.CDLL(None, use_errno=True)
         _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -285,12 +287,12 @@ def _limit(cpu_seconds: float, memory_bytes: int, file_bytes: int = 0) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_STACK: STACK_BYTES,
     }
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     for kind, wanted in limits.items():
         _, hard = resource.getrlimit(kind)
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)  # a shell's own limit may be lower
         resource.setrlimit(kind, (most, most))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:

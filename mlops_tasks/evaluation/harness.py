@@ -148,17 +148,7 @@ class _Worker:
         os.close(out)
         os.close(err)
         code, seconds = self._nursery.finish()
-        if is_late or code < 0:
-            is_flood = max(map(len, printed.values())) >= OUTPUT_BYTES
-            flood = {"verdict": "crashed", "message": f"printed more than {OUTPUT_BYTES >> 20} MiB"}
-            return flood if is_flood else _end(code, seconds, job, "ended", is_late=is_late), seconds
-        if code != 0:
-            last = printed[err].decode("utf-8", "replace").strip().rpartition("\n")[2][:MESSAGE_LENGTH]
-            return {"verdict": "error", "message": last or f"the process ended with status {code}"}, seconds
-        is_right = same_output(expected, printed[out].decode("utf-8", "replace"))
-        return (
-            {"verdict": "passed", "message": ""} if is_right else {"verdict": "failed", "message": "another output"}
-        ), seconds
+        return _script_report(job, (code, seconds), printed[out], printed[err], expected, is_late=is_late), seconds
 
     def _collect(self, limits: dict[int, int], deadline: float) -> tuple[dict[int, bytes], bool]:
         """What is written to each pipe until all are closed or one is at its limit, and whether the clock ran out before."""
@@ -180,6 +170,22 @@ class _Worker:
                     poll.unregister(reader)
                     num_open -= 1
         return {reader: bytes(found) for reader, found in written.items()}, is_late
+
+
+def _script_report(
+    job: dict[str, Any], end: tuple[int, float], out: bytes, err: bytes, expected: str, *, is_late: bool
+) -> Report:
+    code, seconds = end
+    if max(len(out), len(err)) >= OUTPUT_BYTES:
+        return {"verdict": "crashed", "message": f"printed more than {OUTPUT_BYTES >> 20} MiB"}
+    if is_late or code < 0:
+        return _end(code, seconds, job, "ended", is_late=is_late)
+    if code != 0:
+        last = err.decode("utf-8", "replace").strip().rpartition("\n")[2][:MESSAGE_LENGTH]
+        return {"verdict": "error", "message": last or f"the process ended with status {code}"}
+    if not same_output(expected, out.decode("utf-8", "replace")):
+        return {"verdict": "failed", "message": "another output"}
+    return {"verdict": "passed", "message": ""}
 
 
 def _next_part(reports: Sequence[Report], job: dict[str, Any]) -> Report:

@@ -103,18 +103,29 @@ class _Trial:
         self._execute(ast.parse(source, "<test>"), "<test>")
 
     def _execute(self, tree: ast.Module, filename: str) -> None:
-        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        self._own |= _bound_names(tree)
-        self._fetch(used - self._own)
+        self._own |= _bound_at_top(tree)
+        used = _names(tree, ast.Load)
+        free = (
+            used
+            - self._own
+            - _names(tree, ast.Store)
+            - {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        )
+        self._fetch(used - self._own, may_mean_builtins=free <= _BUILTINS)
         if self._classes & used:
             self._peer.leaned_on_program = True
         exec(compile(tree, filename, "exec", dont_inherit=True), self._names)
 
-    def _fetch(self, wanted: set[str]) -> None:
-        """Bind the names that are the program's."""
-        # A program may call its function `sum`, and its test means that one; but where the test has another name to call, a
-        # builtin is the judge's own.
-        found = self._ask_names(wanted - _BUILTINS) or self._ask_names(wanted & _BUILTINS)
+    def _fetch(self, wanted: set[str], *, may_mean_builtins: bool) -> None:
+        """Bind the names that are the program's.
+
+        A program may call its function `sum`, and its test means that one; but where the test has another name to call, a builtin
+        is the judge's own.
+        """
+        wanted = wanted if may_mean_builtins else wanted - _BUILTINS
+        found = self._ask_names(wanted)
+        for name in wanted - found.keys():
+            self._names.pop(name, None)  # of an earlier test
         self._names.update(found)
         # Of two functions of the program's, one may be there to judge the other's result.
         if sum(isinstance(value, Remote) for value in found.values()) > 1:
@@ -138,7 +149,11 @@ class _Trial:
         return {"verdict": verdict, "message": message, "is_inside": self._peer.leaned_on_program}
 
 
-def _bound_names(tree: ast.Module) -> set[str]:
+def _names(tree: ast.Module, context: type[ast.expr_context]) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+
+
+def _bound_at_top(tree: ast.Module) -> set[str]:
     """What a module binds at its top, which no program may bind any more."""
     symbols = symtable.symtable(ast.unparse(tree), "<test>", "exec").get_symbols()
     return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}

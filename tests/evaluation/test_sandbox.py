@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import below, is_gone
 
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.evaluation import sandbox as module
@@ -32,22 +33,6 @@ def sandbox() -> Iterator[Sandbox]:
 def run(sandbox: Sandbox, solution: str, *tests: str, seconds: float = 2.0, setup: str = "") -> Outcome:
     (outcome,) = sandbox.run([Program(solution, tests or (TEST,), setup, seconds)])
     return outcome
-
-
-def below(pid: int) -> list[int]:
-    """Every process that descends from this one."""
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-    return [*children, *(each for child in children for each in below(child))]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_right_program_passes_and_a_wrong_one_fails(sandbox: Sandbox) -> None:
@@ -238,15 +223,49 @@ def test_one_program_leaves_nothing_to_the_next(sandbox: Sandbox) -> None:
     assert run(sandbox, "import math", "assert math.pi > 3.14 and len('ab') == 2").passed
 
 
-def test_a_right_program_passes_under_load(sandbox: Sandbox) -> None:
+RIGHT_UNDER_LOAD = (
+    "def f(x): return x + 1",
+    "def f(x):\n    print('passed' * 10**4)\n    return x + 1",
+    "def f(x): return sum(range(2_000_000)) * 0 + x + 1",
+    "import time\ndef f(x):\n    time.sleep(0.2)\n    return x + 1",
+    "import sys\nsys.setrecursionlimit(10**5)\ndef g(n): return n and 1 + g(n - 1)\ndef f(x): return g(20000) - 19999 + x",
+    "from concurrent.futures import ThreadPoolExecutor\ndef f(x):\n    with ThreadPoolExecutor(8) as pool: return sum(pool.map(int, '1' * 8)) - 7 + x",
+    "import threading\nthreading.stack_size(2**26)\ndef f(x):\n    found = []\n    t = threading.Thread(target=lambda: found.append(x + 1))\n    t.start()\n    t.join()\n    return found[0]",
+    "def f(x): return len(str([0] * 10**6)) * 0 + x + 1",
+    "import asyncio\nasync def g(x): return x + 1\ndef f(x): return asyncio.run(g(x))",
+)  # fmt: skip
+
+
+def test_a_hundred_of_a_hundred_right_programs_pass_under_load(sandbox: Sandbox) -> None:
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
-        program = Program("def f(x): return sum(range(1_000_000)) * 0 + x + 1", (TEST,), limit_seconds=1.0)
-        assert [outcome.verdict for outcome in sandbox.run([program] * 20)] == ["passed"] * 20
+        programs = [Program(solution, (TEST,), limit_seconds=1.0) for solution in RIGHT_UNDER_LOAD * 10]
+        troubles = [outcome for outcome in sandbox.run(programs) if not outcome.passed]
     finally:
         for burner in burners:
             burner.kill()
             burner.wait()
+    assert troubles == []
+
+
+@pytest.mark.skipif(landlock_version() < 3, reason="needs a Landlock that guards truncation")
+def test_a_program_has_a_folder_of_its_own_that_is_empty_each_time(sandbox: Sandbox) -> None:
+    if "no folder to write to" in sandbox.protections:
+        pytest.skip("this system grants no mount namespace")
+    solution = """
+import os, pathlib
+def f(x):
+    found = os.listdir()
+    pathlib.Path('a').mkdir()
+    pathlib.Path('a/b').write_text('x' * 10**6)
+    os.rename('a/b', 'c')
+    os.remove('c')
+    return found
+"""
+    assert run(sandbox, solution, "assert f(1) == []").passed
+    assert run(sandbox, solution, "assert f(1) == []").passed
+    flood = "open('a', 'wb').write(bytes(17 * 2**20))"
+    assert run(sandbox, flood).message.startswith("solution: OSError: [Errno 27] File too large")
 
 
 def test_the_clock_s_limit_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,7 @@ def test_annotations_of_a_program_are_evaluated_as_in_a_file_of_its_own() -> Non
         ("import enum\nclass C(enum.IntEnum):\n    RED = 3\ndef f(): return C.RED", "assert f() == 3 and f() + 1 == 4 and max(f(), 2) == 3"),
         ("import re\ndef f(s): return re.sub('a', 'b', s)", "assert re.match('b+', f('aa'))"),
         ("def sum(a, b): return a * b", "assert sum(2, 3) == 6"),
+        ("def sum(a, b): return a * b", "def check(candidate):\n    for a in (2, 3): assert candidate(a, 3) == a * 3\ncheck(sum)"),
         ("def int(x): return 0\ndef f(): return '35'", "assert int(f()) == 35"),
         ("LIMIT = 3\ndef f(): return LIMIT", "assert f() == LIMIT"),
         ("import math\ndef f(x): return x / 3", "assert math.isclose(f(1), 0.333333333333) and abs(f(1) - 0.3333) < 1e-3"),
@@ -193,6 +194,12 @@ def test_a_name_that_the_set_up_made_is_never_the_program_s() -> None:
     solution = "import math\ndef f():\n    global math\n    class math:\n        isclose = print\n    return 0"
     reports = reports_of(solution, "f()", "assert math.isclose(f(), 3)", setup=setup)
     assert [one["verdict"] for one in reports[2:-1]] == ["passed", "failed"]
+
+
+def test_a_program_cannot_hide_its_function_to_lend_a_builtin() -> None:
+    solution = "def abs(x): return 0\ndef f(x):\n    globals().pop('f', None)\n    return x"
+    tests = ("assert abs(f(1) - 1) < 1e-6", "assert abs(f(2) - 9) < 1e-6")
+    assert [one["verdict"] for one in reports_of(solution, *tests)[1:-1]] == ["passed", "error"]
 
 
 def test_what_a_test_cannot_pass_to_a_program_is_told() -> None:
