@@ -302,7 +302,7 @@ def _check_data(options: argparse.Namespace, environment: Environment, out: Text
     reading = reading_of(_source_of(options), environment.s3)
     # Their own solutions are run too: whether they pass is one thing, whether others may be judged by their tests another.
     problems = [*reading.problems, *(one.problem for one in reading.unsupported if one.problem)]
-    outcomes = check_references(problems, num_workers=environment.judge.num_workers)
+    outcomes = check_references(problems, environment.judge.num_workers, unsafe=environment.judge.unsafe)
     failed = [(problem, outcome) for problem, outcome in zip(problems, outcomes, strict=True) if not outcome.passed]
     out.writelines(f"unsupported: {one}\n" for one in reading.unsupported)
     out.writelines(f"{problem.id}: {outcome.verdict}: {outcome.message}\n" for problem, outcome in failed)

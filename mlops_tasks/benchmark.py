@@ -55,7 +55,7 @@ def _generate_and_judge(run: Run) -> None:
     data = run.artifact("pull_data")
     assert data is not None
     problems = chosen(read_problems(data.path(f"{config.problems.split}.parquet")), config.problems)
-    with referee_of(problems, config, run.environment.judge.num_workers) as referee:
+    with referee_of(problems, config, run.environment.judge) as referee:
         writing = partial(generate, on_row=lambda row: referee.submit(row["problem_id"], row["completion"]))
         stage.execute(run, TASKS["generate"], INDEX, tasks=TASKS, call=writing)
         stage.execute(run, TASKS["judge"], INDEX, tasks=TASKS, call=partial(judge, referee=referee))

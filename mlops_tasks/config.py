@@ -553,6 +553,8 @@ class JudgeResources(Settings):
 
     num_workers: int | None = Field(None, ge=1)
     """Programs run at one time; None: one per core."""
+    unsafe: bool = False
+    """Where the system cannot confine programs (macOS), run them all the same, as your user, with limits of memory and time only."""
 
 
 class Environment(Settings):

@@ -1,16 +1,17 @@
 """What a process gives up before it runs a program that nobody has read.
 
-Owns the limits, the capabilities and the system calls (a seccomp filter, put in place through ctypes: no package, no root,
-no namespace is needed, so it is the same in a pod, in a container as root and for an ordinary user). When to give them up
-is `harness`'s. A confined process is one thread: it starts neither process nor thread, has no network, changes no file
-anywhere and touches no other process. With Landlock (Linux 5.13) it reads nothing but Python, the system's libraries and its own
-folder; without, it reads what its user may, the environment of its user's other processes too.
+Owns the limits, the capabilities, the files (Landlock) and the system calls (a seccomp filter), put in place through ctypes: no
+package, no root, no namespace is needed, so it is the same in a pod, in a container as root and for an ordinary user. When to
+give them up is `harness`'s. A confined process starts threads but no process, has no network, changes no file but in a
+folder of its own, where it has one, and touches no other process. With Landlock (Linux 5.13) it reads nothing but Python, the
+system's libraries and that folder; without, it reads what its user may, the environment of its user's other processes too.
 
 Only the standard library is imported here, and it loads everywhere; `confine` works on Linux alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import math
@@ -21,6 +22,9 @@ import signal
 import struct
 import sys
 import sysconfig
+from dataclasses import dataclass
+
+from mlops_tasks.evaluation.namespaces import FOLDER_BYTES, mount_folder
 
 MEMORY_BYTES = 2**30
 """Address space of a program."""
@@ -129,6 +133,21 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "prctl": (157, 167),
     "seccomp": (317, 277),
 }
+_LEFT_TO_LANDLOCK = frozenset(
+    [
+        "creat",
+        "mkdir",
+        "mkdirat",
+        "rmdir",
+        "unlink",
+        "unlinkat",
+        "rename",
+        "renameat",
+        "renameat2",
+        "truncate",
+        "ftruncate",
+    ]
+)
 _OPEN: tuple[tuple[tuple[int | None, int | None], int], ...] = (
     ((2, None), 1),
     ((257, 56), 2),
@@ -153,26 +172,91 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 # linux/landlock.h; the numbers are the same on all machines
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
-_READ_FILE, _READ_FOLDER = 1 << 2, 1 << 3
+_WRITE_FILE, _READ_FILE, _READ_FOLDER, _REMOVE_FOLDER, _REMOVE_FILE = (1 << bit for bit in range(1, 6))
+_MAKE_FOLDER, _MAKE_FILE, _MOVE, _TRUNCATE = 1 << 7, 1 << 8, 1 << 13, 1 << 14
+_READING = _READ_FILE | _READ_FOLDER
+_IN_FOLDER = _WRITE_FILE | _REMOVE_FOLDER | _REMOVE_FILE | _MAKE_FOLDER | _MAKE_FILE | _MOVE | _TRUNCATE
+_CHANGING = (1 << 15) - 1 & ~_READING & ~1  # every right of version 3 but to execute and to read
+_CAN_GUARD_TRUNCATE, _HAS_SCOPES = 3, 6
+_SCOPES = 3  # no abstract socket and no signal to a process outside
 
 
-def confine(*, cpu_seconds: float, memory_bytes: int = MEMORY_BYTES) -> None:
-    """Give everything up, for good. Call it in a fresh child with one thread.
+@dataclass(frozen=True)
+class Confinement:
+    """What the processes of one worker give up."""
 
-    Raises:
-        OSError: the system does not grant a part of it; the process must not run the program then.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
-    _limit(cpu_seconds, memory_bytes)
-    _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
-    _drop_capabilities(libc)
-    if has_landlock():
-        _read_only(libc, readable_places())
-    code = refusing_filter(platform.machine())
-    instructions = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
-    _prctl(libc, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.create_string_buffer(program, len(program)))
+    landlock: int
+    """Version of Landlock's interface; 0: the kernel has none."""
+    has_folder: bool
+    """Whether each process gets a folder of its own to write to; else it writes nowhere."""
+    is_safe: bool = True
+    """False: limits of the kernel's only."""
+
+    @classmethod
+    def of_this_system(cls, *, has_own_mounts: bool) -> Confinement:
+        """The most that this system grants."""
+        version = landlock_version()
+        return cls(version, has_own_mounts and version >= _CAN_GUARD_TRUNCATE)
+
+    @classmethod
+    def unsafe(cls) -> Confinement:
+        """Limits of memory and time and nothing else."""
+        return cls(0, has_folder=False, is_safe=False)
+
+    def describe(self) -> list[str]:
+        """For the log and the manifest."""
+        if not self.is_safe:
+            return ["resource limits"]
+        reads = (
+            f"Landlock {self.landlock}"
+            if self.landlock
+            else "no Landlock (Linux 5.13): programs read what this user may"
+        )
+        writes = f"a folder of {FOLDER_BYTES >> 20} MiB to write to" if self.has_folder else "no folder to write to"
+        return ["seccomp", "resource limits", "no capabilities", reads, writes]
+
+    def apply(self, cpu_seconds: float, memory_bytes: int = MEMORY_BYTES) -> None:
+        """Give everything up, for good. Call it in a fresh child with one thread.
+
+        Raises:
+            OSError: the system does not grant a part of it; the process must not run a program then.
+        """
+        if not self.is_safe:
+            with contextlib.suppress(ValueError):  # macOS takes no limit of memory
+                _limit(cpu_seconds, memory_bytes)
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self.has_folder:
+            mount_folder()
+        _limit(cpu_seconds, memory_bytes, file_bytes=FOLDER_BYTES if self.has_folder else 0)
+        _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
+        _drop_capabilities(libc)
+        if self.landlock:
+            self._guard_files(libc)
+        code = refusing_filter(platform.machine(), can_write=self.has_folder)
+        instructions = ctypes.create_string_buffer(code, len(code))
+        program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
+        _prctl(libc, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.create_string_buffer(program, len(program)))
+
+    def _guard_files(self, libc: ctypes.CDLL) -> None:
+        # linux/landlock.h: what is handled is refused unless a rule allows it. Without a folder, writing is the filter's business.
+        call = libc.syscall
+        rights = _READING | _CHANGING if self.has_folder else _READING
+        handled = struct.pack("QQQ", rights, 0, _SCOPES)
+        size = 24 if self.landlock >= _HAS_SCOPES else 8
+        rules = call(_LANDLOCK_CREATE, handled, ctypes.c_size_t(size), ctypes.c_uint(0))
+        _check(min(rules, 0), "landlock_create_ruleset")
+        allowed = dict.fromkeys(readable_places(), _READING)
+        if self.has_folder:
+            allowed |= {os.getcwd(): _READING | _IN_FOLDER, os.devnull: _READ_FILE | _WRITE_FILE}
+        for place, granted in allowed.items():
+            where = os.open(place, os.O_PATH | os.O_CLOEXEC)
+            rule = struct.pack("=Qi", granted if os.path.isdir(place) else granted & (_READ_FILE | _WRITE_FILE), where)
+            _check(call(_LANDLOCK_ADD, rules, ctypes.c_int(1), rule, ctypes.c_uint(0)), f"landlock_add_rule({place})")
+            os.close(where)
+        _check(call(_LANDLOCK_RESTRICT, rules, ctypes.c_uint(0)), "landlock_restrict_self")
+        os.close(rules)
 
 
 def is_supported() -> bool:
@@ -180,51 +264,35 @@ def is_supported() -> bool:
     return platform.system() == "Linux" and platform.machine() in _AUDIT
 
 
-def has_landlock() -> bool:
-    """Whether this kernel can keep a process from reading files."""
+def landlock_version() -> int:
+    """Which version of Landlock's interface this kernel has, to keep a process from files; 0: none."""
     version: int = ctypes.CDLL(None).syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1))
-    return version > 0
+    return max(version, 0)
 
 
 def readable_places() -> list[str]:
     """What a program may read: Python, the system's libraries, time zones, and the folder that it runs in."""
     python = {sys.prefix, sys.base_prefix, *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))}
-    system = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime"}
+    system = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", os.devnull, "/dev/urandom"}
     return sorted(place for place in {*python, *system, os.getcwd()} if os.path.exists(place))
 
 
-def _read_only(libc: ctypes.CDLL, places: list[str]) -> None:
-    # linux/landlock.h: what is handled is refused unless a rule allows it; writing is the filter's business.
-    call = libc.syscall
-    handled = struct.pack("Q", _READ_FILE | _READ_FOLDER)
-    rules = call(_LANDLOCK_CREATE, handled, ctypes.c_size_t(len(handled)), ctypes.c_uint(0))
-    _check(min(rules, 0), "landlock_create_ruleset")
-    for place in places:
-        where = os.open(place, os.O_PATH | os.O_CLOEXEC)
-        allowed = _READ_FILE | _READ_FOLDER if os.path.isdir(place) else _READ_FILE
-        rule = struct.pack("=Qi", allowed, where)
-        _check(call(_LANDLOCK_ADD, rules, ctypes.c_int(1), rule, ctypes.c_uint(0)), f"landlock_add_rule({place})")
-        os.close(where)
-    _check(call(_LANDLOCK_RESTRICT, rules, ctypes.c_uint(0)), "landlock_restrict_self")
-    os.close(rules)
-
-
-def _limit(cpu_seconds: float, memory_bytes: int) -> None:
+def _limit(cpu_seconds: float, memory_bytes: int, file_bytes: int = 0) -> None:
     whole = math.ceil(cpu_seconds + 0.2)
     limits = {
         resource.RLIMIT_CPU: whole,  # behind the timer below, which knows fractions and which a program can stop
         resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_STACK: STACK_BYTES,
     }
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     for kind, wanted in limits.items():
         _, hard = resource.getrlimit(kind)
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)  # a shell's own limit may be lower
         resource.setrlimit(kind, (most, most))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
@@ -247,8 +315,10 @@ def _check(result: int, call: str) -> None:
         raise OSError(number, f"{call}: {os.strerror(number)}")
 
 
-def refusing_filter(machine: str) -> bytes:
+def refusing_filter(machine: str, *, can_write: bool = False) -> bytes:
     """The seccomp program for a machine: refused calls fail with EPERM, everything else goes on.
+
+    With `can_write` it leaves to Landlock where files are made, changed and removed.
 
     A refused call must not kill: a program that tries one gets an exception and its verdict, like any other.
     """
@@ -257,11 +327,11 @@ def refusing_filter(machine: str) -> bytes:
     steps = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
     if machine == "x86_64":
         steps += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, refuse)]
-    for numbers in _REFUSED.values():
-        if (number := numbers[column]) is not None:
+    for name, numbers in _REFUSED.items():
+        if (number := numbers[column]) is not None and not (can_write and name in _LEFT_TO_LANDLOCK):
             steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, refuse)]
     for numbers, argument in _OPEN:
-        if (number := numbers[column]) is not None:
+        if (number := numbers[column]) is not None and not can_write:
             steps += _unless(number, argument, (_ANY_BIT, 0, 1, _WRITES))
     # A thread, but no process. What clone3 is asked for lies in memory, where a filter cannot look; told that there is no such
     # call, the C library takes clone.

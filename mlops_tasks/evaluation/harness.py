@@ -1,12 +1,13 @@
-"""A small process that runs one program after another, each in a confined child of its own.
+"""A worker of the sandbox: it runs one program after another, each in confined children of its own.
 
-Owns what happens to one program: solution, set-up and tests in this order, a report after each part, and the end of the
-child. What the child gives up first is `confinement`'s; what reports and end amount to is `sandbox`'s, which starts this
-process and speaks with it in lines of JSON, one job and one reply at a time.
+Owns the processes, and what their ends amount to. What a child gives up first is `confinement`'s, what happens to tests `trial`'s, to
+a script `script`'s; `sandbox` starts the worker and speaks with it in lines of JSON, one job and one reply at a time.
 
-The child reports on a pipe, and each line starts with a number that the parent drew for this program: exit status, output
-and bytes written to every open file mean nothing, and anything else on the pipe is taken for tampering. A program that
-searches the interpreter's memory for the number can still forge a report.
+    sandbox ── jobs, replies ──► worker ──► judge      runs the tests of one program; its verdicts come on a pipe of its own
+                                    │         │ values
+                                    └──► nursery ──► program
+
+Programs are children of the nursery, which was forked before the first job: no test and no expected output was ever in its memory.
 
 Only the standard library is imported here: the process runs without site-packages.
 """
@@ -14,6 +15,7 @@ Only the standard library is imported here: the process runs without site-packag
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -21,129 +23,163 @@ import os
 import select
 import signal
 import site
+import socket
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, BinaryIO
 
-from mlops_tasks.evaluation import equality
-from mlops_tasks.evaluation.confinement import confine
+from mlops_tasks.evaluation import namespaces
+from mlops_tasks.evaluation.confinement import Confinement
 from mlops_tasks.evaluation.outputs import same_output
 from mlops_tasks.evaluation.script import run_script
+from mlops_tasks.evaluation.trial import MESSAGE_LENGTH, Report, hold_program, hold_trial
 
-Report = dict[str, Any]
-
-MESSAGE_LENGTH = 300
 OUTPUT_BYTES = 16 << 20
 """What a script may print before it is ended."""
-_NO_REPORT = 70  # the child's exit status when it could not even say what went wrong
-_LINE_BYTES = 4096  # a line longer than PIPE_BUF could be torn
+MOST_THREADS = 64
+"""A program that has more is ended."""
+_JUDGE_SECONDS = 20.0
+"""CPU time that the tests themselves may take, beside the program's."""
+_LOOK_SECONDS = 0.05
+_NO_REPORT = 70  # a child's exit status when it could not even say what went wrong
+_MESSAGE_BYTES = 4096
 
 # What programs import most, loaded once here and not once a program.
 _WARM = (
     *("bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools"),
-    *("heapq", "itertools", "math", "operator", "random", "re", "statistics", "string", "typing"),
+    *("heapq", "io", "itertools", "math", "operator", "random", "re", "statistics", "string", "threading", "typing"),
 )
 
 
-def serve() -> None:
-    """Answer jobs on standard input until it ends."""
+class UnconfinedError(Exception):
+    """A child could not be confined, and so ran nothing."""
+
+
+def serve(*, is_unsafe: bool = False) -> None:
+    """Answer jobs on standard input until it ends; the first line out says which protections there are."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent then closes the pipe
+    spaces = namespaces.Spaces("unsafe") if is_unsafe else namespaces.enter()
+    namespaces.be_unreadable()
+    confinement = Confinement.unsafe() if is_unsafe else Confinement.of_this_system(has_own_mounts=spaces.are_own)
     for name in _WARM:
         importlib.import_module(name)
     site.setquit()  # the interpreter runs without site, and scripts say `exit()`
     os.environ.clear()
     gc.freeze()  # a collection in a child would touch, and so copy, every page
+    worker = _Worker(confinement, jobs=sys.stdin.buffer)
     replies = os.fdopen(os.dup(1), "wb")
+    _write_line(replies, {"protections": [*confinement.describe(), spaces.describe()]})
     while line := sys.stdin.buffer.readline():
         job = json.loads(line)
-        run = run_scripts if job["io_tests"] else run_in_child
-        reply = run(job, jobs=sys.stdin.buffer)
-        replies.write(json.dumps(reply).encode() + b"\n")
-        replies.flush()
+        try:
+            reply = worker.run_scripts(job) if job["io_tests"] else worker.run_tests(job)
+        except UnconfinedError as error:
+            reply = {"unconfined": str(error)}
+        _write_line(replies, reply)
 
 
-def run_in_child(job: dict[str, Any], *, jobs: BinaryIO) -> dict[str, Any]:
-    """Run one program and see how it ends.
-
-    Args:
-        job: `solution`, `setup`, `tests`, `cpu_seconds`, `wall_seconds`.
-        jobs: where jobs come from; when its other end is gone, nobody wants the reply, and the child is killed.
-    """
-    nonce = os.urandom(16).hex().encode()
-    reader, writer = os.pipe()
-    parent, child = os.getpid(), os.fork()
-    if child == 0:
-        _be_the_child(job, nonce, writer, parent)
-    os.close(writer)
-    written, is_late = _collect(
-        reader, jobs, time.monotonic() + job["wall_seconds"], _LINE_BYTES * (len(job["tests"]) + 3)
-    )
-    os.close(reader)
-    os.kill(child, signal.SIGKILL)  # an exit that is under way keeps its status
-    _, status, usage = os.wait4(child, 0)
-    reports, is_tampered = _authentic(written, nonce)
-    return {
-        "reports": reports,
-        "is_tampered": is_tampered,
-        "is_late": is_late,
-        "exit_code": os.waitstatus_to_exitcode(status),
-        "seconds": usage.ru_utime + usage.ru_stime,
-    }
+def _write_line(file: BinaryIO, content: dict[str, Any]) -> None:
+    file.write(json.dumps(content).encode() + b"\n")
+    file.flush()
 
 
-def run_scripts(job: dict[str, Any], *, jobs: BinaryIO) -> dict[str, Any]:
-    """Run a program once for each of its `io_tests`, in a fresh child; `seconds` are those of the slowest."""
-    reports, seconds = [], 0.0
-    for index, (given, expected) in enumerate(job["io_tests"]):
-        report, used = _run_script(job, given, expected, jobs)
-        reports.append({"part": "test", "index": index, **report})
-        seconds = max(seconds, used)
-    return {"reports": reports, "is_tampered": False, "is_late": False, "exit_code": 0, "seconds": seconds}
+class _Worker:
+    """What answers jobs: `solution`, `setup`, `tests` or `io_tests`, `cpu_seconds`, `wall_seconds`."""
+
+    def __init__(self, confinement: Confinement, *, jobs: BinaryIO) -> None:
+        self._confinement, self._jobs = confinement, jobs
+        self._nursery = Nursery(confinement)
+
+    def run_tests(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Run a program and its tests in two processes; a report for each part that was reached."""
+        deadline = time.monotonic() + job["wall_seconds"]
+        program_in, to_program = os.pipe()
+        from_program, program_out = os.pipe()
+        verdicts, judge_out = os.pipe()
+        with _closing(to_program, from_program, judge_out):
+            with _closing(program_in, program_out):
+                self._nursery.start("tests", job["cpu_seconds"], (program_in, program_out))
+            judge = self._start_judge(job, (from_program, to_program, judge_out))
+        written, is_late = self._collect({verdicts: OUTPUT_BYTES}, deadline)
+        os.close(verdicts)
+        judge_code, _ = _ended(judge)
+        code, seconds = self._nursery.finish()
+        reports = [json.loads(line) for line in written[verdicts].splitlines()]
+        if reports and reports[-1]["part"] == "end":
+            reports.pop()
+        elif reports and reports[-1]["verdict"] == "ended":
+            reports[-1] |= _end(code, seconds, job, reports[-1]["message"], is_late=is_late)
+        else:
+            reports.append(_next_part(reports, job) | _unjudged(judge_code, code, seconds, job, is_late=is_late))
+        return {"reports": reports, "seconds": seconds}
+
+    def _start_judge(self, job: dict[str, Any], channels: tuple[int, int, int]) -> int:
+        def judge() -> None:
+            with os.fdopen(5, "wb", buffering=0) as file:
+                hold_trial(job, 3, 4, lambda report: _write_line(file, report))
+
+        child, _ = _start_child(
+            self._confinement, job["cpu_seconds"] + _JUDGE_SECONDS, judge, (None, None, None, *channels)
+        )
+        return child
+
+    def run_scripts(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Run a program once for each of its `io_tests`, in a fresh child; `seconds` are those of the slowest."""
+        reports, slowest = [], 0.0
+        for index, (given, expected) in enumerate(job["io_tests"]):
+            report, seconds = self._run_script(job, given, expected)
+            reports.append({"part": "test", "index": index, "is_inside": False, **report})
+            slowest = max(slowest, seconds)
+        return {"reports": reports, "seconds": slowest}
+
+    def _run_script(self, job: dict[str, Any], given: str, expected: str) -> tuple[Report, float]:
+        deadline = time.monotonic() + job["wall_seconds"]
+        (out, child_out), (err, child_err) = os.pipe(), os.pipe()
+        with (
+            _closing(child_out, child_err),
+            _file_of(given) as stdin,
+            _file_of(job["solution"]) as source,
+        ):
+            files = (stdin.fileno(), child_out, child_err, source.fileno())
+            self._nursery.start("script", job["cpu_seconds"], files)
+        printed, is_late = self._collect({out: OUTPUT_BYTES, err: OUTPUT_BYTES}, deadline)
+        os.close(out)
+        os.close(err)
+        code, seconds = self._nursery.finish()
+        return _script_report(job, (code, seconds), printed[out], printed[err], expected, is_late=is_late), seconds
+
+    def _collect(self, limits: dict[int, int], deadline: float) -> tuple[dict[int, bytes], bool]:
+        """What is written to each pipe until all are closed or one is at its limit, and whether the clock ran out before."""
+        poll = select.poll()
+        poll.register(self._jobs, 0)  # only its end: nobody wants the reply then
+        for reader in limits:
+            poll.register(reader, select.POLLIN)
+        written = {reader: bytearray() for reader in limits}
+        num_open, is_late = len(limits), False
+        while num_open and not is_late and all(len(written[reader]) < most for reader, most in limits.items()):
+            ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+            is_late = not ready
+            if self._jobs.fileno() in ready:
+                break
+            for reader in ready:
+                chunk = os.read(reader, 1 << 16)
+                written[reader] += chunk
+                if not chunk:
+                    poll.unregister(reader)
+                    num_open -= 1
+        return {reader: bytes(found) for reader, found in written.items()}, is_late
 
 
-def _run_script(job: dict[str, Any], given: str, expected: str, jobs: BinaryIO) -> tuple[Report, float]:
-    with tempfile.TemporaryFile() as stdin:
-        stdin.write(given.encode("utf-8", "surrogateescape"))
-        stdin.seek(0)
-        (out, child_out), (err, child_err), (ready, child_ready) = os.pipe(), os.pipe(), os.pipe()
-        parent, child = os.getpid(), os.fork()
-        if child == 0:
-            _be_the_script(job, (stdin.fileno(), child_out, child_err), child_ready, parent)
-    for descriptor in (child_out, child_err, child_ready):
-        os.close(descriptor)
-    refusal = os.read(ready, _LINE_BYTES)
-    printed, is_late = _collect_all(
-        {out: OUTPUT_BYTES, err: OUTPUT_BYTES}, jobs, time.monotonic() + job["wall_seconds"]
-    )
-    for descriptor in (out, err, ready):
-        os.close(descriptor)
-    os.kill(child, signal.SIGKILL)
-    _, status, usage = os.wait4(child, 0)
-    seconds = usage.ru_utime + usage.ru_stime
-    if refusal:
-        return {"part": "confinement", "verdict": "refused", "message": refusal.decode()}, seconds
-    end = _end_of(os.waitstatus_to_exitcode(status), seconds, job, is_late=is_late)
-    return end or _told(printed[out], printed[err], expected, os.waitstatus_to_exitcode(status)), seconds
-
-
-def _end_of(code: int, seconds: float, job: dict[str, Any], *, is_late: bool) -> Report | None:
-    """Why a child was ended, or None where it ended by itself."""
-    if is_late:
-        return {"verdict": "timeout", "message": f"not done after {job['wall_seconds']:.1f} s on the clock"}
-    if -code == signal.SIGPROF or (-code == signal.SIGKILL and seconds >= job["cpu_seconds"]):
-        return {"verdict": "timeout", "message": f"more than {job['cpu_seconds']:.1f} s of CPU time"}
-    return None
-
-
-def _told(out: bytes, err: bytes, expected: str, code: int) -> Report:
+def _script_report(
+    job: dict[str, Any], end: tuple[int, float], out: bytes, err: bytes, expected: str, *, is_late: bool
+) -> Report:
+    code, seconds = end
     if max(len(out), len(err)) >= OUTPUT_BYTES:
         return {"verdict": "crashed", "message": f"printed more than {OUTPUT_BYTES >> 20} MiB"}
-    if code < 0:
-        return {"verdict": "crashed", "message": f"killed by {signal.Signals(-code).name}"}
+    if is_late or code < 0:
+        return _end(code, seconds, job, "ended", is_late=is_late)
     if code != 0:
         last = err.decode("utf-8", "replace").strip().rpartition("\n")[2][:MESSAGE_LENGTH]
         return {"verdict": "error", "message": last or f"the process ended with status {code}"}
@@ -152,147 +188,203 @@ def _told(out: bytes, err: bytes, expected: str, code: int) -> Report:
     return {"verdict": "passed", "message": ""}
 
 
-def _collect_all(limits: dict[int, int], jobs: BinaryIO, deadline: float) -> tuple[dict[int, bytes], bool]:
-    """What is written to each pipe until all are closed or one has reached its limit, and whether the clock ran out before."""
-    poll = select.poll()
-    poll.register(jobs, 0)
-    for reader in limits:
-        poll.register(reader, select.POLLIN)
-    written = {reader: bytearray() for reader in limits}
-    is_open, is_late = set(limits), False
-    while is_open and not is_late and all(len(written[reader]) < limits[reader] for reader in limits):
-        ready = dict(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
-        if jobs.fileno() in ready:
-            break
-        is_late = not ready
-        for reader in ready:
-            chunk = os.read(reader, 1 << 16)
-            written[reader] += chunk
-            if not chunk:
-                poll.unregister(reader)
-                is_open.discard(reader)
-    return {reader: bytes(found) for reader, found in written.items()}, is_late
+def _next_part(reports: Sequence[Report], job: dict[str, Any]) -> Report:
+    """What the judge was at when it ended."""
+    if not reports:
+        return {"part": "solution", "is_inside": False}
+    if job["setup"] and len(reports) == 1:
+        return {"part": "setup", "is_inside": False}
+    return {"part": "test", "index": len(reports) - 1 - bool(job["setup"]), "is_inside": False}
 
 
-def _be_the_script(job: dict[str, Any], standard: tuple[int, int, int], ready: int, parent: int) -> None:
-    try:
-        os.setsid()
-        for target, source in enumerate(standard):
-            os.dup2(source, target)
-        os.closerange(3, ready)
-        os.closerange(ready + 1, os.sysconf("SC_OPEN_MAX"))
-        try:
-            confine(cpu_seconds=job["cpu_seconds"])
-        except (OSError, ValueError) as error:
-            os.write(ready, str(error).encode())
-            return
-        if os.getppid() != parent:
-            return
-        os.close(ready)
-        os._exit(run_script(job["solution"]))
-    finally:
-        os._exit(_NO_REPORT)
+def _unjudged(judge_code: int, code: int, seconds: float, job: dict[str, Any], *, is_late: bool) -> Report:
+    """The judge itself was ended: by the clock, or by what it was given to compare."""
+    if is_late or _is_out_of_time(code, seconds, job):
+        return _end(code, seconds, job, "", is_late=is_late)
+    if -judge_code in {signal.SIGPROF, signal.SIGXCPU}:
+        return {"verdict": "timeout", "message": "the test takes too long on what the program returned"}
+    return {"verdict": "crashed", "message": f"the test ended with status {judge_code} on what the program returned"}
 
 
-def _collect(reader: int, jobs: BinaryIO, deadline: float, most_bytes: int) -> tuple[bytes, bool]:
-    """What is written until the pipe closes, and whether the clock ran out before."""
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    poll.register(jobs, 0)  # only its end
-    written = bytearray()
-    while len(written) < most_bytes:
-        left = deadline - time.monotonic()
-        ready = dict(poll.poll(max(0.0, left) * 1000))
-        if not ready:
-            return bytes(written), True
-        if jobs.fileno() in ready:
-            break
-        chunk = os.read(reader, _LINE_BYTES)
-        if not chunk:
-            break
-        written += chunk
-    return bytes(written), False
+def _end(code: int, seconds: float, job: dict[str, Any], trouble: str, *, is_late: bool) -> Report:
+    """Why a program is gone."""
+    if is_late:
+        return {"verdict": "timeout", "message": f"not done after {job['wall_seconds']:.1f} s on the clock"}
+    if _is_out_of_time(code, seconds, job):
+        return {"verdict": "timeout", "message": f"more than {job['cpu_seconds']:.1f} s of CPU time"}
+    if trouble not in {"", "ended"}:
+        return {"verdict": "crashed", "message": trouble}
+    if code == -signal.SIGKILL:
+        why = f"the machine is out of memory, it has more than {MOST_THREADS} threads, or it closed the judge's own channel"
+        return {"verdict": "crashed", "message": f"killed, because {why}"}
+    if code < 0:
+        return {"verdict": "crashed", "message": f"killed by {signal.Signals(-code).name}"}
+    return {"verdict": "crashed", "message": f"the process ended with status {code}"}
 
 
-def _authentic(written: bytes, nonce: bytes) -> tuple[list[Report], bool]:
-    """The reports that carry the nonce, and whether anything else was written."""
-    lines = written.split(b"\n")
-    mine = [line for line in lines[:-1] if line.startswith(nonce)]
-    is_tampered = len(mine) < len(lines) - 1 or lines[-1] != b""
-    return [json.loads(line.removeprefix(nonce)) for line in mine], is_tampered
+def _is_out_of_time(code: int, seconds: float, job: dict[str, Any]) -> bool:
+    return -code in {signal.SIGPROF, signal.SIGXCPU} or (-code == signal.SIGKILL and seconds >= job["cpu_seconds"])
 
 
-def _be_the_child(job: dict[str, Any], nonce: bytes, writer: int, parent: int) -> None:
-    def report(content: Report) -> None:
-        os.write(writer, nonce + json.dumps(content).encode() + b"\n")
+class Nursery:
+    """A process that has seen no test, and the programs, one at a time, that it forks.
 
-    try:
-        os.setsid()
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(nothing, standard)
-        os.closerange(3, writer)
-        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX") if nothing < writer else nothing + 1)
-        try:
-            confine(cpu_seconds=job["cpu_seconds"])
-        except (OSError, ValueError) as error:
-            report({"part": "confinement", "verdict": "refused", "message": str(error)})
-        else:
-            # A parent that died before the child asked to die with it sends no signal any more.
-            if os.getppid() != parent:
+    Killing it kills its program, and it ends with its parent.
+    """
+
+    def __init__(self, confinement: Confinement) -> None:
+        self._control, theirs = socket.socketpair()
+        parent = os.getpid()
+        if os.fork() == 0:
+            try:
+                self._control.close()
+                namespaces.die_with_parent(parent)
+                _nurse(theirs, confinement)
+            finally:
                 os._exit(_NO_REPORT)
-            run_program(job["solution"], job["setup"], job["tests"], report)
-        os._exit(0)
-    finally:
-        os._exit(_NO_REPORT)
+        theirs.close()
+
+    def start(self, kind: str, cpu_seconds: float, files: Sequence[int]) -> None:
+        """Start a program.
+
+        Raises:
+            UnconfinedError: it could not be confined and so does not run.
+        """
+        socket.send_fds(self._control, [json.dumps([kind, cpu_seconds]).encode()], files)
+        refusal = json.loads(self._control.recv(_MESSAGE_BYTES))
+        if refusal:
+            self.finish()
+            raise UnconfinedError(refusal)
+
+    def finish(self) -> tuple[int, float]:
+        """End the program and return its exit code, which it keeps if it ended by itself, and the CPU time it took."""
+        self._control.sendall(b"end")
+        code, seconds = json.loads(self._control.recv(_MESSAGE_BYTES))
+        return code, seconds
 
 
-def run_program(solution: str, setup: str, tests: list[str], report: Callable[[Report], None]) -> None:
-    """Run the parts in one module and report each; after a solution or set-up that fails there is no test to run."""
-    module = ModuleType("program")
-    sys.modules["program"] = module  # dataclasses and pickle look their module up
-    for part, source in (("solution", solution), ("setup", setup)):
-        outcome = run_part(source, part, module)
-        report({"part": part, **outcome})
-        if outcome["verdict"] != "passed":
+def _nurse(control: socket.socket, confinement: Confinement) -> None:
+    while True:
+        message, files, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 8)
+        if not message:
             return
-    for index, test in enumerate(tests):
-        report({"part": "test", "index": index, **run_part(test, "test", module)})
+        kind, cpu_seconds = json.loads(message)
+        run, standard = (_be_script, ()) if kind == "script" else (_be_tested, (None, None, None))
+        child, refusal = 0, ""
+        with _closing(*files):
+            try:
+                child, place = _start_child(confinement, cpu_seconds, run, (*standard, *files))
+            except UnconfinedError as error:
+                refusal = str(error)
+        control.sendall(json.dumps(refusal).encode())
+        if child:
+            _watch_threads(child, place, control)
+        control.recv(_MESSAGE_BYTES)
+        control.sendall(json.dumps(_ended(child) if child else (0, 0.0)).encode())
 
 
-def run_part(source: str, part: str, module: ModuleType) -> Report:
-    """Run source in a module and say how that went."""
+def _be_tested() -> None:
+    hold_program(3, 4)
+
+
+def _be_script() -> None:
+    with os.fdopen(3, "rb") as file:
+        source = file.read().decode("utf-8", "surrogatepass")
+    os._exit(run_script(source))
+
+
+def _watch_threads(child: int, place: str, control: socket.socket) -> None:
+    """Kill a program that starts very many threads: no limit of the kernel holds for root's. Return when it is to end."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while not poll.poll(_LOOK_SECONDS * 1000):
+        with contextlib.suppress(OSError), open(f"/proc/{place}/stat", "rb") as file:
+            if int(file.read().rpartition(b")")[2].split()[17]) > MOST_THREADS:
+                os.kill(child, signal.SIGKILL)
+
+
+def _start_child(
+    confinement: Confinement, cpu_seconds: float, run: Callable[[], None], files: Sequence[int | None]
+) -> tuple[int, str]:
+    """Fork a child that gives everything up and runs a function.
+
+    Args:
+        files: become its open files 0, 1, …, and it has no others; None is the null device.
+
+    Returns:
+        Its number, and the name that /proc has for it.
+
+    Raises:
+        UnconfinedError: it could not be confined, and so ran nothing.
+    """
+    ready, child_ready = os.pipe()
+    parent, child = os.getpid(), os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            last = _place_files([*files, child_ready])
+            told = _confined(confinement, cpu_seconds, parent)
+            os.write(last, told)
+            os.close(last)
+            if told.startswith(b"place "):
+                run()
+            os._exit(0)
+        finally:
+            os._exit(_NO_REPORT)
+    os.close(child_ready)
+    with os.fdopen(ready, "rb") as file:
+        answer = file.read().decode()
+    if not answer.startswith("place "):
+        _ended(child)
+        raise UnconfinedError(answer or "it ended at once")
+    return child, answer.removeprefix("place ")
+
+
+def _place_files(files: Sequence[int | None]) -> int:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    # Out of the way first, for a target may be another's source.
+    sources = [fcntl.fcntl(nothing if file is None else file, fcntl.F_DUPFD, len(files)) for file in files]
+    for target, source in enumerate(sources):
+        os.dup2(source, target)
+    os.closerange(len(files), os.sysconf("SC_OPEN_MAX"))
+    return len(files) - 1
+
+
+def _confined(confinement: Confinement, cpu_seconds: float, parent: int) -> bytes:
+    """Confine this process and return what its parent wants to know."""
     try:
-        if part == "test":
-            module.__dict__[equality.NAME] = equality.judged_equal
-            code = equality.compile_test(source, "<test>")
-        else:
-            # This file's own future imports are not the program's.
-            code = compile(source, f"<{part}>", "exec", dont_inherit=True)
-        exec(code, module.__dict__)
-    except BaseException as error:
-        return {"verdict": _verdict(error), "message": _message(error)}
-    return {"verdict": "passed", "message": ""}
+        place = os.readlink("/proc/self") if sys.platform == "linux" else ""
+        confinement.apply(cpu_seconds)
+    except (OSError, ValueError) as error:
+        return str(error).encode()
+    # A parent that died before the child asked to die with it sends no signal any more.
+    if os.getppid() != parent:
+        os._exit(_NO_REPORT)
+    return f"place {place}".encode()
 
 
-def _verdict(error: BaseException) -> str:
-    if isinstance(error, MemoryError) or not isinstance(error, Exception):
-        return "crashed"
-    # An assertion of the program's own is an error like any other; one of the test or its set-up is a wrong answer.
-    return "failed" if isinstance(error, AssertionError) and _origin(error) in ("<test>", "<setup>") else "error"
+def _ended(child: int) -> tuple[int, float]:
+    """Kill a child and all that it started; return its exit code, which it keeps if it ended before, and its CPU time."""
+    for kill in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
-def _origin(error: BaseException) -> str:
-    """The file of the innermost frame."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_code.co_filename if trace is not None else ""
+@contextlib.contextmanager
+def _closing(*files: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for file in files:
+            os.close(file)
 
 
-def _message(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return "MemoryError"  # no memory to be more polite
-    with contextlib.suppress(Exception):
-        return traceback.format_exception_only(error)[-1].strip()[:MESSAGE_LENGTH]
-    return type(error).__name__[:MESSAGE_LENGTH]
+@contextlib.contextmanager
+def _file_of(text: str) -> Iterator[IO[bytes]]:
+    """An open file, at its start, of a text; programs ask for its size and read it by number."""
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+        file.seek(0)
+        yield file

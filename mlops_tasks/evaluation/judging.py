@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlops_tasks.config import EvaluationSet, ProtocolId, Settings
+from mlops_tasks.config import EvaluationSet, JudgeResources, ProtocolId, Settings
 from mlops_tasks.data.problems import Problem, chosen, read_problems
 from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.errors import DataError
@@ -86,7 +86,7 @@ def judge(attempt: Attempt, referee: Referee | None = None) -> dict[str, Any]:
     completions = read_completions(made.path("completions.parquet"))
     _require_samples(problems, completions, config.num_samples)
     if referee is None:
-        with referee_of(problems, config, attempt.environment.judge.num_workers) as found:
+        with referee_of(problems, config, attempt.environment.judge) as found:
             verdicts = _verdicts(found, completions)
     else:
         verdicts = _verdicts(referee, completions)
@@ -109,7 +109,9 @@ def judge(attempt: Attempt, referee: Referee | None = None) -> dict[str, Any]:
         "judged %d programs of %d problems in %.1f s: pass@1 %.4f, verdicts %s",
         len(rows), scores["num_problems"], time.monotonic() - started, scores["pass_at_k"]["1"], scores["verdicts"],
     )  # fmt: skip
-    return scores
+    # Of this run and not of the programs, and so in the manifest alone.
+    tests_inside = sum(outcome.tests_inside for outcome in verdicts.outcomes.values())
+    return {**scores, "protections": list(verdicts.protections), "num_tests_inside": tests_inside}
 
 
 def read_completions(path: Path) -> list[Completion]:
@@ -118,14 +120,15 @@ def read_completions(path: Path) -> list[Completion]:
     return [Completion(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
 
 
-def referee_of(problems: Sequence[Problem], config: JudgeConfig, num_workers: int | None) -> Referee:
+def referee_of(problems: Sequence[Problem], config: JudgeConfig, resources: JudgeResources) -> Referee:
     """The referee that an evaluation asks for."""
     return Referee(
         problems,
         config.protocol,
         min_seconds=config.min_seconds,
         reference_factor=config.reference_factor,
-        num_workers=num_workers,
+        num_workers=resources.num_workers,
+        unsafe=resources.unsafe,
     )
 
 

@@ -27,13 +27,15 @@ Text = tuple[str, str]
 """Problem id and completion."""
 
 
-def check_references(problems: Sequence[Problem], num_workers: int | None = None) -> list[Outcome]:
+def check_references(
+    problems: Sequence[Problem], num_workers: int | None = None, *, unsafe: bool = False
+) -> list[Outcome]:
     """Run each problem's own solution; the outcomes are in the order of the problems.
 
     Raises:
         UserError: this machine cannot confine a program.
     """
-    with Sandbox(num_workers) as sandbox:
+    with Sandbox(num_workers, unsafe=unsafe) as sandbox:
         return _run_references(sandbox, problems)
 
 
@@ -45,6 +47,8 @@ class Verdicts:
     outcomes: Mapping[Text, Outcome]
     unsupported: Mapping[str, str]
     """Problems that judged nobody, and why."""
+    protections: tuple[str, ...]
+    """What kept the programs in."""
 
 
 class Referee:
@@ -56,6 +60,7 @@ class Referee:
         min_seconds: least limit in CPU seconds.
         reference_factor: the limit is this many times what the problem's own solution takes, if that is more.
         num_workers: programs at one time; None: one per core.
+        unsafe: whether to run programs where they cannot be confined.
     """
 
     def __init__(
@@ -66,10 +71,12 @@ class Referee:
         min_seconds: float,
         reference_factor: float,
         num_workers: int | None,
+        unsafe: bool = False,
     ) -> None:
         self._problems = {problem.id: problem for problem in problems}
         self._protocol, self._min_seconds, self._factor = protocol, min_seconds, reference_factor
-        self._num_workers = num_workers
+        self._num_workers, self._unsafe = num_workers, unsafe
+        self._protections: tuple[str, ...] = ()
         self._asked: queue.SimpleQueue[Text | None] = queue.SimpleQueue()
         self._seen: set[Text] = set()
         self._programs: dict[Text, Program] = {}
@@ -113,7 +120,7 @@ class Referee:
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return Verdicts(self._programs, self._outcomes, self._unsupported)
+        return Verdicts(self._programs, self._outcomes, self._unsupported, self._protections)
 
     def _start(self) -> None:
         # Not before there is something to judge: a hit needs no sandbox.
@@ -122,8 +129,8 @@ class Referee:
 
     def _work(self) -> None:
         try:
-            with Sandbox(self._num_workers) as sandbox:
-                self._sandbox = sandbox
+            with Sandbox(self._num_workers, unsafe=self._unsafe) as sandbox:
+                self._sandbox, self._protections = sandbox, sandbox.protections
                 limits = self._limits(_run_references(sandbox, list(self._problems.values())))
                 while texts := self._waiting():
                     known = [text for text in texts if text[0] not in self._unsupported]

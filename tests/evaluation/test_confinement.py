@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from mlops_tasks.evaluation.confinement import refusing_filter
+from mlops_tasks.evaluation.confinement import Confinement, refusing_filter
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 REFUSED = 0x00050000 | errno.EPERM
@@ -33,10 +33,10 @@ def decision(code: bytes, *, audit: int, number: int, arguments: tuple[int, ...]
             at += if_true if holds else if_false
 
 
-# Numbers from the kernel's own tables: socket, clone, execve, kill, unlinkat, ptrace, prctl.
+# Numbers from the kernel's own tables: socket, vfork or clone, execve, kill, unlinkat, ptrace, prctl.
 @pytest.mark.parametrize(
     ("machine", "numbers"),
-    [("x86_64", (41, 56, 59, 62, 263, 101, 157)), ("aarch64", (198, 220, 221, 129, 35, 117, 167))],
+    [("x86_64", (41, 58, 59, 62, 263, 101, 157)), ("aarch64", (198, 220, 221, 129, 35, 117, 167))],
 )
 def test_dangerous_calls_are_refused(machine: str, numbers: tuple[int, ...]) -> None:
     code = refusing_filter(machine)
@@ -72,3 +72,38 @@ def test_calls_by_another_machine_s_numbers_are_no_way_round() -> None:
     code = refusing_filter("x86_64")
     assert decision(code, audit=0x40000003, number=1) == KILLED  # 32-bit x86
     assert decision(code, audit=MACHINES["x86_64"], number=0x40000000 | 41) == REFUSED  # x32
+
+
+@pytest.mark.parametrize(("machine", "clone"), [("x86_64", 56), ("aarch64", 220)])
+def test_a_thread_is_started_and_no_process(machine: str, clone: int) -> None:
+    code, audit = refusing_filter(machine), MACHINES[machine]
+    thread, child = 0x3D0F00, 0x1200011  # what pthread_create and fork ask for
+    assert decision(code, audit=audit, number=clone, arguments=(thread,)) == ALLOWED
+    assert decision(code, audit=audit, number=clone, arguments=(child,)) == REFUSED
+    assert decision(code, audit=audit, number=435) == 0x00050000 | errno.ENOSYS
+
+
+@pytest.mark.parametrize(
+    ("machine", "openat", "mkdirat", "symlinkat"), [("x86_64", 257, 258, 266), ("aarch64", 56, 34, 36)]
+)
+def test_with_a_folder_files_are_made_and_links_are_not(
+    machine: str, openat: int, mkdirat: int, symlinkat: int
+) -> None:
+    code, audit = refusing_filter(machine, can_write=True), MACHINES[machine]
+    assert decision(code, audit=audit, number=openat, arguments=(0, 0, 0o101)) == ALLOWED
+    assert decision(code, audit=audit, number=mkdirat) == ALLOWED
+    assert decision(code, audit=audit, number=symlinkat) == REFUSED
+
+
+def test_a_folder_needs_mounts_of_its_own_and_a_landlock_that_guards_truncation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for version, has_own_mounts, has_folder in ((2, True, False), (3, True, True), (3, False, False)):
+        monkeypatch.setattr("mlops_tasks.evaluation.confinement.landlock_version", lambda version=version: version)
+        assert Confinement.of_this_system(has_own_mounts=has_own_mounts).has_folder is has_folder
+
+
+def test_what_is_missing_is_told() -> None:
+    assert "no Landlock (Linux 5.13): programs read what this user may" in Confinement(0, has_folder=False).describe()
+    assert "no folder to write to" in Confinement(2, has_folder=False).describe()
+    assert Confinement.unsafe().describe() == ["resource limits"]

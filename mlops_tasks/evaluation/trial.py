@@ -1,0 +1,182 @@
+"""The two sides of a test: the process that holds the program, and the one that runs the tests and judges.
+
+The judge runs set-up and tests, and where they name something of the program's it holds a stand-in that asks the program's
+process (`peers`). So what a test compares is compared by the judge's own Python, on values that it made itself, and no
+expected value is ever in the program's process. `harness` starts both; only the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import symtable
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from mlops_tasks.evaluation.peers import (
+    FOR_JUDGES,
+    FOR_PROGRAMS,
+    Gone,
+    Peer,
+    Remote,
+    function_of_judge,
+    object_of_program,
+)
+
+Report = dict[str, Any]
+
+MESSAGE_LENGTH = 300
+_BUILTINS = frozenset(vars(builtins))
+
+
+def hold_program(reader: int, writer: int) -> None:
+    """Be the program: load what the judge sends and answer it, until it is gone."""
+    module = ModuleType("program")
+    sys.modules["program"] = module  # dataclasses and pickle look their module up
+
+    def load(source: str, part: str) -> None:
+        # This file's own future imports are not the program's.
+        exec(compile(source, f"<{part}>", "exec", dont_inherit=True), module.__dict__)
+
+    def names(*wanted: str) -> dict[str, Any]:
+        return {name: module.__dict__[name] for name in wanted if name in module.__dict__}
+
+    operations: dict[str, Callable[..., Any]] = {**FOR_JUDGES, "load": load, "names": names}
+    with contextlib.suppress(Gone):
+        Peer(reader, writer, operations, function_of_judge, offers_all=True).serve()
+
+
+def hold_trial(job: dict[str, Any], reader: int, writer: int, report: Callable[[Report], None]) -> None:
+    """Be the judge: have the program loaded, run set-up and tests, and report each part.
+
+    After a solution or set-up that fails there is no test to run; where the program is gone, the report's verdict says `ended`.
+    """
+    trial = _Trial(Peer(reader, writer, FOR_PROGRAMS, object_of_program, offers_all=False))
+    parts: list[tuple[str, Callable[[], None]]] = [("solution", lambda: trial.load(job["solution"], "solution"))]
+    if job["setup"]:
+        parts.append(("setup", lambda: trial.prepare(job["setup"])))
+    for part, action in parts:
+        outcome = trial.outcome(action)
+        report({"part": part, **outcome})
+        if outcome["verdict"] == "ended":
+            return
+        if outcome["verdict"] != "passed":
+            report({"part": "end"})
+            return
+    for index, test in enumerate(job["tests"]):
+        outcome = trial.outcome(partial(trial.run, test))
+        report({"part": "test", "index": index, **outcome})
+        if outcome["verdict"] == "ended":
+            return
+    report({"part": "end"})
+
+
+class _Trial:
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._names: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
+        self._own: set[str] = set()
+        self._classes: frozenset[str] = frozenset()
+
+    def load(self, source: str, part: str) -> None:
+        self._peer.ask("load", source, part)
+
+    def prepare(self, source: str) -> None:
+        """Run set-up. What programs build on, its imports and classes, goes to them too; the classes live there alone."""
+        tree = ast.parse(source, "<setup>")
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        shared: list[ast.stmt] = [
+            node for node in tree.body if isinstance(node, ast.ClassDef | ast.Import | ast.ImportFrom)
+        ]
+        self._classes = frozenset(node.name for node in classes)
+        if shared:
+            self.load(ast.unparse(ast.Module(shared, [])), "setup")
+        tree.body = [node for node in tree.body if node not in classes]
+        self._execute(tree, "<setup>")
+
+    def run(self, source: str) -> None:
+        self._execute(ast.parse(source, "<test>"), "<test>")
+
+    def _execute(self, tree: ast.Module, filename: str) -> None:
+        self._own |= _bound_at_top(tree)
+        used = _names(tree, ast.Load)
+        free = (
+            used
+            - self._own
+            - _names(tree, ast.Store)
+            - {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        )
+        self._fetch(used - self._own, may_mean_builtins=free <= _BUILTINS)
+        if self._classes & used:
+            self._peer.leaned_on_program = True
+        exec(compile(tree, filename, "exec", dont_inherit=True), self._names)
+
+    def _fetch(self, wanted: set[str], *, may_mean_builtins: bool) -> None:
+        """Bind the names that are the program's.
+
+        A program may call its function `sum`, and its test means that one; but where the test has another name to call, a builtin
+        is the judge's own.
+        """
+        wanted = wanted if may_mean_builtins else wanted - _BUILTINS
+        found = self._ask_names(wanted)
+        for name in wanted - found.keys():
+            self._names.pop(name, None)  # of an earlier test
+        self._names.update(found)
+        # Of two functions of the program's, one may be there to judge the other's result.
+        if sum(isinstance(value, Remote) for value in found.values()) > 1:
+            self._peer.leaned_on_program = True
+
+    def _ask_names(self, wanted: set[str]) -> dict[str, Any]:
+        found = self._peer.ask("names", *sorted(wanted)) if wanted else {}
+        return {name: found[name] for name in wanted if name in found}
+
+    def outcome(self, action: Callable[[], None]) -> Report:
+        """Do something and say how that went."""
+        self._peer.leaned_on_program = False
+        verdict, message = "passed", ""
+        try:
+            action()
+        except BaseException as error:
+            verdict, message = _verdict(error), _message(error)
+        # A test may catch everything; what it says when the program has gone means nothing.
+        if self._peer.trouble is not None:
+            verdict, message = "ended", self._peer.trouble
+        return {"verdict": verdict, "message": message, "is_inside": self._peer.leaned_on_program}
+
+
+def _names(tree: ast.Module, context: type[ast.expr_context]) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+
+
+def _bound_at_top(tree: ast.Module) -> set[str]:
+    """What a module binds at its top, which no program may bind any more."""
+    symbols = symtable.symtable(ast.unparse(tree), "<test>", "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+
+
+def _verdict(error: BaseException) -> str:
+    if isinstance(error, MemoryError) or not isinstance(error, Exception):
+        return "crashed"
+    # An assertion of the program's own is an error like any other; one of the test or its set-up is a wrong answer.
+    return "failed" if isinstance(error, AssertionError) and _origin(error) in {"<test>", "<setup>"} else "error"
+
+
+def _origin(error: BaseException) -> str:
+    """The file of the innermost frame."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_filename if trace is not None else ""
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "MemoryError"  # no memory to be more polite
+    with contextlib.suppress(Exception):
+        return traceback.format_exception_only(error)[-1].strip()[:MESSAGE_LENGTH]
+    return type(error).__name__[:MESSAGE_LENGTH]
