@@ -20,6 +20,7 @@ from mlops_tasks import __version__, logs, pipeline, stage, summary
 from mlops_tasks.config import Environment, FileData, GeneratedData, load_environment, load_recipe
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.machine import num_cores
+from mlops_tasks.registry import commands as registry_commands
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact, Store
 
@@ -83,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_gc(
         commands.add_parser("gc", parents=[common], help="what nobody needs any more; removes nothing without --delete")
+    )
+    registry_commands.add(
+        commands.add_parser("registry", help="which versions there are, which one production loads, and moving that"),
+        common,
     )
     check = commands.add_parser(
         "check-data", parents=[common], help="run every reference solution against its own tests"

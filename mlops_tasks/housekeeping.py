@@ -22,12 +22,14 @@ from mlops_tasks import registry, tracking
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.logs import watched
+from mlops_tasks.registry import moves
 from mlops_tasks.stage import Run, Stage, Task, artifact_prefix, carry_out, decide
 from mlops_tasks.store import MANIFEST, Artifact, Inspection, Store
 
 log = logging.getLogger(__name__)
 
 _RUNS = "runs"
+_NO_STAGES = frozenset({_RUNS, moves.PLACE})
 _LEASE = "lease.json"
 _NUM_STREAMS = 8
 _STAMP = re.compile(r"(?:^|/)(\d{8}T\d{6})-")
@@ -51,7 +53,7 @@ def selected(store: Store, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def _stages(store: Store) -> list[str]:
-    return [name for name in store.children("") if name != _RUNS and not name.startswith(".")]
+    return [name for name in store.children("") if name not in _NO_STAGES and not name.startswith(".")]
 
 
 def _begins(prefix: str, start: str) -> bool:
@@ -261,7 +263,12 @@ class Collector:
                 "and nothing is collected. Set mlflow_uri in the environment file to the registry of this store; if it never had one, "
                 "run the DAG once."
             )
-        return [_Reference(artifact_prefix("train", one.key), one.digest) for one in registry.aliased(self.environment)]
+        return [
+            _Reference(one.prefix, one.digest)
+            for version in registry.aliased(self.environment)
+            for one in (version.model, version.outcomes)
+            if one is not None
+        ]
 
     def _runs(self) -> tuple[set[str], list[Garbage]]:
         """Prefixes of the runs that are kept, and the others."""

@@ -206,12 +206,12 @@ def _acquired(store: Store, prefix: str, terms: LeaseTerms, run: str, is_done: C
             return None
         if terms.wait_seconds is not None and now - started >= terms.wait_seconds:
             raise Unavailable(
-                f"{store.uri}/{prefix} is being made by {_whom(state)}. Run this again later, when it is a hit; or let it wait: "
-                "lease.wait_seconds in the environment file."
+                f"{store.uri}/{prefix} is held by {_whom(state)}, and this process waits {terms.wait_seconds:g} s for it "
+                "(lease.wait_seconds in the environment file, where it is a stage's). Run this again later."
             )
         if said == started or now - said >= _SECONDS_BETWEEN_LINES:
             said = now
-            log.info("waits: %s/%s is being made by %s", store.uri, prefix, _whom(state))
+            log.info("waits: %s/%s is held by %s", store.uri, prefix, _whom(state))
         time.sleep(min(1.0, terms.ttl_seconds / 10))
 
 

@@ -284,7 +284,7 @@ TASKS: dict[str, Task] = {
             fan_out=lambda recipe, environment: len(EVALUATIONS),
             modules=_evaluation_protocol,
         ),
-        Task("promote", "mlops_tasks.registry:promote"),
+        Task("promote", "mlops_tasks.registry.promotion:promote"),
         Task("report", "mlops_tasks.report:report"),
     )
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nights import Night
 from s3_server import BUCKET, S3Server
 
 from mlops_tasks.config import Environment, S3Access
@@ -142,3 +144,10 @@ def codecontests_file() -> Path:
     if not path.is_file():
         pytest.skip(f"needs verified problems of CodeContests in {path}")
     return path
+
+
+@pytest.fixture
+def monday(environment: Environment, mlflow_database: Path, tmp_path: Path) -> Night:
+    """The first night ever: no champion, an empty registry."""
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
+    return Night(environment)

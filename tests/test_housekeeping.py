@@ -20,7 +20,7 @@ from mlops_tasks.config import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.housekeeping import Collector, Difference, readable, recompute, selected, verify
 from mlops_tasks.keys import code_digests
-from mlops_tasks.registry import Aliased
+from mlops_tasks.registry import Version
 from mlops_tasks.stage import Pointer, Run, execute
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.store.backend import FolderBackend
@@ -225,10 +225,16 @@ def test_pins_and_aliases_keep_an_artifact_and_its_inputs(
     data, other = committed(store, "pull/data"), committed(store, "pull/other", "beta")
     model = committed(store, "train/model", made_from=data)
     champion = committed(store, "train/champion", made_from=other)
+    judged = committed(store, "judge/champion", "delta")
     committed(store, "pull/unused", "gamma")
-    monkeypatch.setattr(registry, "aliased", lambda _: [Aliased("m", "champion", "champion", champion.digest)])
+    store.create_json("registry/m/000001.json", {"a": "move"})
+    tags = {"stage_key": "champion", "digest": champion.digest}
+    tags |= {"outcomes": judged.prefix, "gate.candidate_outcomes": judged.digest}
+    version = Version("m", "1", "", ("champion",), tags)
+    monkeypatch.setattr(registry, "aliased", lambda _: [version])
     assert collect(environment, pins=("train/model",)) == {"pull/unused"}
-    assert all(store.find(one.prefix) == one for one in (data, other, model, champion))
+    assert all(store.find(one.prefix) == one for one in (data, other, model, champion, judged))
+    assert store.read_json("registry/m/000001.json") == {"a": "move"}, "what was decided about models is never garbage"
     with pytest.raises(UserError, match="begins with 'train/none'"):
         collect(environment, pins=("train/none",))
 

@@ -69,7 +69,7 @@ def test_an_error_lets_go_too(store: Store) -> None:
 def test_one_that_may_not_wait_leaves_and_says_who_works(store: Store) -> None:
     elsewhere(store)
     with (
-        pytest.raises(Unavailable, match=r"is being made by process 1 on far for dag/other.*lease\.wait_seconds"),
+        pytest.raises(Unavailable, match=r"is held by process 1 on far for dag/other.*lease\.wait_seconds"),
         hold(store, AT_ONCE),
     ):
         pass

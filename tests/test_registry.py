@@ -5,171 +5,47 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from mlflow_server import free_port, serving
+from nights import (
+    NAME,
+    PROMPT,
+    RECIPE,
+    STRONG,
+    STRONGER,
+    WEAK,
+    Killed,
+    Night,
+    copy_database,
+    kill_after,
+    registered,
+    solved,
+    tags_of,
+    tuesday,
+)  # fmt: skip
 
-from mlops_tasks import registry, tracking
-from mlops_tasks.config import Environment, Recipe
+from mlops_tasks import tracking
+from mlops_tasks.config import Environment
 from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.evaluation.metrics import Interval, paired_bootstrap
-from mlops_tasks.registry import Aliased, aliased, champion, promote, weigh
-from mlops_tasks.stage import Champion, Pointer, Run, Spec
-from mlops_tasks.store import Artifact, Store
+from mlops_tasks.registry import Reference, aliased, champion, promotion
+from mlops_tasks.registry.promotion import promote, weigh
+from mlops_tasks.stage import Champion, Run
 from mlops_tasks.tracking import connection
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+    pass
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
-NAME = "coder"
-RECIPE = Recipe.model_validate(
-    {
-        "name": "demo",
-        "data": {"source": {"kind": "mbpp", "path": "x"}},
-        "model": {"name": NAME, "source": {"kind": "folder", "path": "x"}},
-        "scoring": {"scorer": "uniform"},
-        "train": {"steps": 4},
-        "gate": {"num_resamples": 2000},
-    }
-)
-MEASURED = {
-    "protocol": "docstring-0shot",
-    "prompt_sha256": "p",
-    "num_problems": 40,
-    "num_samples": 1,
-    "temperature": 0.0,
-    "top_p": 1.0,
-}
-PROMPT = '"""\nWrite a function to add two numbers.\n"""\n'
-
-
-def solved(*problems: int, of: int = 40) -> list[list[bool]]:
-    """One program a problem; those at these places pass."""
-    return [[place in problems] for place in range(of)]
-
-
-WEAK, STRONG, STRONGER = solved(*range(10)), solved(*range(30)), solved(*range(38))
-
-
-@dataclass(frozen=True)
-class Night:
-    """Makes the store look as it does when a night's DAG run has come to `promote`."""
-
-    environment: Environment
-    name: str = "monday"
-    weights: str = "first"
-    """Stands for the model; other weights, other bytes."""
-    key: str = "abc"
-    champion: Champion | None = None
-    model: Path | None = None
-    """A real transformers folder, where one is needed."""
-
-    @property
-    def store(self) -> Store:
-        return Store.open(self.environment.store)
-
-    def run(self, candidate: Sequence[Sequence[bool]], baseline: Sequence[Sequence[bool]], **measured: Any) -> Run:
-        """The run, its candidate and its baseline judged with these outcomes (gate set and report set alike)."""
-        spec = Spec(
-            recipe=RECIPE, pins={}, champion=self.champion, fan_out={"generate": 4, "judge": 4}, created="2026-01-01"
-        )
-        prefix = Run.prefix_of(self.environment, "wmtp_daily", self.name)
-        self.store.write_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
-        run = Run.open(self.environment, prefix)
-        self.commit(run, "pull_data", {"test.parquet": b"problems"}, {})
-        base = self.commit(run, "pull_model", {"model/weights": b"base"}, {})
-        trained = self.commit(run, "train", self.training_files(), {"steps": 4}, key=self.key)
-        champion = self.store.find(self.champion.prefix) if self.champion else base
-        assert champion is not None
-        for index, (model, outcomes) in enumerate([(trained, candidate)] * 2 + [(champion, baseline)] * 2):
-            self.evaluate(run, index, model, outcomes, MEASURED | measured if index == 2 else MEASURED)
-        return run
-
-    def training_files(self) -> dict[str, bytes]:
-        curves = b'{"step": 1, "loss": 2.0}\n'
-        if self.model is None:
-            return {"model/weights": self.weights.encode(), "curves.jsonl": curves}
-        return {f"model/{file.name}": file.read_bytes() for file in self.model.iterdir()} | {"curves.jsonl": curves}
-
-    def evaluate(
-        self, run: Run, index: int, model: Artifact, outcomes: Sequence[Sequence[bool]], measured: Mapping[str, Any]
-    ) -> None:
-        inputs = {"model": {"artifact": model.prefix, "digest": model.digest_of("model/*")}}
-        completions = {"completions.parquet": parquet([{"prompt": PROMPT}]), "note": f"{model.digest}{index}".encode()}
-        generated = self.commit(run, "generate", completions, {}, index=index, inputs=inputs)
-        rows = [
-            {"problem_id": f"p{problem:02}", "sample": sample, "passed": passed}
-            for problem, samples in enumerate(outcomes)
-            for sample, passed in reversed(list(enumerate(samples)))  # whatever order they are stored in
-        ]
-        share = sum(row["passed"] is True for row in rows) / len(rows)
-        inputs = {"completions": {"artifact": generated.prefix, "digest": generated.digest}}
-        metrics = {**measured, "pass_at_k": {"1": share}}
-        self.commit(run, "judge", {"outcomes.parquet": parquet(rows)}, metrics, index=index, inputs=inputs)
-
-    def commit(
-        self, run: Run, task: str, files: Mapping[str, bytes], metrics: Mapping[str, Any], *,
-        index: int = 0, key: str | None = None, inputs: Mapping[str, Any] | None = None,
-    ) -> Artifact:  # fmt: skip
-        """An artifact of a task, and the pointer that says so."""
-        key = key or f"{self.name}-{task}-{index}"
-        draft = self.store.begin(f"{task}/{key}")
-        for name, data in files.items():
-            (draft.folder / name).parent.mkdir(exist_ok=True)
-            (draft.folder / name).write_bytes(data)
-        record = {"key": key, "metrics": metrics, "inputs": inputs or {}, "versions": {"mlops-tasks": "0.1.0"}}
-        artifact = self.store.commit(draft, {**record, "components": {"config": {"seed": 0}}})
-        made = {"digest": artifact.digest, "key": key}
-        run.point(Pointer(task=task, index=index, stage=task, outcome="run", seconds=1.0, **made))
-        return artifact
-
-
-def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-@pytest.fixture
-def monday(environment: Environment, mlflow_database: Path, tmp_path: Path) -> Night:
-    """The first night ever: no champion, an empty registry."""
-    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
-    return Night(environment)
-
-
-def tuesday(monday: Night) -> Night:
-    """The next night, with other weights, whose plan has pinned the champion."""
-    pinned = champion(monday.environment, NAME)
-    return replace(monday, name="tuesday", weights="second", key="def", champion=pinned)
-
-
-def registered(environment: Environment) -> tuple[int, dict[str, str]]:
-    """Number of versions, and the aliases."""
-    with connection(environment) as client:
-        versions = client.search_model_versions(f"name = '{NAME}'")
-        model = client.get_registered_model(NAME)
-        return len(versions), {alias: str(version) for alias, version in model.aliases.items()}
-
-
-def tags_of(environment: Environment, version: str) -> dict[str, str]:
-    with connection(environment) as client:
-        return dict(client.get_model_version(NAME, version).tags)
 
 
 def test_first_candidate_ever_is_compared_with_the_base_model(monday: Night) -> None:
@@ -206,16 +82,17 @@ def test_every_aliased_version_is_listed_for_whoever_looks_after_the_store(monda
         client.create_registered_model("another")
         client.create_model_version("another", source="/elsewhere")
         client.set_registered_model_alias("another", "champion", "1")  # not by promote: nothing in the store is it
-    assert aliased(monday.environment) == [
-        Aliased(NAME, "champion", "abc", train.digest),
-        Aliased(NAME, "mine", "abc", train.digest),
-    ]
+    others, ours = aliased(monday.environment)
+    assert (others.name, others.aliases, others.model, others.outcomes) == ("another", ("champion",), None, None)
+    judged = run.artifact("judge", 0)
+    assert judged is not None
+    assert (ours.aliases, ours.model) == (("champion", "mine"), Reference("train/abc", train.digest))
+    assert ours.outcomes == Reference(judged.prefix, judged.digest), "the evidence is needed too"
     night = tuesday(monday)
     promote(night.run(STRONGER, STRONG))
-    assert {(one.alias, one.key) for one in aliased(monday.environment)} == {
-        ("champion", "def"),
-        ("previous", "abc"),
-        ("mine", "abc"),
+    assert {(one.number, one.aliases) for one in aliased(monday.environment) if one.name == NAME} == {
+        ("2", ("champion",)),
+        ("1", ("mine", "previous")),
     }
 
 
@@ -286,7 +163,7 @@ def test_every_setting_of_the_gate_counts(
         asked.append(num_resamples)
         return paired_bootstrap(*scores, num_resamples=num_resamples, **how)
 
-    monkeypatch.setattr(registry, "paired_bootstrap", watched)
+    monkeypatch.setattr(promotion, "paired_bootstrap", watched)
     candidate = run.artifact("train")
     assert candidate is not None
     assert weigh(run, candidate).passed is passed
@@ -447,38 +324,6 @@ def test_registry_that_is_down_is_reported_within_seconds(monday: Night) -> None
     assert time.monotonic() - started < 6
 
 
-WRITES = (
-    "create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts", "finalize_logged_model",
-    "log_outputs", "set_terminated", "create_registered_model", "create_model_version", "set_model_version_tag",
-    "set_registered_model_alias", "delete_registered_model_alias",
-)  # fmt: skip
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in between may catch it."""
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, num_writes: int) -> None:
-    """Let that many writes reach MLflow, and end there."""
-    from mlflow.tracking import MlflowClient
-
-    done = 0
-
-    def counted(write: Any) -> Any:
-        def call(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
-            nonlocal done
-            result = write(self, *arguments, **named)
-            done += 1
-            if done == num_writes:
-                raise Killed
-            return result
-
-        return call
-
-    for name in WRITES:
-        monkeypatch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
-
-
 @pytest.mark.slow
 def test_killed_after_any_write_and_repeated_there_is_one_version_and_one_champion(
     monday: Night, tmp_path: Path
@@ -498,12 +343,6 @@ def test_killed_after_any_write_and_repeated_there_is_one_version_and_one_champi
         assert tags_of(monday.environment, "2")["gate.verdict"] == "passed"
         assert in_mlflow(monday.environment) == (2, 2), num_writes
     assert num_writes > 12
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """Through SQLite, since MLflow keeps the target open."""
-    with closing(sqlite3.connect(source)) as given, closing(sqlite3.connect(target)) as taken:
-        given.backup(taken)
 
 
 def is_killed_after(num_writes: int, run: Run) -> bool:
@@ -532,40 +371,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> I
     """A real MLflow server that keeps the files itself."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(mlflow_database, folder / "mlflow.db")
-    uri = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    try:
-        await_answer(f"{uri}/health", folder / "log")
+    with serving(folder, f"sqlite:///{folder / 'mlflow.db'}") as uri:
         yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def await_answer(url: str, log: Path) -> None:
-    for _ in range(2000):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail(f"the MLflow server did not start:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="module")

@@ -380,7 +380,7 @@ def test_force_waits_for_a_process_that_works_on_the_key(
     impatient = environment.model_copy(update={"lease": LeaseTerms(wait_seconds=0)})
     forced = planned(impatient, stages, "two", force=("make",))
     with lease.held(run.store, prefix, terms=LeaseTerms(), run="other", is_done=lambda: False):
-        with pytest.raises(Unavailable, match="is being made by"):
+        with pytest.raises(Unavailable, match="is held by"):
             execute(forced, stages.TASKS["make"], tasks=stages.TASKS)
         assert run.store.read_json(f"{prefix}/checkpoints/step-00000001/manifest.json") == {"step": 1}
     assert execute(forced, stages.TASKS["make"], tasks=stages.TASKS).outcome == "run"

@@ -1,4 +1,4 @@
-"""What a DAG file needs: one factory for the tasks of the pipeline, and the form of a trigger.
+"""What a DAG file needs: one factory for the tasks of the pipeline, one for a rollback, and the forms of their triggers.
 
 The environment file is chosen when the DAG is parsed; task ids and edges do not depend on it. What the tasks do is
 in `mlops_tasks`, which knows nothing of Airflow.
@@ -15,11 +15,10 @@ from airflow.sdk import BaseOperator, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks.config import Environment, load_environment
-from wmtp import trigger
-from wmtp.local import RETRY_POLICY, LocalPlan, LocalStage
-from wmtp.trigger import CHECKOUT
+from wmtp.local import RETRY_POLICY, LocalPlan, LocalRollback, LocalStage
+from wmtp.trigger import CHECKOUT, Rollback, Trigger
 
-__all__ = ["RETRY_POLICY", "environment", "params", "stage"]
+__all__ = ["RETRY_POLICY", "environment", "params", "rollback", "rollback_params", "stage"]
 
 
 def environment_file() -> str:
@@ -35,7 +34,7 @@ def environment() -> Environment:
 
 def params() -> dict[str, Param]:
     """The typed form of a trigger; a scheduled run takes the recipe of the environment file."""
-    return trigger.params(environment().scheduled_recipe)
+    return Trigger.params(recipe=environment().scheduled_recipe)
 
 
 def stage(
@@ -54,3 +53,17 @@ def stage(
         return kind(**settings)
     # Airflow takes the length of any other sequence from its text.
     return kind.partial(**settings).expand(index=index if isinstance(index, XComArg) else list(index))
+
+
+def rollback(task_id: str, **operator: Any) -> BaseOperator:
+    """The operator that gives production back an earlier model, as the form says.
+
+    Args:
+        operator: anything that an operator takes, such as `execution_timeout`.
+    """
+    return LocalRollback(task_id=task_id, environment_file=environment_file(), **operator)
+
+
+def rollback_params() -> dict[str, Param]:
+    """The typed form of a rollback."""
+    return Rollback.params()

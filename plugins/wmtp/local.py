@@ -1,4 +1,4 @@
-"""The stages of a run as processes beside the Airflow task: look the result up, and start a process only if it is not there.
+"""What a DAG does as processes beside the Airflow task: look a stage's result up, and start a process only if it is not there.
 
 What a stage does, and what is a hit, is said in `mlops_tasks`; here is when a process is started, and what its end means to
 Airflow.
@@ -23,7 +23,7 @@ from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Unavailable
 from mlops_tasks.stage import Pointer, Run, Task
 from mlops_tasks.store import Store
 from wmtp.process import Process
-from wmtp.trigger import Trigger
+from wmtp.trigger import Rollback, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +43,61 @@ RETRY_POLICY = ExceptionRetryPolicy(
 _stopped = threading.Event()
 
 
-class LocalStage(BaseOperator):
+class LocalProcess(BaseOperator):
+    """One call of `wmtp` as a process that does not outlive the task."""
+
+    ui_color = "#e8f0fe"
+    program: tuple[str, ...] = (sys.executable, "-m", "mlops_tasks")
+
+    def __init__(self, *, environment_file: str, **operator: Any) -> None:
+        super().__init__(**operator)
+        self.environment_file = environment_file
+        self._process: Process | None = None
+
+    def on_kill(self) -> None:
+        """Airflow got SIGTERM for this task, or its time is up: end the process; `execute` then raises."""
+        # Airflow calls this while it handles the time-out, after which this process may go on with other tasks.
+        if not isinstance(sys.exception(), AirflowTaskTimeout):
+            _stopped.set()
+        if self._process is not None:
+            self._process.stop()
+
+    def run_process(self, arguments: list[str]) -> None:
+        """Run `wmtp` with these arguments to its end.
+
+        Raises:
+            WmtpError: the class that its exit code means, with its last error.
+        """
+        self._process = Process(
+            [*self.program, *arguments], environment=_child_environment(), grace_seconds=GRACE_SECONDS
+        )
+        if _stopped.is_set():  # while the key was being looked up
+            self._process.stop()
+        try:
+            code = self._process.run()
+        except KeyboardInterrupt:
+            _stopped.set()
+            raise
+        if code != 0:
+            raise _error(self.label, code, self._process.story.last_error)
+
+    @property
+    def label(self) -> str:
+        """The task, as people are told of it."""
+        return str(self.task_id)
+
+
+class LocalStage(LocalProcess):
     """One task of the pipeline as a process; a hit starts none.
 
     The return value is a reference to the artifact, never the artifact: `{stage, key, uri, cache}`.
     """
 
     template_fields = ("index",)
-    ui_color = "#e8f0fe"
-    program: tuple[str, ...] = (sys.executable, "-m", "mlops_tasks")
 
-    def __init__(self, *, environment_file: str, index: int = 0, **operator: Any) -> None:
+    def __init__(self, *, index: int = 0, **operator: Any) -> None:
         super().__init__(**operator)
-        self.environment_file = environment_file
         self.index = index
-        self._process: Process | None = None
 
     def execute(self, context: Context) -> Any:
         """Look up, or run, and say where the result is."""
@@ -70,17 +110,9 @@ class LocalStage(BaseOperator):
         if pointer.outcome == "skipped":
             raise AirflowSkipException("This run does not need it.")
         if pointer.outcome == "done":
-            log.info("%s: done in %.1f s", self._name, pointer.seconds)
+            log.info("%s: done in %.1f s", self.label, pointer.seconds)
         uri = f"{run.store.uri}/{pointer.prefix}" if pointer.prefix else None
         return {"stage": pointer.stage, "key": pointer.key, "uri": uri, "cache": pointer.outcome}
-
-    def on_kill(self) -> None:
-        """Airflow got SIGTERM for this task, or its time is up: end the process; `execute` then raises."""
-        # Airflow calls this while it handles the time-out, after which this process may go on with other tasks.
-        if not isinstance(sys.exception(), AirflowTaskTimeout):
-            _stopped.set()
-        if self._process is not None:
-            self._process.stop()
 
     def command(self, run: Run, task: Task, decision: stage.Decision) -> list[str]:
         """The arguments of `wmtp` that run this task."""
@@ -96,28 +128,14 @@ class LocalStage(BaseOperator):
             return stage.settle(run, task, self.index, decision, decision.artifact, seconds=0.0)
         if decision.components:
             stage.note_key(run, task, self.index, decision)
-        log.info("%s: starts", self._name)
-        self._run_process(self.command(run, task, decision))
+        log.info("%s: starts", self.label)
+        self.run_process(self.command(run, task, decision))
         pointer = run.pointer(task.id, self.index)
         assert pointer is not None, f"{task.id} ended with 0 and left no pointer"
         return pointer
 
-    def _run_process(self, arguments: list[str]) -> None:
-        self._process = Process(
-            [*self.program, *arguments], environment=_child_environment(), grace_seconds=GRACE_SECONDS
-        )
-        if _stopped.is_set():  # while the key was being looked up
-            self._process.stop()
-        try:
-            code = self._process.run()
-        except KeyboardInterrupt:
-            _stopped.set()
-            raise
-        if code != 0:
-            raise _error(self._name, code, self._process.story.last_error)
-
     @property
-    def _name(self) -> str:
+    def label(self) -> str:
         return f"{self.task_id}[{self.index}]"
 
     def _prefix(self, context: Context) -> str:
@@ -138,7 +156,7 @@ class LocalPlan(LocalStage):
         environment, prefix = load_environment(self.environment_file), self._prefix(context)
         uri = f"{Store.of(environment).uri}/{prefix}/spec.json"
         log.info("plan: starts with %s", trigger.recipe_file)
-        self._run_process(self.plan_command(trigger, uri))
+        self.run_process(self.plan_command(trigger, uri))
         context["ti"].xcom_push(key="spec", value={"stage": "plan", "key": None, "uri": uri, "cache": "done"})
         return list(range(Run.open(environment, prefix).spec.fan_out["reference"]))
 
@@ -147,6 +165,23 @@ class LocalPlan(LocalStage):
         arguments = ["plan", f"--env={self.environment_file}", f"--spec={uri}", f"--recipe={trigger.recipe_file}"]
         arguments += [f"--set={override}" for override in trigger.overrides]
         return arguments + [f"--force={task}" for task in trigger.force]
+
+
+class LocalRollback(LocalProcess):
+    """`wmtp registry rollback` with what the form says, in the name of whoever triggered the run."""
+
+    def execute(self, context: Context) -> None:
+        """Check the trigger, and roll back."""
+        _refuse_if_stopped()
+        form, run = Rollback.of(context["params"]), context["dag_run"]
+        # The run is named too: a task that is repeated finds that its order is done.
+        by = f"{run.triggering_user_name or 'Airflow'} ({self.dag_id}/{run.run_id})"
+        self.run_process(self.command(form, by))
+
+    def command(self, form: Rollback, by: str) -> list[str]:
+        """The arguments of `wmtp` that roll back."""
+        arguments = ["registry", "rollback", f"--env={self.environment_file}", f"--reason={form.reason}", f"--by={by}"]
+        return [*arguments, *([f"--to={form.version}"] if form.version else []), "--", form.model]
 
 
 def _refuse_if_stopped() -> None:

@@ -1,4 +1,4 @@
-"""What a trigger of the daily run may say: the typed form in Airflow's UI, and the check of a conf from elsewhere.
+"""What the trigger of a DAG may say: the typed form in Airflow's UI, and the check of a conf from elsewhere.
 
 Airflow holds known params against their schema and lets unknown ones pass; here they are refused.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 from airflow.sdk import Param
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, WithJsonSchema
 
 from mlops_tasks.config import Settings
 from mlops_tasks.errors import UserError
@@ -21,18 +21,11 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 _RECIPES = CHECKOUT / "configs" / "recipes"
 
 
-class Trigger(Settings):
-    """The choices of one run."""
-
-    recipe: str = Field(examples=sorted(path.stem for path in _RECIPES.glob("*.yaml")))
-    """What to learn: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
-    overrides: tuple[str, ...] = ()
-    """Settings to change, one a line: train.steps=200"""
-    force: tuple[str, ...] = Field((), examples=[task.id for task in TASKS.values() if isinstance(task.run, Stage)])
-    """Tasks to run anew although their results are there."""
+class Form(Settings):
+    """The choices of one run of a DAG."""
 
     @classmethod
-    def of(cls, params: Mapping[str, Any]) -> Trigger:
+    def of(cls, params: Mapping[str, Any]) -> Self:
         """The choices in a run's params.
 
         Raises:
@@ -47,6 +40,28 @@ class Trigger(Settings):
                 f"It may say {', '.join(cls.model_fields)}; trigger the DAG anew."
             ) from None
 
+    @classmethod
+    def params(cls, **defaults: object) -> dict[str, Param]:
+        """One typed field for each choice, with its description.
+
+        Args:
+            defaults: of choices that have none of their own, or another one.
+        """
+        properties = cls.model_json_schema()["properties"]
+        given = {name: {"default": value} for name, value in defaults.items()}
+        return {name: Param(**{**schema, **given.get(name, {})}) for name, schema in properties.items()}
+
+
+class Trigger(Form):
+    """The choices of one daily run."""
+
+    recipe: str = Field(examples=sorted(path.stem for path in _RECIPES.glob("*.yaml")))
+    """What to learn: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
+    overrides: tuple[str, ...] = ()
+    """Settings to change, one a line: train.steps=200"""
+    force: tuple[str, ...] = Field((), examples=[task.id for task in TASKS.values() if isinstance(task.run, Stage)])
+    """Tasks to run anew although their results are there."""
+
     @property
     def recipe_file(self) -> Path:
         """Where the recipe lies; a relative path is below the checkout."""
@@ -54,12 +69,12 @@ class Trigger(Settings):
         return _RECIPES / f"{self.recipe}.yaml" if is_name else CHECKOUT / self.recipe
 
 
-def params(recipe: str) -> dict[str, Param]:
-    """The form: one typed field for each choice, with its description.
+class Rollback(Form):
+    """The choices of one rollback."""
 
-    Args:
-        recipe: what a run learns that says nothing, a scheduled one above all.
-    """
-    properties = Trigger.model_json_schema()["properties"]
-    properties["recipe"]["default"] = recipe
-    return {name: Param(**schema) for name, schema in properties.items()}
+    model: str = Field(min_length=1)
+    """The product line: name of the registered model."""
+    version: Annotated[str | None, WithJsonSchema({"type": ["null", "string"]})] = None
+    """Number or alias of the version that production shall load; empty: the one that it loaded before."""
+    reason: str = Field(min_length=1)
+    """Why; kept with the version and in the log of moves."""

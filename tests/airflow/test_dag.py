@@ -16,12 +16,12 @@ DAGS = sorted((CHECKOUT / "dags").glob("*.py"))
 READ = """
 import json, sys
 sys.path[:0] = ["plugins", "dags"]
-import wmtp_daily
+import model_rollback, wmtp_daily
 heavy = ("torch", "transformers", "mlflow", "optuna", "boto3", "pyarrow", "pandas", "numpy", "kubernetes")
 loaded = [name for name in heavy if name in sys.modules]
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag("dags")
-dag = bag.dags["wmtp_daily"]
+dag, back = bag.dags["wmtp_daily"], bag.dags["model_rollback"]
 print("READ", json.dumps({
     "loaded": loaded,
     "errors": bag.import_errors,
@@ -33,6 +33,10 @@ print("READ", json.dumps({
         "retries": task.retries, "rule": task.trigger_rule, "policy": type(task.retry_policy).__name__,
         "hours": task.execution_timeout and task.execution_timeout.total_seconds() / 3600,
     } for task in dag.tasks},
+    "rollback": {
+        "schedule": str(back.schedule), "doc": back.doc_md, "params": back.params.dump(),
+        "tasks": [[task.task_id, task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md)] for task in back.tasks],
+    },
 }))
 """
 
@@ -105,3 +109,10 @@ def test_it_runs_every_day_and_one_at_a_time(read: dict[str, Any]) -> None:
 
 def test_the_defaults_of_the_form_are_those_of_the_trigger(read: dict[str, Any]) -> None:
     assert read["params"] == {"recipe": "demo", "overrides": [], "force": []}
+
+
+def test_a_rollback_is_one_task_that_is_started_by_hand(read: dict[str, Any]) -> None:
+    dag = read["rollback"]
+    assert (dag["schedule"], dag["params"]["version"]) == ("None", None)
+    assert dag["tasks"] == [["roll_back", "wmtp", 2, "ExceptionRetryPolicy", True, True]]
+    assert "Roll a model back" in dag["doc"]

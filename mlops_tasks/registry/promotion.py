@@ -1,28 +1,26 @@
-"""Which model production loads: register the candidate, hold it against the champion, move the alias if it is better.
+"""What a night's candidate has to show: hold it against the champion, register it, and have it made champion if it is better.
 
-The action `promote` owns the gate, the versions and the aliases of the registered model; what a training's run holds is
-`tracking`'s. Everything is found before it is made and every step can be repeated, so that a kill at any point costs nothing.
-
-    champion    what production loads
-    previous    what it loaded before
-    candidate   the newest version that the gate refused
+The action `promote` owns the gate and its evidence; what a version is said to be is `registry`'s, how an alias moves is
+`registry.moves`'. Everything is found before it is made and every step can be repeated, so that a kill at any point costs nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 
-from mlops_tasks import tracking
-from mlops_tasks.config import Environment, Gate
-from mlops_tasks.errors import DataError, UserError
+from mlops_tasks import registry, tracking
+from mlops_tasks.config import Gate
+from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes
 from mlops_tasks.evaluation.metrics import McNemar, mcnemar, paired_bootstrap
+from mlops_tasks.registry import BY_HAND, PROMOTED_BY, Version
+from mlops_tasks.registry.moves import Order, moving
 from mlops_tasks.stage import Champion, Run, champion_artifact
 from mlops_tasks.store import Artifact, canonical_json
 
@@ -35,8 +33,6 @@ log = logging.getLogger(__name__)
 
 # Of the mapped tasks generate and judge; the order is `pipeline.EVALUATIONS`.
 CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
-_PROMOTED_BY, _JUDGED_BY = "promoted_by", "gate.run"
-_BY_HAND = "by hand"
 
 
 @dataclass(frozen=True)
@@ -69,85 +65,6 @@ class Evidence:
     """Digest of the spec."""
 
 
-def champion(environment: Environment, name: str) -> Champion | None:
-    """The version of a product line that carries the alias `champion`, or None.
-
-    Raises:
-        Unavailable: the registry cannot be reached.
-        UserError: the version was not registered by `promote`, so nobody knows where its artifact is.
-    """
-    if tracking.is_empty(environment):
-        return None
-    with tracking.connection(environment) as client:
-        return _champion(client, name)
-
-
-def _champion(client: MlflowClient, name: str) -> Champion | None:
-    version = _aliases(client, name).get("champion")
-    if version is None:
-        return None
-    tags = client.get_model_version(name, version).tags
-    if tracking.KEY_TAG not in tags or "digest" not in tags:
-        raise UserError(
-            f"Version {version} of {name} is the champion but has no tags `{tracking.KEY_TAG}` and `digest`: it was not registered by promote. "
-            "Move the alias `champion` to a version that was, or delete the alias to start from the base model."
-        )
-    return Champion(name=name, version=version, key=tags[tracking.KEY_TAG], digest=tags["digest"])
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
-
-
-@dataclass(frozen=True)
-class Aliased:
-    """A version that somebody may load by name, as far as the store is concerned."""
-
-    name: str
-    alias: str
-    key: str
-    """Names the artifact of `train` in the store."""
-    digest: str
-
-
-def aliased(environment: Environment) -> list[Aliased]:
-    """Every version of every registered model that carries an alias, of ours or of somebody's own, and was registered by `promote`.
-
-    Raises:
-        Unavailable: the registry cannot be reached.
-    """
-    if tracking.is_empty(environment):
-        return []
-    with tracking.connection(environment) as client:
-        return [found for name in _registered_names(client) for found in _aliased(client, name)]
-
-
-def _registered_names(client: MlflowClient) -> list[str]:
-    names: list[str] = []
-    token: str | None = None
-    while token != "":
-        page = client.search_registered_models(page_token=token)
-        names += [model.name for model in page]
-        token = page.token or ""
-    return names
-
-
-def _aliased(client: MlflowClient, name: str) -> list[Aliased]:
-    found: list[Aliased] = []
-    for alias, version in _aliases(client, name).items():
-        tags = client.get_model_version(name, version).tags
-        if {tracking.KEY_TAG, "digest"} <= tags.keys():
-            found.append(Aliased(name, alias, tags[tracking.KEY_TAG], tags["digest"]))
-    return found
-
-
 def promote(run: Run) -> dict[str, Any]:
     """Register the candidate of a run and make it the champion if the gate says so.
 
@@ -161,26 +78,25 @@ def promote(run: Run) -> dict[str, Any]:
     candidate = _present(run, "train")
     name = run.spec.recipe.model.name
     with tracking.connection(run.environment) as client:
-        now = _champion(client, name)
+        now = registry.champion_of(client, name)
         if now is not None and now.digest == candidate.digest:
             return _of_champion(client, run, candidate, now)
         evidence = weigh(run, candidate)
-        if (former := _former_champion(client, name, candidate)) is not None:
-            return _result("refused", former, _former_in_words(former, now), asdict(evidence))
+        known = registry.find(client, name, candidate)
+        if known is not None and (reason := _why_not_by_night(known, now)):
+            return _result("refused", known.number, reason, asdict(evidence))
         version = _register(client, run, candidate, evidence)
         outcome, reason = _decide(client, run, version, evidence)
-        log.info("%s version %s %s: %s", name, version, outcome, reason)
         return _result(outcome, version, reason, asdict(evidence))
 
 
 def _of_champion(client: MlflowClient, run: Run, candidate: Artifact, now: Champion) -> dict[str, Any]:
     """What is said where the candidate is the champion: made so by this very run, which is repeated, or before."""
-    _drop_candidate_alias(client, now.name, now.version)
-    tags = client.get_model_version(now.name, now.version).tags
-    # A kill between the move of the alias and the tag leaves a version that this run has let pass.
-    is_ours = tags.get(_JUDGED_BY) == run.prefix and tags.get("gate.verdict") == "passed"
-    by = tags.get(_PROMOTED_BY) or (run.prefix if is_ours else _BY_HAND)
-    _set_tags(client, now.name, now.version, {_PROMOTED_BY: by})
+    # What a kill left of this run's own move is brought to its end here.
+    with moving(client, run.environment, now.name, by=run.prefix) as line:
+        line.withdraw(now.version)
+        by = client.get_model_version(now.name, now.version).tags.get(PROMOTED_BY, BY_HAND)
+        registry.set_tags(client, now.name, now.version, {PROMOTED_BY: by})
     if by == run.prefix:
         evidence = weigh(run, candidate)
         return _result("promoted", now.version, _in_words(evidence), asdict(evidence))
@@ -189,21 +105,22 @@ def _of_champion(client: MlflowClient, run: Run, candidate: Artifact, now: Champ
 
 
 def _whom(by: str) -> str:
-    return by if by == _BY_HAND else f"by {by.removeprefix('runs/')}"
+    return by if by == BY_HAND else f"by {by.removeprefix('runs/')}"
 
 
-def _former_champion(client: MlflowClient, name: str, candidate: Artifact) -> str | None:
-    """The candidate's version if it was champion once; it is not now."""
-    version = _version_of(client, name, _identity(candidate))
-    if version is None or _PROMOTED_BY not in client.get_model_version(name, version).tags:
+def _why_not_by_night(known: Version, now: Champion | None) -> str | None:
+    """Why a version that is not the champion does not become it, however good: somebody may have decided so."""
+    if known.is_archived:
+        return (
+            f"Version {known.number} was archived {known.who_and_why('archived')}. A night does not undo that. Delete its tag "
+            "`archived_at` in MLflow if it is to return."
+        )
+    if PROMOTED_BY not in known.tags:
         return None
-    return version
-
-
-def _former_in_words(version: str, now: Champion | None) -> str:
+    why = f" It was rolled back {known.who_and_why('rolled_back')}." if known.is_taken_back else ""
     return (
-        f"Version {version} has been the champion before, and {f'version {now.version}' if now else 'no version'} is now. A night does "
-        "not undo that, for somebody may have taken it back. Move the alias `champion` by hand if it is to return."
+        f"Version {known.number} has been the champion before, and {f'version {now.version}' if now else 'no version'} is now.{why} A night does "
+        f"not undo that, for somebody may have taken it back. `wmtp registry promote {known.name} {known.number}` makes it return."
     )
 
 
@@ -287,41 +204,20 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-# Versions and aliases
+# The registry
 
 
 def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evidence) -> str:
     """The version of the candidate, found or made, with the evidence on it."""
-    name = run.spec.recipe.model.name
     facts = _facts(run, candidate)
     logged = tracking.complete(
         client, run.environment, train=candidate, experiment=tracking.experiment_name(run.spec.recipe),
         metrics=_final_metrics(run, evidence), tags=facts, prompt=_first_prompt(run),
     )  # fmt: skip
-    identity = _identity(candidate)
-    tags = {**identity, **facts, **{f"gate.{name}": str(value) for name, value in asdict(evidence).items()}}
-    version = _version_of(client, name, identity)
-    if version is not None:
-        _set_tags(client, name, version, tags)
-        return version
-    _create_registered_model(client, name)
-    made = client.create_model_version(
-        name, source=logged.model_uri, run_id=logged.run_id, model_id=logged.model_id, tags=tags
-    )
-    log.info("registered version %s of %s from %s", made.version, name, candidate.uri)
-    return str(made.version)
-
-
-def _identity(candidate: Artifact) -> dict[str, str]:
-    return {tracking.KEY_TAG: candidate.manifest["key"], "digest": candidate.digest}
-
-
-def _set_tags(client: MlflowClient, name: str, version: str, tags: Mapping[str, str]) -> None:
-    """Set those that differ: one call each is all that MLflow has."""
-    present = client.get_model_version(name, version).tags
-    for tag, value in tags.items():
-        if present.get(tag) != value:
-            client.set_model_version_tag(name, version, tag, value)
+    return registry.register(
+        client, run.spec.recipe.model.name, train=candidate, logged=logged, outcomes=_present(run, "judge", CANDIDATE_GATE),
+        tags={**facts, **{f"gate.{name}": str(value) for name, value in asdict(evidence).items()}},
+    )  # fmt: skip
 
 
 def _facts(run: Run, candidate: Artifact) -> dict[str, str]:
@@ -351,46 +247,29 @@ def _first_prompt(run: Run) -> str:
     return str(table["prompt"][0].as_py())
 
 
-def _version_of(client: MlflowClient, name: str, identity: Mapping[str, str]) -> str | None:
-    which = " AND ".join([f"name = '{name}'", *(f"tags.{tag} = '{value}'" for tag, value in identity.items())])
-    return min((str(found.version) for found in client.search_model_versions(which)), key=int, default=None)
-
-
-def _create_registered_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
 def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) -> tuple[Outcome, str]:
-    name, pinned = run.spec.recipe.model.name, run.spec.champion
-    now = _champion(client, name)  # MLflow's aliases have no compare-and-swap: read just before the move
-    if (now and now.digest) != (pinned and pinned.digest):
-        verdict = "stale"
-        reason = (
-            f"The evidence is stale: it compares with {evidence.compared_with}, and the champion is "
-            f"{f'version {now.version}' if now else 'no version'} now. Run the DAG again to compare with that."
-        )
-    else:
-        verdict, reason = "passed" if evidence.passed else "refused", _in_words(evidence)
-    _set_tags(client, name, version, {"gate.verdict": verdict, "gate.reason": reason, _JUDGED_BY: run.prefix})
-    if verdict != "passed":
-        client.set_registered_model_alias(name, "candidate", version)
-        return "refused", reason
-    if now is not None:
-        by = client.get_model_version(name, now.version).tags.get(_PROMOTED_BY, _BY_HAND)
-        _set_tags(client, name, now.version, {_PROMOTED_BY: by})
-        client.set_registered_model_alias(name, "previous", now.version)
-    # After `previous`: a kill between the two leaves a champion that the repeated task still finds to be the old one.
-    client.set_registered_model_alias(name, "champion", version)
-    # After `champion`: a kill between the two must not leave a version that was never champion and seems to have been.
-    _set_tags(client, name, version, {_PROMOTED_BY: run.prefix})
-    _drop_candidate_alias(client, name, version)
-    return "promoted", reason
+    name = run.spec.recipe.model.name
+    with moving(client, run.environment, name, by=run.prefix) as line:
+        now = registry.champion_of(client, name)
+        verdict, reason = _verdict(run, now, evidence)
+        tags = {"gate.verdict": verdict, "gate.reason": reason, "gate.run": run.prefix}
+        registry.set_tags(client, name, version, tags)
+        if verdict != "passed":
+            line.offer(version)
+            log.info("%s: version %s refused: %s", name, version, reason)
+            return "refused", reason
+        line.move(Order("promote", by=run.prefix, reason=reason), version, over=now.version if now else None)
+        return "promoted", reason
+
+
+def _verdict(run: Run, now: Champion | None, evidence: Evidence) -> tuple[str, str]:
+    pinned = run.spec.champion
+    if (now and now.digest) == (pinned and pinned.digest):
+        return "passed" if evidence.passed else "refused", _in_words(evidence)
+    return "stale", (
+        f"The evidence is stale: it compares with {evidence.compared_with}, and the champion is "
+        f"{f'version {now.version}' if now else 'no version'} now. Run the DAG again to compare with that."
+    )
 
 
 def _in_words(evidence: Evidence) -> str:
@@ -407,8 +286,3 @@ def _in_words(evidence: Evidence) -> str:
         f"{evidence.num_problems} problems: {100 * evidence.difference:+.1f} points, whose {evidence.confidence:.0%} lower bound "
         f"{100 * evidence.lower_bound:+.1f} is {'above' if is_above else 'not above'} {100 * evidence.min_difference:+.1f}.{chance}"
     )
-
-
-def _drop_candidate_alias(client: MlflowClient, name: str, version: str) -> None:
-    if _aliases(client, name).get("candidate") == version:
-        client.delete_registered_model_alias(name, "candidate")
