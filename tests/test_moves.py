@@ -46,8 +46,16 @@ from mlops_tasks.tracking import connection
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def order(action: moves.Action, reason: str = "because", by: str = "anna@box") -> Order:
-    return Order(action, by=by, reason=reason)
+def promote(place: Environment, wanted: str, reason: str = "because", by: str = "anna@box") -> Move:
+    return moves.promote(place, NAME, Order("promote", wanted, by=by, reason=reason))
+
+
+def rollback(place: Environment, reason: str = "because", by: str = "anna@box", to: str | None = None) -> Move:
+    return moves.rollback(place, NAME, Order("rollback", to, by=by, reason=reason))
+
+
+def archive(place: Environment, wanted: str, reason: str = "because", by: str = "anna@box") -> Move:
+    return moves.archive(place, NAME, Order("archive", wanted, by=by, reason=reason))
 
 
 def aliases(environment: Environment) -> dict[str, str]:
@@ -77,7 +85,7 @@ def line(environment: Environment, mlflow_database: Path, tmp_path: Path) -> Env
 
 
 def test_a_promotion_says_who_when_and_why(line: Environment) -> None:
-    moved = moves.promote(line, NAME, "2", order("promote", "the gate's set is too small"))
+    moved = promote(line, "2", "the gate's set is too small")
     assert (moved.version, moved.over, moved.by, moved.outcome) == ("2", "1", "anna@box", "done")
     assert aliases(line) == {"champion": "2", "previous": "1"}
     tags = tags_of(line, "2")
@@ -88,8 +96,8 @@ def test_a_promotion_says_who_when_and_why(line: Environment) -> None:
 
 
 def test_a_rollback_gives_back_the_previous_version_and_marks_the_other(line: Environment) -> None:
-    moves.promote(line, NAME, "2", order("promote"))
-    moved = moves.rollback(line, NAME, order("rollback", "writes nonsense"))
+    promote(line, "2")
+    moved = rollback(line, "writes nonsense")
     assert (moved.version, moved.over) == ("1", "2")
     assert aliases(line) == {"champion": "1", "previous": "2"}
     tags = tags_of(line, "2")
@@ -97,65 +105,91 @@ def test_a_rollback_gives_back_the_previous_version_and_marks_the_other(line: En
 
 
 def test_a_rollback_goes_to_any_version_that_is_named(line: Environment) -> None:
-    moves.rollback(line, NAME, order("rollback"), to="3")
+    rollback(line, to="3")
     assert aliases(line) == {"champion": "3", "previous": "1"}
-    moves.rollback(line, NAME, order("rollback", "again"), to="previous")
+    rollback(line, "again", to="previous")
     assert aliases(line) == {"champion": "1", "previous": "3"}
 
 
 def test_the_same_order_again_is_done_already(line: Environment) -> None:
-    first = moves.promote(line, NAME, "2", order("promote"))
-    assert moves.promote(line, NAME, "2", order("promote")) == first
-    back = moves.rollback(line, NAME, order("rollback"))
-    assert moves.rollback(line, NAME, order("rollback")) == back
+    first = promote(line, "2")
+    assert promote(line, "2") == first
+    back = rollback(line)
+    assert rollback(line) == back
     assert aliases(line) == {"champion": "1", "previous": "2"}
-    away = moves.archive(line, NAME, "3", order("archive"))
-    assert moves.archive(line, NAME, "3", order("archive")) == away
+    away = archive(line, "3")
+    assert archive(line, "3") == away
     assert len(moves.history(Store.of(line), NAME)) == 3
 
 
+def test_the_same_reason_for_another_version_is_another_order(line: Environment) -> None:
+    promote(line, "2", "spring cleaning")
+    promote(line, "3", "spring cleaning")
+    assert aliases(line) == {"champion": "3", "previous": "2"}
+    promote(line, "1", "a trial")
+    archive(line, "2", "spring cleaning")
+    with connection(line) as client:
+        client.delete_registered_model_alias(NAME, "previous")
+    archive(line, "3", "spring cleaning")
+    assert all("archived_at" in tags_of(line, number) for number in "23")
+    with connection(line) as client:
+        client.delete_model_version_tag(NAME, "3", "archived_at")
+    archive(line, "3", "spring cleaning")
+    assert "archived_at" in tags_of(line, "3"), "it had been taken out again in between"
+
+
+def test_an_alias_that_was_promoted_and_is_gone_is_the_same_order_again(line: Environment) -> None:
+    with connection(line) as client:
+        client.set_registered_model_alias(NAME, "candidate", "3")
+    first = promote(line, "candidate")
+    assert aliases(line) == {"champion": "3", "previous": "1"}
+    assert promote(line, "candidate") == first
+    with pytest.raises(UserError, match="no version or alias 'candidate'"):
+        promote(line, "candidate", "for another reason")
+
+
 def test_two_rollbacks_do_not_bring_back_what_the_first_took_away(line: Environment) -> None:
-    moves.promote(line, NAME, "2", order("promote"))
-    moves.rollback(line, NAME, order("rollback", "writes nonsense"))
+    promote(line, "2")
+    rollback(line, "writes nonsense")
     with pytest.raises(
         UserError, match=r"previous version 2 of coder was rolled back itself, .* by anna@box \(writes nonsense\).*--to"
     ):
-        moves.rollback(line, NAME, order("rollback", "also I", by="bob@box"))
+        rollback(line, "also I", by="bob@box")
     assert aliases(line) == {"champion": "1", "previous": "2"}
-    moves.rollback(line, NAME, order("rollback", "it was the cable"), to="2")
-    moves.promote(line, NAME, "3", order("promote"))
-    assert moves.rollback(line, NAME, order("rollback", "not 3")).version == "2", "it has been champion since"
+    rollback(line, "it was the cable", to="2")
+    promote(line, "3")
+    assert rollback(line, "not 3").version == "2", "it has been champion since"
 
 
 def test_a_rollback_without_a_previous_version_asks_for_one(line: Environment) -> None:
     with pytest.raises(UserError, match=r"coder has no alias `previous`.*--to"):
-        moves.rollback(line, NAME, order("rollback"))
+        rollback(line)
     with connection(line) as client:
         client.set_registered_model_alias(NAME, "previous", "1")
     with pytest.raises(UserError, match="version 1 both as champion and as previous"):
-        moves.rollback(line, NAME, order("rollback"))
+        rollback(line)
 
 
 def test_an_archived_version_gets_no_alias(line: Environment) -> None:
-    moves.archive(line, NAME, "2", order("archive", "its licence"))
+    archive(line, "2", "its licence")
     assert tags_of(line, "2")["archived_reason"] == "its licence"
-    for move in (moves.promote, lambda *asked: moves.rollback(*asked[:2], asked[3], to=asked[2])):
+    for move in (lambda: promote(line, "2"), lambda: rollback(line, to="2")):
         with pytest.raises(
             UserError, match=r"Version 2 of coder was archived .* by anna@box \(its licence\).*`archived_at`"
         ):
-            move(line, NAME, "2", order("promote"))
+            move()
     with pytest.raises(UserError, match=r"Version 2 of coder was archived .*Nothing was changed"):
-        moves.archive(line, NAME, "2", order("archive", "once more"))
+        archive(line, "2", "once more")
     assert aliases(line) == {"champion": "1"}
 
 
 def test_a_version_that_somebody_may_load_is_not_archived(line: Environment) -> None:
-    moves.promote(line, NAME, "2", order("promote"))
+    promote(line, "2")
     with connection(line) as client:
         client.set_registered_model_alias(NAME, "mine", "3")
     for number, alias in (("2", "champion"), ("1", "previous"), ("3", "mine")):
         with pytest.raises(UserError, match=f"Version {number} of coder has the alias {alias}.*Move the alias first"):
-            moves.archive(line, NAME, number, order("archive"))
+            archive(line, number)
 
 
 def test_a_version_whose_artifact_is_gone_is_not_loaded(line: Environment) -> None:
@@ -165,9 +199,9 @@ def test_a_version_whose_artifact_is_gone_is_not_loaded(line: Environment) -> No
     with pytest.raises(
         UserError, match=r"Version 2 of coder is .*/train/k2, which is not whole there any more.*choose another version"
     ):
-        moves.promote(line, NAME, "2", order("promote"))
+        promote(line, "2")
     store.quarantine("train/k3", "forced")  # another one may have its place: it is whole all the same
-    moves.promote(line, NAME, "3", order("promote"))
+    promote(line, "3")
     assert aliases(line) == {"champion": "3", "previous": "1"}
 
 
@@ -175,12 +209,12 @@ def test_a_version_that_promote_did_not_register_is_not_loaded(line: Environment
     with connection(line) as client:
         client.create_model_version(NAME, source="/somewhere")
     with pytest.raises(UserError, match="Version 4 of coder was not registered by promote"):
-        moves.promote(line, NAME, "4", order("promote"))
+        promote(line, "4")
 
 
 def test_the_champion_is_not_promoted_again(line: Environment) -> None:
     with pytest.raises(UserError, match="Version 1 of coder is the champion already, promoted by hand"):
-        moves.promote(line, NAME, "champion", order("promote"))
+        promote(line, "champion")
 
 
 @pytest.mark.parametrize(
@@ -192,16 +226,16 @@ def test_the_champion_is_not_promoted_again(line: Environment) -> None:
 )
 def test_what_is_not_there_is_told_with_what_is(line: Environment, name: str, version: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        moves.promote(line, name, version, order("promote"))
+        moves.promote(line, name, Order("promote", version, by="anna", reason="x"))
 
 
 def test_a_move_needs_a_reason() -> None:
     with pytest.raises(UserError, match="The reason of a rollback is ' '"):
-        Order("rollback", by="anna", reason=" ")
+        Order("rollback", None, by="anna", reason=" ")
 
 
 def test_a_decision_about_another_champion_is_stale(line: Environment) -> None:
-    moves.promote(line, NAME, "2", order("promote", "better"))
+    promote(line, "2", "better")
     why = (
         r"had version 1 as its champion when this was decided, and has version 2 now "
         r"\(.*promote version 2 over version 1 by anna@box: better\)"
@@ -211,7 +245,7 @@ def test_a_decision_about_another_champion_is_stale(line: Environment) -> None:
         moves.moving(client, line, NAME, by="bob") as held,
         pytest.raises(UserError, match=why),
     ):
-        held.move(order("promote"), "3", over="1")
+        held.move(Order("promote", "3", by="bob", reason="x"), "3", over="1")
     assert aliases(line) == {"champion": "2", "previous": "1"}
 
 
@@ -223,7 +257,7 @@ def test_whoever_waits_too_long_is_told_for_whom(line: Environment, monkeypatch:
         moves.moving(client, line, NAME, by="bob@box"),
         pytest.raises(Unavailable, match=told),
     ):
-        moves.promote(line, NAME, "2", order("promote"))
+        promote(line, "2")
 
 
 def test_a_process_that_was_taken_for_dead_moves_nothing(line: Environment) -> None:
@@ -232,17 +266,17 @@ def test_a_process_that_was_taken_for_dead_moves_nothing(line: Environment) -> N
         now = store.read_json("registry/coder/lease.json")
         store.write_json("registry/coder/lease.json", {**now, "holder": "other", "token": now["token"] + 1})
         with pytest.raises(Unavailable, match="has taken over"):
-            held.move(order("promote"), "2", over="1")
+            held.move(Order("promote", "2", by="bob", reason="x"), "2", over="1")
     assert aliases(line) == {"champion": "1"}
 
 
 def test_of_two_that_write_one_entry_of_the_log_one_is_refused(
     line: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moves.promote(line, NAME, "2", order("promote"))
+    promote(line, "2")
     monkeypatch.setattr(moves, "_entries", lambda store, name: [])  # what it knew before it slept
     with pytest.raises(Unavailable, match=r"registry/coder/000001\.json was written by another process"):
-        moves.promote(line, NAME, "3", order("promote"))
+        promote(line, "3")
     assert aliases(line) == {"champion": "2", "previous": "1"}
 
 
@@ -260,18 +294,18 @@ def killed_after(num_writes: int, act: Callable[[], object]) -> bool:
 
 
 def rolled_back(environment: Environment) -> Move:
-    return moves.rollback(environment, NAME, order("rollback"))
+    return rollback(environment)
 
 
 def promoted(environment: Environment) -> Move:
-    return moves.promote(environment, NAME, "3", order("promote"))
+    return promote(environment, "3")
 
 
 def archived(environment: Environment) -> Move:
     with connection(environment) as client:
         if "candidate" in registry.aliases(client, NAME):
             client.delete_registered_model_alias(NAME, "candidate")
-    return moves.archive(environment, NAME, "3", order("archive"))
+    return archive(environment, "3")
 
 
 @pytest.mark.slow
@@ -286,7 +320,7 @@ def archived(environment: Environment) -> Move:
 def test_killed_after_any_write_the_same_command_ends_as_if_nothing_had_been(
     line: Environment, tmp_path: Path, act: Callable[[Environment], Move], after: dict[str, str], tag: str
 ) -> None:
-    moves.promote(line, NAME, "2", order("promote", "first"))
+    promote(line, "2", "first")
     with connection(line) as client:
         client.set_registered_model_alias(NAME, "candidate", "3")
     database, before = tmp_path / "mlflow.db", tmp_path / "before.db"
@@ -309,11 +343,11 @@ def test_killed_after_any_write_the_same_command_ends_as_if_nothing_had_been(
 
 
 def test_what_was_broken_off_before_the_champion_moved_is_undone_by_whoever_comes_next(line: Environment) -> None:
-    moves.promote(line, NAME, "2", order("promote", "first"))
+    promote(line, "2", "first")
     # Lease, entry, `promoted_by` is there, `previous`: the fourth write would be the champion's.
-    assert killed_after(3, lambda: moves.promote(line, NAME, "3", order("promote", "second")))
+    assert killed_after(3, lambda: promote(line, "3", "second"))
     assert aliases(line) == {"champion": "2", "previous": "2"}
-    moves.archive(line, NAME, "3", order("archive", by="bob@box"))
+    archive(line, "3", by="bob@box")
     assert aliases(line) == {"champion": "2", "previous": "1"}
     assert [one.outcome for one in moves.history(Store.of(line), NAME)] == ["done", "undone", "done"]
 
@@ -482,8 +516,27 @@ def test_versions_that_cannot_be_paired_are_compared_by_metrics_and_say_why(mond
     assert wmtp(monday.environment, "compare", NAME, "1")[0] == 64
 
 
-def test_a_registry_that_does_not_exist_is_said_not_to(environment: Environment) -> None:
-    assert wmtp(environment, "list")[0] == 64
+def test_all_models_are_listed_also_one_without_a_version(line: Environment) -> None:
+    with connection(line) as client:
+        client.create_registered_model("empty")
+    code, text = wmtp(line, "list")
+    assert code == 0
+    assert [text.splitlines().index(name) for name in (NAME, "empty")] == [0, 6]
+    assert wmtp(line, "list", "codre")[0] == 64
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list",),
+        ("compare", NAME, "1", "2"),
+        ("rollback", NAME, "--reason", "x"),
+        ("promote", NAME, "2", "--reason", "x"),
+    ],
+)
+def test_asking_a_registry_that_does_not_exist_makes_none(environment: Environment, command: tuple[str, ...]) -> None:
+    assert wmtp(environment, *command)[0] == 64
+    assert not Path(environment.store).with_name("mlflow.db").exists()
 
 
 def test_starting_the_program_loads_nothing_heavy() -> None:

@@ -100,11 +100,16 @@ class Version:
         share = float(self.tags["gate.candidate"])
         return share, *wilson_interval(share, int(self.tags["gate.num_problems"]))
 
+    def who(self, what: str) -> str:
+        """Who did something with it, and when, where `what` is promoted, rolled_back or archived; empty: nobody."""
+        by, at = (self.tags.get(f"{what}_{part}") for part in ("by", "at"))
+        told = (at and at[:16].replace("T", " "), by and f"by {by.removeprefix('runs/')}")
+        return " ".join(part for part in told if part)
+
     def who_and_why(self, what: str) -> str:
-        """Who did something with it, when and why, where `what` is promoted, rolled_back or archived; empty: nobody."""
-        by, at, reason = (self.tags.get(f"{what}_{part}") for part in ("by", "at", "reason"))
-        told = [part for part in (at and at[:16].replace("T", " "), by and f"by {by.removeprefix('runs/')}") if part]
-        return " ".join(told) + (f" ({reason})" if reason else "")
+        """As `who`, with the reason."""
+        reason = self.tags.get(f"{what}_reason")
+        return self.who(what) + (f" ({reason})" if reason else "")
 
 
 def names(client: MlflowClient) -> list[str]:

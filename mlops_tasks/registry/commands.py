@@ -15,7 +15,7 @@ from mlops_tasks import registry, tracking
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.registry import Version, moves
-from mlops_tasks.registry.moves import Action, Move, Order
+from mlops_tasks.registry.moves import Action, Order
 from mlops_tasks.store import Artifact, Store
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def add(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> No
     promote = _add_move(commands, common, "promote", "make a version the champion, whatever the gate says")
     promote.add_argument("version", metavar="VERSION", help="number or alias")
     rollback = _add_move(commands, common, "rollback", "give production back what it loaded before")
-    rollback.add_argument("--to", metavar="VERSION", help="number or alias (default: previous)")
+    rollback.add_argument("--to", metavar="VERSION", dest="version", help="number or alias (default: previous)")
     archive = _add_move(commands, common, "archive", "put a version away; no alias may go there any more")
-    archive.add_argument("version", metavar="VERSION", help="number")
+    archive.add_argument("version", metavar="VERSION", help="number or alias")
 
 
 def _add_move(
@@ -62,20 +62,30 @@ def _add_move(
 
 
 def _list(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
-    if tracking.is_empty(environment):
-        raise UserError(f"{environment.mlflow_uri} does not exist yet: nothing is registered. Run the DAG once.")
+    _require_registry(environment)
     with tracking.connection(environment) as client:
-        for name in [options.name] if options.name else registry.names(client):
+        known = registry.names(client)
+        if options.name and options.name not in known:
+            raise UserError(f"The registry has no model {options.name!r}. It has {', '.join(known) or 'none yet'}.")
+        for name in [options.name] if options.name else known:
             out.writelines(f"{line}\n" for line in _listed(client, name))
     if options.name:
         for move in moves.history(Store.of(environment), options.name)[:_NUM_MOVES]:
             out.write(f"{move.in_words}\n")
 
 
+def _require_registry(environment: Environment) -> None:
+    """To ask, or to mistype a path, must not make a database."""
+    if tracking.is_empty(environment):
+        raise UserError(
+            f"{environment.mlflow_uri} does not exist yet, so nothing is registered there. Run the DAG once, or mend `mlflow_uri` in "
+            "the environment file."
+        )
+
+
 def _listed(client: MlflowClient, name: str) -> Iterator[str]:
-    there = registry.versions(client, name) or [registry.version_named(client, name, "champion")]
     yield name
-    yield from _aligned(_filled([_COLUMNS, *(_row(version) for version in there)]))
+    yield from _aligned(_filled([_COLUMNS, *(_row(version) for version in registry.versions(client, name))]))
     yield ""
 
 
@@ -86,13 +96,14 @@ def _row(version: Version) -> tuple[str, ...]:
     return (
         version.number, ", ".join(version.aliases), version.older_stage, tags.get("algorithm", ""), *digests, tags.get("code_version", ""),
         f"{score[0]:.1%} ({score[1]:.1%} to {score[2]:.1%})" if score else "",
-        *(version.who_and_why(what) for what in ("promoted", "rolled_back", "archived")),
+        version.who("promoted"), version.who_and_why("rolled_back"), version.who_and_why("archived"),
     )  # fmt: skip
 
 
 def _compare(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
     if len(options.versions) < 2:
         raise UserError(f"compare was given {options.versions[0]} alone. Name a second version to compare it with.")
+    _require_registry(environment)
     with tracking.connection(environment) as client:
         versions = [registry.version_named(client, options.name, wanted) for wanted in options.versions]
         found = [client.get_run(one.run_id).data.metrics if one.run_id else {} for one in versions]
@@ -133,16 +144,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
+_MOVES = {"promote": moves.promote, "rollback": moves.rollback, "archive": moves.archive}
+
+
 def _move(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
-    order = Order(options.action, by=options.by or _user(), reason=options.reason)
-    out.write(f"{options.name}: {_moved(options, environment, order).in_words}\n")
-
-
-def _moved(options: argparse.Namespace, environment: Environment, order: Order) -> Move:
-    if order.action == "rollback":
-        return moves.rollback(environment, options.name, order, to=options.to)
-    act = moves.promote if order.action == "promote" else moves.archive
-    return act(environment, options.name, options.version, order)
+    order = Order(options.action, options.version, by=options.by or _user(), reason=" ".join(options.reason.split()))
+    _require_registry(environment)
+    out.write(f"{options.name}: {_MOVES[options.action](environment, options.name, order).in_words}\n")
 
 
 def _user() -> str:

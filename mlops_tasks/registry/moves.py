@@ -46,6 +46,8 @@ class Order:
     """What somebody wants done, and why."""
 
     action: Action
+    wanted: str | None
+    """Number or alias of the version; None, of a rollback: `previous`, unless that one was taken back itself."""
     by: str
     """A person, or the prefix of a run."""
     reason: str
@@ -60,6 +62,8 @@ class Move(Settings):
     """One entry of the log."""
 
     action: Action
+    wanted: str | None
+    """What was asked for: a number, an alias, or None."""
     version: str
     """Whose alias, or tag, is set."""
     over: str | None
@@ -86,33 +90,33 @@ def history(store: Store, name: str) -> list[Move]:
     return [Move.model_validate(tree) for tree in reversed(found) if tree is not None]
 
 
-def promote(environment: Environment, name: str, wanted: str, order: Order) -> Move:
+def promote(environment: Environment, name: str, order: Order) -> Move:
     """Make a version the champion on somebody's word.
 
     Args:
         environment: its registry, and its store.
         name: the product line.
-        wanted: a version's number or an alias.
-        order: who asks, and why.
+        order: what is asked, by whom and why.
 
     Raises:
         UserError: the champion is another one by now, or the version may not be champion.
         Unavailable: another process is at it, or the registry cannot be reached.
     """
     with tracking.connection(environment) as client:
-        version, over = registry.version_named(client, name, wanted), _champion(client, name)
+        seen = registry.aliases(client, name)
         with moving(client, environment, name, by=order.by) as line:
-            return line.repeated(order) or line.move(order, version.number, over=over)
+            # Who asks for an alias means the version that has it now, and not when its turn comes.
+            number = seen.get(str(order.wanted), str(order.wanted))
+            return line.repeated(order) or line.move(order, number, over=seen.get("champion"))
 
 
-def rollback(environment: Environment, name: str, order: Order, *, to: str | None = None) -> Move:
+def rollback(environment: Environment, name: str, order: Order) -> Move:
     """Give production back what it loaded before, or another version.
 
     Args:
         environment: its registry, and its store.
         name: the product line.
-        order: who asks, and why.
-        to: a version's number or an alias; None: `previous`, unless that one was taken back itself.
+        order: what is asked, by whom and why.
 
     Raises:
         UserError: as `promote`; or nobody knows where to go back to.
@@ -122,10 +126,10 @@ def rollback(environment: Environment, name: str, order: Order, *, to: str | Non
         over = _champion(client, name)
         with moving(client, environment, name, by=order.by) as line:
             # What `previous` is can be told only now: a rollback that was broken off may have moved it.
-            return line.repeated(order) or line.move(order, line.version_to_return(to, over).number, over=over)
+            return line.repeated(order) or line.move(order, line.version_to_return(order.wanted, over), over=over)
 
 
-def archive(environment: Environment, name: str, wanted: str, order: Order) -> Move:
+def archive(environment: Environment, name: str, order: Order) -> Move:
     """Put a version away: it stays in the registry, and no alias may go there.
 
     Raises:
@@ -133,7 +137,7 @@ def archive(environment: Environment, name: str, wanted: str, order: Order) -> M
         Unavailable: another process is at it, or the registry cannot be reached.
     """
     with tracking.connection(environment) as client, moving(client, environment, name, by=order.by) as line:
-        return line.repeated(order) or line.archive(order, registry.version_named(client, name, wanted))
+        return line.repeated(order) or line.archive(order)
 
 
 @contextmanager
@@ -178,23 +182,27 @@ class Line:
         last = self._last()
         if last is None or last.outcome != "done":
             return None
-        is_same = (last.action, last.by, last.reason) == (order.action, order.by, order.reason)
-        is_so = last.action == "archive" or _champion(self._client, self._name) == last.version
-        return last if is_same and is_so else None
+        asked = (order.action, order.wanted, order.by, order.reason)
+        if (last.action, last.wanted, last.by, last.reason) != asked:
+            return None
+        version = registry.version_named(self._client, self._name, last.version)
+        is_so = version.is_archived if last.action == "archive" else "champion" in version.aliases
+        return last if is_so else None
 
     def move(self, order: Order, number: str, *, over: str | None) -> Move:
         """Make a version the champion, if the champion is still the one that the decision was about."""
         self._require_champion(over)
         version = registry.version_named(self._client, self._name, number)
-        if over == number:
+        if over == version.number:
             raise UserError(
-                f"Version {number} of {self._name} is the champion already, promoted {version.who_and_why('promoted') or BY_HAND}. Nothing was moved."
+                f"Version {over} of {self._name} is the champion already, promoted {version.who_and_why('promoted') or BY_HAND}. Nothing was moved."
             )
         self._require_loadable(version)
-        return self._carry_out(order, number, over)
+        return self._carry_out(order, version.number, over)
 
-    def archive(self, order: Order, version: Version) -> Move:
+    def archive(self, order: Order) -> Move:
         """Put a version away that nobody loads by a name."""
+        version = registry.version_named(self._client, self._name, str(order.wanted))
         if version.aliases:
             raise UserError(
                 f"Version {version.number} of {self._name} has the alias {', '.join(version.aliases)}, so somebody may load it. Move the alias "
@@ -206,10 +214,10 @@ class Line:
             )
         return self._carry_out(order, version.number, None)
 
-    def version_to_return(self, to: str | None, over: str | None) -> Version:
+    def version_to_return(self, wanted: str | None, over: str | None) -> str:
         """Whom a rollback makes champion."""
-        if to is not None:
-            return registry.version_named(self._client, self._name, to)
+        if wanted is not None:
+            return wanted
         self._require_champion(over)
         number = self._holder("previous")
         if number is None or number == over:
@@ -223,7 +231,7 @@ class Line:
                 f"The previous version {number} of {self._name} was rolled back itself, {version.who_and_why('rolled_back')}. Name a version with "
                 f"--to; `wmtp registry list {self._name}` shows them."
             )
-        return version
+        return number
 
     def offer(self, number: str) -> None:
         """Make a version that was refused the candidate."""
@@ -263,7 +271,8 @@ class Line:
     def _carry_out(self, order: Order, number: str, over: str | None) -> Move:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         begun = Move(
-            action=order.action, version=number, over=over, previous=self._holder("previous"), by=order.by, reason=order.reason, at=now
+            action=order.action, wanted=order.wanted, version=number, over=over, previous=self._holder("previous"),
+            by=order.by, reason=order.reason, at=now,
         )  # fmt: skip
         name = f"{_place(self._name)}/{len(_entries(self._store, self._name)) + 1:06}.json"
         if not self._store.backend.create(name, _bytes(begun)):
@@ -300,6 +309,7 @@ class Line:
         self._end(move, "undone")
 
     def _tag(self, number: str, what: str, move: Move) -> None:
+        lease.require(self._store, _place(self._name), self._token)
         tags = {f"{what}_by": move.by, f"{what}_at": move.at, f"{what}_reason": move.reason}
         registry.set_tags(self._client, self._name, number, tags)
 

@@ -258,7 +258,8 @@ def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) ->
             line.offer(version)
             log.info("%s: version %s refused: %s", name, version, reason)
             return "refused", reason
-        line.move(Order("promote", by=run.prefix, reason=reason), version, over=now.version if now else None)
+        order = Order("promote", version, by=run.prefix, reason=reason)
+        line.move(order, version, over=now.version if now else None)
         return "promoted", reason
 
 

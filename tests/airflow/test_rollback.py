@@ -77,7 +77,7 @@ def test_a_run_rolls_back_once_and_says_why_it_does_not_do_so_twice(
     shutil.copy(mlflow_database, place.folder / "mlflow.db")
     environment = load_environment(place.environment_file)
     three_versions(environment)
-    moves.promote(environment, NAME, "2", Order("promote", by="night", reason="better"))
+    moves.promote(environment, NAME, Order("promote", "2", by="night", reason="better"))
 
     code, text = airflow_run(place, checkout, {"model": NAME, "reason": "writes nonsense"})
 
