@@ -134,6 +134,12 @@ def test_the_platform_page_names_every_service_account_that_has_a_role_and_the_o
     assert named == workloads | controllers | {"wmtp-judge"}
 
 
+def test_nodes_carry_the_tag_that_the_budget_goes_by() -> None:
+    assert 'tag_key     = "deployment"' in HCL[TERRAFORM / "modules/stack/main.tf"]
+    nodes = (ROOT / "charts/ml-platform/templates/nodes.yaml").read_text()
+    assert "deployment: {{ $.Values.name }}," in nodes
+
+
 def test_each_stage_and_each_task_is_written_by_one_role() -> None:
     text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
     folders = [name for names in re.findall(r"folders = \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
