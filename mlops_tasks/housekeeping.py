@@ -226,6 +226,8 @@ class Collector:
             if one.manifest is not None and not self.store.withdraw(one.prefix, one.manifest):
                 continue
             for name in one.names:
+                if self._has_lease(one.prefix):  # somebody began to work there meanwhile
+                    break
                 self.backend.delete(name)
             log.info("removed %s: %s", one.prefix, one.text)
             yield one
@@ -282,7 +284,11 @@ class Collector:
         by_deployment: dict[str, list[str]] = defaultdict(list)
         for prefix in sorted(sizes, key=lambda prefix: (created[prefix], prefix), reverse=True):
             others = by_deployment[prefix.split("/")[1]]
-            if len(others) < self._num_runs or created[prefix] >= self.cutoff:
+            if (
+                len(others) < self._num_runs
+                or created[prefix] >= self.cutoff
+                or self._is_touched(prefix, sizes[prefix])
+            ):
                 kept.add(prefix)
             others.append(prefix)
         old = [
@@ -293,6 +299,12 @@ class Collector:
             for prefix, files in sizes.items() if prefix not in kept
         ]  # fmt: skip
         return kept, old
+
+    def _is_touched(self, prefix: str, files: Iterable[str]) -> bool:
+        """Whether a task of a run ended lately: somebody cleared it, and the run goes on."""
+        with ThreadPoolExecutor(_NUM_STREAMS) as pool:
+            times = pool.map(self.backend.modified, [f"{prefix}/{name}" for name in files])
+            return any(at is not None and at >= self.cutoff for at in times)
 
     def _created(self, prefix: str, files: Mapping[str, int]) -> datetime:
         """When a run was planned; of one without a spec, when something was last written in it."""

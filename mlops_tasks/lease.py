@@ -84,13 +84,13 @@ def held(
 
 
 def require(store: Store, prefix: str, token: int) -> None:
-    """Refuse to go on if another process took over since.
+    """Refuse to go on if another process took over since, also where the lease was removed in between and tokens began anew.
 
     Raises:
         Unavailable: it did.
     """
     now = _read(store, prefix)
-    if now is not None and now[1]["token"] > token:
+    if now is not None and now[1]["token"] != token:
         raise Unavailable(
             f"{store.uri}/{prefix}: this process was out of touch for too long, and {_whom(now[1])} has taken over (token "
             f"{now[1]['token']} against {token}). Nothing more is written here; start the task again to wait for the result."

@@ -116,6 +116,21 @@ ATTACKS = (
     _attack("TCP", "import socket\nsocket.create_connection(('127.0.0.1', 80), 1)", "error"),
     _attack("UDP", "import socket\nsocket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))", "error"),
     _attack("a unix socket", "import socket\nsocket.socket(socket.AF_UNIX).connect('/run/docker.sock')", "error"),
+    _attack(
+        "datagrams to a path, through a pair of sockets",
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\na.sendto(b'x', '/dev/log')",
+        "error",
+    ),
+    _attack(
+        "a pair of streams that connects elsewhere",
+        "import socket\na, b = socket.socketpair()\na.connect('/run/docker.sock')",
+        "error",
+    ),
+    _attack(
+        "a signal to its parent, as the owner of a pipe",
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETSIG, 9)\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
+        "error",
+    ),
     _attack("an abstract unix socket", "import socket\nsocket.socket(socket.AF_UNIX).bind('\\0x')", "error"),
     # files
     _attack("a write outside", "open('/tmp/wmtp-attack', 'w').write('x')", "error"),

@@ -363,3 +363,29 @@ def test_without_the_registry_that_names_what_production_loads_nothing_is_collec
     with pytest.raises(UserError, match=r"mlflow\.db does not exist, so nobody can tell which of the models"):
         collect(environment)
     assert store.find("train/k1") is not None
+
+
+def test_an_old_run_of_which_a_task_ended_lately_stays_with_what_it_needs(place: Environment) -> None:
+    data = committed(Store.of(place), "pull/data")
+    planned(place, "old", data, created="2020-01-01")
+    assert collect(place, now=datetime.now(UTC), num_runs=0) == set()
+    assert collect(place, num_runs=0) == {"pull/data", Run.prefix_of(place, "dag", "old")}
+
+
+def test_work_that_begins_while_its_prefix_is_removed_keeps_what_is_left(environment: Environment) -> None:
+    store = Store.of(environment)
+    for name in ("attempts/20200101T000000-a/x", "checkpoints/step-00000001/state.pt"):
+        store.backend.write(f"train/k/{name}", b"x")
+    collector = Collector(environment, now=LATER)
+    garbage = collector.garbage()
+    delete = FolderBackend.delete
+
+    def and_somebody_comes(self: FolderBackend, name: str) -> None:
+        delete(self, name)
+        self.write("train/k/lease.json", b"{}")
+        os.utime(self.root / "train/k/lease.json", times=(LATER.timestamp(), LATER.timestamp()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FolderBackend, "delete", and_somebody_comes)
+        list(collector.remove(garbage))
+    assert store.backend.sizes("train/k/checkpoints") == {"step-00000001/state.pt": 1}

@@ -184,6 +184,16 @@ def test_a_lease_that_was_removed_by_hand_goes_on_from_the_token_of_the_pointer(
     assert checkpoint.newest(store, PREFIX) == 5
 
 
+def test_where_tokens_began_anew_the_one_from_before_is_refused_too(store: Store) -> None:
+    with hold(store) as first:
+        store.backend.delete(f"{PREFIX}/lease.json")
+        with hold(store) as second:
+            assert second.token == first.token
+        elsewhere(store, token=first.token - 1)
+        with pytest.raises(Unavailable, match="has taken over"):
+            lease.require(store, PREFIX, first.token)
+
+
 def test_a_file_that_is_no_lease_is_named(store: Store) -> None:
     store.backend.write(f"{PREFIX}/lease.json", b"<html>")
     with pytest.raises(DataError, match=r"lease\.json is no lease \(b'<html>'\)\. Remove it"), hold(store):

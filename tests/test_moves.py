@@ -107,7 +107,9 @@ def test_a_rollback_gives_back_the_previous_version_and_marks_the_other(line: En
 def test_a_rollback_goes_to_any_version_that_is_named(line: Environment) -> None:
     rollback(line, to="3")
     assert aliases(line) == {"champion": "3", "previous": "1"}
-    rollback(line, "again", to="previous")
+    with pytest.raises(UserError, match="was rolled back itself"):
+        rollback(line, "again", to="previous")
+    rollback(line, "again", to="1")
     assert aliases(line) == {"champion": "1", "previous": "3"}
 
 
@@ -120,6 +122,15 @@ def test_the_same_order_again_is_done_already(line: Environment) -> None:
     away = archive(line, "3")
     assert archive(line, "3") == away
     assert len(moves.history(Store.of(line), NAME)) == 3
+
+
+def test_an_order_that_is_done_once_is_not_done_again_whatever_moved_since(line: Environment) -> None:
+    promote(line, "2")
+    order = Order("rollback", None, by="anna (model_rollback/monday)", reason="writes nonsense", is_once=True)
+    back = moves.rollback(line, NAME, order)
+    promote(line, "3", "the night's")
+    assert moves.rollback(line, NAME, order) == back, "a task that is cleared"
+    assert aliases(line) == {"champion": "3", "previous": "1"}
 
 
 def test_the_same_reason_for_another_version_is_another_order(line: Environment) -> None:

@@ -291,6 +291,15 @@ def test_models_that_were_judged_on_other_problems_are_not_compared(monday: Nigh
         promote(run)
 
 
+def test_outcomes_of_programs_that_nothing_kept_in_are_no_evidence_but_where_that_is_allowed(monday: Night) -> None:
+    run = monday.run(STRONG, WEAK, protections=["resource limits"])
+    with pytest.raises(DataError, match=r"was judged where nothing kept the programs in .*force: judge"):
+        promote(run)
+    judge = run.environment.judge.model_copy(update={"unsafe": True})
+    allowed = replace(run, environment=run.environment.model_copy(update={"judge": judge}))
+    assert promote(allowed)["outcome"] == "promoted"
+
+
 def test_outcomes_of_another_model_are_no_evidence(monday: Night) -> None:
     run = monday.run(STRONG, WEAK)
     monday.commit(run, "train", {"model/weights": b"trained since"}, {"steps": 4}, key="newer")

@@ -22,6 +22,7 @@ import signal
 import struct
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlops_tasks.evaluation.namespaces import FOLDER_BYTES, mount_folder
@@ -35,6 +36,10 @@ STACK_BYTES = 2**27
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
     # network, and the way round the filter
     "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
     "io_uring_setup": (425, 425),
     # processes and threads
     "fork": (57, None),
@@ -153,6 +158,12 @@ _OPEN: tuple[tuple[tuple[int | None, int | None], int], ...] = (
     ((257, 56), 2),
 )  # numbers, which argument
 _PRLIMIT = (302, 261)
+_SOCKETPAIR = (53, 199)
+_OTHER_THAN_STREAM = 0xE
+"""Bits of a socket's type. An event loop wakes itself by a pair of streams; a datagram socket can send to any path."""
+_FCNTL, _IOCTL = (72, 25), (16, 29)
+_OWNERS = {_FCNTL: (8, 10, 15), _IOCTL: (0x8901, 0x8902)}
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP: whose process a file's signals go to, and which signal."""
 _CLONE, _CLONE3 = (56, 220), 435
 _CLONE_THREAD = 0x00010000  # linux/sched.h
 _WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
@@ -337,6 +348,9 @@ def refusing_filter(machine: str, *, can_write: bool = False) -> bytes:
     # call, the C library takes clone.
     steps += _unless(_CLONE[column], 0, (_ANY_BIT, 1, 0, _CLONE_THREAD))
     steps += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    steps += _unless(_SOCKETPAIR[column], 1, (_ANY_BIT, 0, 1, _OTHER_THAN_STREAM))
+    for numbers, values in _OWNERS.items():
+        steps += _except(numbers[column], 1, values)
     # A limit of its own, but not one of the process that judges it.
     steps += _unless(_PRLIMIT[column], 0, (_EQUAL, 1, 0, 0))
     return b"".join(struct.pack("HBBI", *step) for step in [*steps, (_RETURN, 0, 0, _ALLOW)])
@@ -346,3 +360,11 @@ def _unless(number: int, argument: int, test: tuple[int, int, int, int]) -> list
     """Steps for one call: `test` looks at the low half of an argument and jumps over the refusal."""
     load = (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)
     return [(_EQUAL, 0, 4, number), load, test, (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
+
+
+def _except(number: int, argument: int, values: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Steps for one call: refused where the low half of an argument is one of the values."""
+    load = (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)
+    tests = [(_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)]
+    ends = [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
+    return [(_EQUAL, 0, len(values) + 3, number), load, *tests, *ends]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 TOLERANCE = 1e-6
 """Absolute or relative, whichever is kinder."""
@@ -19,7 +20,8 @@ _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 def same_output(expected: str, printed: str) -> bool:
     """Whether two texts have the same words between white space; numbers with a point may be near each other.
 
-    Two integers are the same digit for digit: of 1000000007 and 1000000008 only one is right.
+    Two integers are the same digit for digit: of 1000000007 and 1000000008 only one is right. A number with a point that stands
+    for an integer may be off by 1e-6, however large it is.
 
     Example:
         "0.5 yes" and "0.50000001\\nyes\\n" are the same, and so are "2" and "2.0"; "7" and "8" are not.
@@ -35,4 +37,6 @@ def _same_word(wanted: str, found: str) -> bool:
         return False
     if _INTEGER.fullmatch(wanted) and _INTEGER.fullmatch(found):
         return False
+    if _INTEGER.fullmatch(wanted):
+        return abs(Decimal(found) - int(wanted)) <= TOLERANCE
     return math.isclose(float(wanted), float(found), rel_tol=TOLERANCE, abs_tol=TOLERANCE)

@@ -116,7 +116,11 @@ class Peer:
             self._answer(message)
         items = self._read(message, objects).items
         if message["raised"] is True:
-            raise _made_error(*items)
+            error = _made_error(*items)
+            if isinstance(error, StopIteration) and operation != "next":
+                # It would end whatever loop of the test the call stands in, and that with no test failed.
+                raise RuntimeError("the program raised StopIteration") from error
+            raise error
         return items[0]
 
     def serve(self) -> None:

@@ -82,6 +82,8 @@ class _Trial:
         self._names: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
         self._own: set[str] = set()
         self._classes: frozenset[str] = frozenset()
+        self._set_up_asks = False
+        """Whether set-up has a name of the program's, which may then have a say in every test."""
 
     def load(self, source: str, part: str) -> None:
         self._peer.ask("load", source, part)
@@ -97,12 +99,15 @@ class _Trial:
         if shared:
             self.load(ast.unparse(ast.Module(shared, [])), "setup")
         tree.body = [node for node in tree.body if node not in classes]
-        self._execute(tree, "<setup>")
+        # Set-up is run before any test has named a function of the program's: its builtins are the judge's own.
+        self._set_up_asks = bool(self._execute(tree, "<setup>", may_mean_builtins=False))
 
     def run(self, source: str) -> None:
+        self._peer.leaned_on_program |= self._set_up_asks
         self._execute(ast.parse(source, "<test>"), "<test>")
 
-    def _execute(self, tree: ast.Module, filename: str) -> None:
+    def _execute(self, tree: ast.Module, filename: str, *, may_mean_builtins: bool = True) -> set[str]:
+        """Run a part; returns the names in it that are the program's."""
         self._own |= _bound_at_top(tree)
         used = _names(tree, ast.Load)
         free = (
@@ -111,12 +116,13 @@ class _Trial:
             - _names(tree, ast.Store)
             - {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
         )
-        self._fetch(used - self._own, may_mean_builtins=free <= _BUILTINS)
+        found = self._fetch(used - self._own, may_mean_builtins=may_mean_builtins and free <= _BUILTINS)
         if self._classes & used:
             self._peer.leaned_on_program = True
         exec(compile(tree, filename, "exec", dont_inherit=True), self._names)
+        return found & free
 
-    def _fetch(self, wanted: set[str], *, may_mean_builtins: bool) -> None:
+    def _fetch(self, wanted: set[str], *, may_mean_builtins: bool) -> set[str]:
         """Bind the names that are the program's.
 
         A program may call its function `sum`, and its test means that one; but where the test has another name to call, a builtin
@@ -128,8 +134,9 @@ class _Trial:
             self._names.pop(name, None)  # of an earlier test
         self._names.update(found)
         # Of two functions of the program's, one may be there to judge the other's result.
-        if sum(isinstance(value, Remote) for value in found.values()) > 1:
+        if sum(isinstance(value, Remote) or _is_builtin_type(value) for value in found.values()) > 1:
             self._peer.leaned_on_program = True
+        return set(found)
 
     def _ask_names(self, wanted: set[str]) -> dict[str, Any]:
         found = self._peer.ask("names", *sorted(wanted)) if wanted else {}
@@ -180,3 +187,8 @@ def _message(error: BaseException) -> str:
     with contextlib.suppress(Exception):
         return traceback.format_exception_only(error)[-1].strip()[:MESSAGE_LENGTH]
     return type(error).__name__[:MESSAGE_LENGTH]
+
+
+def _is_builtin_type(value: Any) -> bool:
+    """Whether a name of the program's means `float` or the like, which is a function too."""
+    return isinstance(value, type) and vars(builtins).get(value.__name__) is value

@@ -57,6 +57,9 @@ def _add_move(
     command.add_argument("name", metavar="NAME", help="the product line")
     command.add_argument("--reason", required=True, help="why; kept with the version and in the log")
     command.add_argument("--by", help="who asks (default: user@host)")
+    command.add_argument(
+        "--once", action="store_true", help="do nothing if this order was ever carried out; --by tells it from others"
+    )
     command.set_defaults(answer=_move, action=action)
     return command
 
@@ -148,7 +151,13 @@ _MOVES = {"promote": moves.promote, "rollback": moves.rollback, "archive": moves
 
 
 def _move(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
-    order = Order(options.action, options.version, by=options.by or _user(), reason=" ".join(options.reason.split()))
+    order = Order(
+        options.action,
+        options.version,
+        by=options.by or _user(),
+        reason=" ".join(options.reason.split()),
+        is_once=options.once,
+    )
     _require_registry(environment)
     out.write(f"{options.name}: {_MOVES[options.action](environment, options.name, order).in_words}\n")
 

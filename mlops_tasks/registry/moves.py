@@ -51,6 +51,8 @@ class Order:
     by: str
     """A person, or the prefix of a run."""
     reason: str
+    is_once: bool = False
+    """`by` is never used for another order: what it stands for is not done a second time, whatever moved since."""
 
     def __post_init__(self) -> None:
         for name, value in (("reason", self.reason), ("name of whoever asks", self.by)):
@@ -123,10 +125,15 @@ def rollback(environment: Environment, name: str, order: Order) -> Move:
         Unavailable: another process is at it, or the registry cannot be reached.
     """
     with tracking.connection(environment) as client:
-        over = _champion(client, name)
+        seen = registry.aliases(client, name)
+        over = seen.get("champion")
         with moving(client, environment, name, by=order.by) as line:
             # What `previous` is can be told only now: a rollback that was broken off may have moved it.
-            return line.repeated(order) or line.move(order, line.version_to_return(order.wanted, over), over=over)
+            if (done := line.repeated(order)) is not None:
+                return done
+            goes_back = order.wanted in (None, "previous")
+            number = line.version_to_return(over) if goes_back else seen.get(str(order.wanted), str(order.wanted))
+            return line.move(order, number, over=over)
 
 
 def archive(environment: Environment, name: str, order: Order) -> Move:
@@ -178,13 +185,13 @@ class Line:
         )
 
     def repeated(self, order: Order) -> Move | None:
-        """The last move if it was this very order, which is then done already."""
-        last = self._last()
-        if last is None or last.outcome != "done":
-            return None
+        """The move that was this very order, which is then done already: the last one, or any if it is done once only."""
         asked = (order.action, order.wanted, order.by, order.reason)
-        if (last.action, last.wanted, last.by, last.reason) != asked:
-            return None
+        done = [move for move in history(self._store, self._name) if move.outcome == "done"]
+        same = [move for move in done if (move.action, move.wanted, move.by, move.reason) == asked]
+        if order.is_once or not same or same[0] != done[0]:
+            return same[0] if order.is_once and same else None
+        last = same[0]
         version = registry.version_named(self._client, self._name, last.version)
         is_so = version.is_archived if last.action == "archive" else "champion" in version.aliases
         return last if is_so else None
@@ -214,10 +221,8 @@ class Line:
             )
         return self._carry_out(order, version.number, None)
 
-    def version_to_return(self, wanted: str | None, over: str | None) -> str:
-        """Whom a rollback makes champion."""
-        if wanted is not None:
-            return wanted
+    def version_to_return(self, over: str | None) -> str:
+        """Whom a rollback makes champion that names nobody."""
         self._require_champion(over)
         number = self._holder("previous")
         if number is None or number == over:

@@ -190,6 +190,12 @@ def _require_judged(run: Run, index: int, model: Artifact) -> None:
             f"{outcomes.uri} does not speak of the model {model.uri}: judge[{index}] or generate[{index}] of {run.name} is older "
             f"than what it reads. Clear generate[{index}] and all below it."
         )
+    # An artifact from before protections were recorded was confined: there was no other way.
+    if "seccomp" not in outcomes.metrics.get("protections", ["seccomp"]) and not run.environment.judge.unsafe:
+        raise DataError(
+            f"{outcomes.uri} was judged where nothing kept the programs in (judge.unsafe), and what they did may be part of the verdict. Run "
+            f"the DAG with `force: judge` on a machine that confines them."
+        )
 
 
 def _paired(ours: Artifact, theirs: Artifact) -> tuple[list[list[bool]], list[list[bool]]]:

@@ -188,10 +188,17 @@ class FolderBackend:
 
     def delete(self, name: str) -> None:
         path = self.root / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with self._explained(path), suppress(NotADirectoryError):  # below a file is nothing
+        with self._explained(path):
+            while path.is_dir():
+                try:
+                    shutil.rmtree(path)
+                except FileNotFoundError:
+                    continue  # another process removes it too
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY:  # somebody writes there again
+                        raise
+                return
+            with suppress(NotADirectoryError):  # below a file is nothing
                 path.unlink(missing_ok=True)
 
     def scratch(self, name: str) -> Path:

@@ -181,7 +181,7 @@ class LocalRollback(LocalProcess):
     def command(self, form: Rollback, by: str) -> list[str]:
         """The arguments of `wmtp` that roll back."""
         arguments = ["registry", "rollback", f"--env={self.environment_file}", f"--reason={form.reason}", f"--by={by}"]
-        return [*arguments, *([f"--to={form.version}"] if form.version else []), "--", form.model]
+        return [*arguments, "--once", *([f"--to={form.version}"] if form.version else []), "--", form.model]
 
 
 def _refuse_if_stopped() -> None:

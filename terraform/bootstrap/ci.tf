@@ -84,7 +84,9 @@ resource "aws_iam_role_policy" "plan" {
   })
 }
 
-# Apply: one role for each environment, which GitHub gives after its reviewers agreed, and which reaches that deployment only
+# Apply: one role for each environment, which GitHub gives after its reviewers agreed. It names that deployment's resources only, but
+# the boundary of the roles that it makes is shared: who may apply to one environment can reach the others' data through a role of
+# his making. Environments that must not trust one another belong into accounts of their own.
 
 locals {
   deployments = { for environment in var.environments : environment => "${var.prefix}-${environment}" }

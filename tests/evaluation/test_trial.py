@@ -16,9 +16,10 @@ def reports_of(solution: str, *tests: str, setup: str = "") -> list[dict[str, An
     (program_in, to_program), (from_program, program_out) = os.pipe(), os.pipe()
     program = os.fork()
     if program == 0:
-        os.close(to_program)
-        os.close(from_program)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(64):  # of the process of the tests too, which has pipes of its own
+            if descriptor not in (program_in, program_out):
+                os.dup2(nothing, descriptor)
         hold_program(program_in, program_out)
         os._exit(0)
     os.close(program_in)
@@ -238,3 +239,28 @@ def f():
 """
     reports = reports_of(solution, "f()", "assert True")
     assert [one["verdict"] for one in reports] == ["passed", "ended"]
+
+
+def test_set_up_calls_its_own_builtins_whatever_the_program_calls_its_functions() -> None:
+    setup = "def check(candidate): assert abs(candidate(1) - 2) < 1e-6"
+    assert verdict_of("def abs(x): return 0\ndef f(x): return 99", "check(f)", setup) == "failed"
+    assert verdict_of("def max(a, b): return a\ndef f(x): return 2", "check(f)", setup) == "passed"
+
+
+def test_a_name_of_the_programs_in_set_up_may_judge_every_test_and_is_marked() -> None:
+    setup = "def same(a, b): return close(a, b)"
+    solution = "def close(a, b): return True\ndef f(x): return 99"
+    assert verdict_of(solution, "assert same(f(1), 2)", setup) == "passed*"
+    assert (
+        verdict_of(
+            "f = float\nclass M:\n    def isclose(self, a, b): return True\nmath = M()", "assert math.isclose(f(1), 2)"
+        )
+        == "passed*"
+    )
+
+
+@pytest.mark.parametrize(
+    "test", ["assert all(map(lambda x: f(x) == x + 1, [1]))", "for x in map(f, [1]): assert x == 2"]
+)
+def test_a_program_that_raises_stop_iteration_does_not_end_the_tests_own_loop(test: str) -> None:
+    assert verdict_of("def f(x): raise StopIteration", test) == "error"

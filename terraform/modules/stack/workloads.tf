@@ -39,6 +39,8 @@ locals {
         [for folder in stage.folders : "${local.store}/runs/*/forced/${folder}.*.json"],
         flatten([for task in stage.tasks : ["${local.store}/runs/*/${task}.json", "${local.store}/runs/*/${task}.*.json"]]),
         contains(stage.tasks, "report") ? ["${local.store}/runs/*/report.html"] : [],
+        # Who moves an alias holds a lease there and keeps a log.
+        contains(stage.tasks, "promote") ? ["${local.store}/registry/*"] : [],
         # The store asks once a process whether the server honours conditions.
         ["${local.store}/.probe/*"],
       )
@@ -97,7 +99,7 @@ locals {
     airflow-worker = {
       namespace = "airflow"
       statements = [jsonencode(local.read_store), jsonencode([
-        { Sid = "WriteRunsAndVerdicts", Effect = "Allow", Action = local.write, Resource = ["${local.store}/judge/*", "${local.store}/runs/*", "${local.store}/.probe/*"] },
+        { Sid = "WriteRunsAndVerdicts", Effect = "Allow", Action = local.write, Resource = ["${local.store}/judge/*", "${local.store}/runs/*", "${local.store}/registry/*", "${local.store}/.probe/*"] },
         # What `force` takes away: a manifest and checkpoints, under the lease of the key. Results it can neither make nor change.
         { Sid = "LeaseAndQuarantine", Effect = "Allow", Action = ["s3:PutObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/quarantine/*"] },
         { Sid = "TakeAwayForced", Effect = "Allow", Action = ["s3:DeleteObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/manifest.json", "${local.store}/*/checkpoints/*"] },
