@@ -172,7 +172,7 @@ def test_judge_writes_outcomes_and_scores(environment: Environment, tmp_path: Pa
     attempt = attempt_of(environment, SAMPLES, tmp_path / "out")
     metrics = judge(attempt)
     assert "seccomp" in metrics.pop("protections")
-    assert metrics.pop("num_tests_inside") == 0
+    assert metrics.pop("num_tests_inside") == 2, "the set-up of problem 10 asks its program, so both tests rest on it"
     assert metrics == json.loads((attempt.folder / "scores.json").read_text())
     assert {name: metrics[name] for name in ASKED} == ASKED, "as asked, whatever `generate` was asked before"
     assert metrics["prompt_sha256"] == prompts_sha256([SAMPLES[0].prompt, SAMPLES[2].prompt])
