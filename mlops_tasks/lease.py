@@ -146,7 +146,7 @@ class Lease:
         self._thread.join(_SECONDS_TO_END)
         if not self._is_lost and not self._thread.is_alive():
             with suppress(WmtpError, OSError):  # then it runs out by itself
-                self._swap({**self._state, "holder": None})
+                self._tell(holder=None)
 
     def _renew(self) -> None:
         with suppress(OSError):  # only Linux tells a thread's name to others
@@ -165,18 +165,26 @@ class Lease:
 
     def _beat(self) -> bool:
         """A sign of life; False if another process holds the lease."""
-        renewed = {**self._state, "beat": self._state["beat"] + 1}
-        if not self._swap(renewed):
-            # Our last one may have come through although its reply did not.
-            found = _read(self._store, self._prefix)
-            if found is None or found[1]["holder"] != self._state["holder"]:
-                return False
-            renewed = found[1]
-        self._state = renewed
-        return True
+        return self._tell(beat=self._state["beat"] + 1)
 
-    def _swap(self, state: dict[str, Any]) -> bool:
-        return self._store.backend.swap(_name(self._prefix), _bytes(state), over=_bytes(self._state))
+    def _tell(self, **changes: Any) -> bool:
+        """Write what changed, over the last that we wrote; False if another process holds the lease."""
+        backend, name, me = self._store.backend, _name(self._prefix), self._state["holder"]
+        over, new = _bytes(self._state), {**self._state, **changes}
+        while not backend.swap(name, _bytes(new), over=over):
+            found = _read(self._store, self._prefix)
+            if found is None:  # removed by hand, and nobody came since: it is still ours
+                if backend.create(name, _bytes(new)):
+                    break
+                continue
+            over, state = found
+            if state == new:
+                break
+            # An earlier one of ours may have come through although its reply did not.
+            if state["holder"] != me:
+                return False
+        self._state = new
+        return True
 
 
 def _acquired(store: Store, prefix: str, terms: LeaseTerms, run: str, is_done: Callable[[], bool]) -> Lease | None:

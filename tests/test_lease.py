@@ -130,6 +130,20 @@ def test_a_renewal_whose_reply_was_lost_is_no_loss(store: Store) -> None:
     assert state(store)["holder"] is None
 
 
+def test_a_lease_is_let_go_although_the_reply_to_its_last_renewal_was_lost(store: Store) -> None:
+    with hold(store, LeaseTerms(ttl_seconds=600)) as mine:
+        store.backend.write(f"{PREFIX}/lease.json", lease._bytes({**mine._state, "beat": 9}))
+    assert state(store)["holder"] is None
+
+
+def test_a_lease_that_was_removed_by_hand_while_it_is_held_is_still_held(store: Store) -> None:
+    with hold(store) as mine:
+        store.backend.delete(f"{PREFIX}/lease.json")
+        time.sleep(QUICK.ttl_seconds)
+        assert (state(store)["holder"], state(store)["token"]) == (mine._state["holder"], mine.token)
+        assert not mine._is_lost
+
+
 def test_whoever_waits_goes_by_the_terms_of_the_holder(store: Store) -> None:
     elsewhere(store, ttl_seconds=600)
     with pytest.raises(Unavailable), hold(store, QUICK.model_copy(update={"wait_seconds": 3 * QUICK.ttl_seconds})):

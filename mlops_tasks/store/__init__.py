@@ -18,14 +18,14 @@ import logging
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from mlops_tasks.config import Environment, S3Access
 from mlops_tasks.errors import DataError, UserError
@@ -34,7 +34,11 @@ from mlops_tasks.store.backend import Backend, FolderBackend
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+R = TypeVar("R")
+
 _NUM_READERS = 8
+_PIECE_BYTES = 2**18
 _NUM_SMALL_READERS = 32
 
 
@@ -50,8 +54,11 @@ def canonical_json(value: object) -> bytes:
 
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in pieces."""
+    sha256 = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(_PIECE_BYTES):
+            sha256.update(piece)
+    return sha256.hexdigest()
 
 
 class _Hashing:
@@ -188,13 +195,7 @@ class Artifact:
         Raises:
             DataError: as `path`.
         """
-        # Many small files are handed over in batches: handing over takes as long as hashing one.
-        batch = max(1, len(names) // _NUM_READERS**2)
-        batches = [names[first : first + batch] for first in range(0, len(names), batch)]
-        with ThreadPoolExecutor(_NUM_READERS) as pool:
-            return [
-                path for paths in pool.map(lambda some: [self.path(name) for name in some], batches) for path in paths
-            ]
+        return _side_by_side(self.path, names)
 
     @cached_property
     def _by_name(self) -> dict[str, dict[str, Any]]:
@@ -427,8 +428,9 @@ class Store:
         if (digest := manifest.get("digest")) != _digest(manifest["files"]):
             return f"the manifest has the digest {digest}, which is not that of the files that it lists"
         base = f"{prefix}/attempts/{manifest['attempt']}"
-        with ThreadPoolExecutor(_NUM_READERS) as pool:
-            found = list(pool.map(lambda file: self._sha256_of(f"{base}/{file['name']}"), manifest["files"]))
+        found = _side_by_side(
+            lambda name: self._sha256_of(f"{base}/{name}"), [one["name"] for one in manifest["files"]]
+        )
         for file, sha256 in zip(manifest["files"], found, strict=True):
             if sha256 != file["sha256"]:
                 return f"{file['name']} was committed with SHA-256 {file['sha256']} and now has {sha256}"
@@ -469,12 +471,20 @@ def _names_below(folder: Path) -> list[str]:
 
 
 def _file_entries(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor() as pool:  # hashlib lets go of the interpreter lock
-        hashes = list(pool.map(lambda name: sha256_of_file(folder / name), names))
+    hashes = _side_by_side(lambda name: sha256_of_file(folder / name), names)
     return [
         {"name": name, "size": (folder / name).stat().st_size, "sha256": sha256}
         for name, sha256 in zip(names, hashes, strict=True)
     ]
+
+
+def _side_by_side(action: Callable[[str], R], names: Sequence[str]) -> list[R]:
+    """What an action returns for each file; hashlib and system calls let go of the interpreter lock."""
+    # Many small files are handed over in batches: handing over takes as long as hashing one.
+    batch = max(1, len(names) // _NUM_READERS**2)
+    batches = [names[first : first + batch] for first in range(0, len(names), batch)]
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        return [one for some in pool.map(lambda some: [action(name) for name in some], batches) for one in some]
 
 
 def _digest(files: Iterable[dict[str, Any]]) -> str:
