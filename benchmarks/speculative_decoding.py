@@ -2,9 +2,11 @@
 
     python -m benchmarks.speculative_decoding demo
     python -m benchmarks.speculative_decoding smollm2 --model FOLDER --mbpp mbpp.jsonl
+    python -m benchmarks.speculative_decoding trained --model FOLDER --mbpp mbpp.jsonl   # of the stage `train`
 
 `demo` trains the demo's small model whole on generated problems, as `make demo` does but without weights; `smollm2` keeps a model as
-it is and trains heads on its hidden states of MBPP's training solutions. Both then write greedily after 0-shot prompts of
+it is and trains heads on its hidden states of MBPP's training solutions; `trained` takes a model with the heads that were trained with
+it, from an attempt's folder below `train/<key>` in a store. All then write greedily after 0-shot prompts of
 problems that they have not seen: in each round plain, with guesses at every step, and as the run decides by itself. The tokens are
 the same each time, which is checked; the table has the median of the rounds.
 """
@@ -36,8 +38,8 @@ from mlops_tasks.evaluation.speculation import Speculation
 from mlops_tasks.logs import configure, watched
 from mlops_tasks.loss import head_balance, mtp_loss, shifted_targets, shifted_weights
 from mlops_tasks.machine import accelerator
-from mlops_tasks.model import MtpModel
-from mlops_tasks.pretrained import load_tokenizer
+from mlops_tasks.model import HEADS_FILE, MtpModel
+from mlops_tasks.pretrained import load_model, load_tokenizer
 
 MODES: tuple[Literal["never", "always", "auto"], ...] = ("never", "always", "auto")
 
@@ -62,6 +64,12 @@ def demo(arguments: argparse.Namespace) -> Work:
 def smollm2(arguments: argparse.Namespace) -> Work:
     model = MtpModel.load(arguments.model, num_heads=arguments.heads, seed=0)
     return parted(model, load_tokenizer(arguments.model), read_mbpp(arguments.mbpp), arguments)
+
+
+def trained(arguments: argparse.Namespace) -> Work:
+    folder = arguments.model / "model"
+    model = MtpModel.with_saved_heads(load_model(folder), arguments.model / HEADS_FILE)
+    return parted(model, load_tokenizer(folder), read_mbpp(arguments.mbpp), arguments)
 
 
 def parted(
@@ -141,8 +149,8 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["demo", "smollm2"])
-    parser.add_argument("--model", type=Path, help="SmolLM2's folder")
+    parser.add_argument("what", choices=["demo", "smollm2", "trained"])
+    parser.add_argument("--model", type=Path, help="folder")
     parser.add_argument("--mbpp", type=Path)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--steps", type=int, help="of training; default 280 for demo, 60 for smollm2")
@@ -157,6 +165,8 @@ def main() -> None:
     if arguments.what == "demo":
         work = demo(arguments)
         learn(work, is_frozen=False, num_steps=arguments.steps or 280, batch_size=arguments.learnt or 32, rate=4e-3)
+    elif arguments.what == "trained":
+        work = trained(arguments)
     else:
         work = smollm2(arguments)
         learn(work, is_frozen=True, num_steps=arguments.steps or 60, batch_size=arguments.learnt or 16, rate=1e-3)
@@ -181,7 +191,7 @@ def row(work: Work, arguments: argparse.Namespace, batch_size: int) -> str:
     first = rounds[0]
     differing = sum(first["always"].tokens[name] != tokens for name, tokens in first["never"].tokens.items())
     return (
-        f"| {arguments.what} | {arguments.heads} | {batch_size} | {first['always'].acceptance_length or 1:.2f} "
+        f"| {arguments.what} | {work.model.num_heads} | {batch_size} | {first['always'].acceptance_length or 1:.2f} "
         f"| {rate['never']:.0f} | {rate['always']:.0f} | {ratio['always']:.2f} | {rate['auto']:.0f} | {ratio['auto']:.2f} "
         f"| {first['auto'].speculated_share:.2f} | {differing} of {len(work.asked)} |"
     )
