@@ -66,7 +66,7 @@ def load(store: Store, prefix: str, step: int) -> dict[str, Any]:
         raise DataError(
             f"{store.uri}/{_prefix(prefix, step)} is not whole any more. Start the task again: it goes on from another checkpoint."
         )
-    state: dict[str, Any] = torch.load(artifact.path(STATE), map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(artifact.path(STATE), map_location="cpu", mmap=True, weights_only=True)
     return state
 
 

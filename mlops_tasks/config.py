@@ -531,6 +531,10 @@ class TrainResources(Settings):
     """Packed rows in one forward."""
     loss_chunk_rows: int = Field(1024, ge=1)
     """Token positions whose logits exist at one time."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """Of several ranks each holds the whole model (`ddp`), or a part of weights, gradients and optimiser (`fsdp`)."""
+    recompute_activations: bool = False
+    """Keep each layer's input alone for the backward: far less memory for a third more time."""
     checkpoint_every_steps: int = Field(100, ge=1)
     """Optimiser steps between two checkpoints."""
     keep_last: int = Field(2, ge=1)

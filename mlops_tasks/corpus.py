@@ -135,11 +135,12 @@ class Corpus:
             num_rows: largest number of rows in a micro-batch.
 
         Returns:
-            At least one micro-batch, so that all ranks do the same; one without targets where there is no row for this rank.
+            As many micro-batches as every rank gets, so that all do the same; those for which this rank has no row are without targets.
         """
         rows = pack(examples, self.lesson.text.max_length)
-        mine = rows[rank::num_ranks] or [_without_targets(rows[0].examples[0])]
-        return [self.micro_batch(mine[at : at + num_rows], values) for at in range(0, len(mine), num_rows)]
+        mine, most = rows[rank::num_ranks], len(rows[::num_ranks])
+        nothing = [_without_targets(rows[0].examples[0])]
+        return [self.micro_batch(mine[at : at + num_rows] or nothing, values) for at in range(0, most, num_rows)]
 
     def rehearsal(self) -> MicroBatch:
         """A micro-batch from which nothing can be learnt."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -146,6 +149,30 @@ class MtpModel(nn.Module):
         tail = self._tail(_GivenHidden(hidden_ND[None]))
         return cast(Tensor, tail(inputs_embeds=hidden_ND[None], use_cache=False).logits.squeeze(0))
 
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers.
+
+        Raises:
+            UserError: the architecture has no list of them.
+        """
+        lists = [one for one in self.base.base_model.modules() if isinstance(one, nn.ModuleList)]
+        wanted = self.base.config.get_text_config().num_hidden_layers
+        found = next((one for one in lists if len(one) == wanted), None)
+        if found is None:
+            raise UserError(
+                f"{type(self.base).__name__} has no list of its {wanted} layers. Set train.parallelism to ddp and "
+                "train.recompute_activations to false in the environment file."
+            )
+        return list(found)
+
+    def recompute_activations(self) -> None:
+        """Keep only the input of each layer for the backward, and compute the rest again there.
+
+        transformers' own way is off in evaluation mode, in which models are trained here.
+        """
+        for layer in self.layers():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
     def logit_parameters(self) -> list[nn.Parameter]:
         """Parameters that `head_logits` may use: the heads' and the base's output layer (tied or not), each once."""
         tail = self._tail(_GivenHidden(None))
@@ -160,11 +187,25 @@ class MtpModel(nn.Module):
                 f"Set text.max_length to {num_positions} or less, or take a model with more positions."
             )
 
-    def save(self, folder: Path) -> None:
-        """Write the plain base to `folder/model` and, if H > 1, the heads to `folder/heads.safetensors`."""
-        self.base.save_pretrained(folder / "model")
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the plain base to `folder/model` and, if H > 1, the heads to `folder/heads.safetensors`.
+
+        Args:
+            state: What `state_dict` gives, where this process holds a part of the parameters only.
+        """
+        whole = self.state_dict() if state is None else state
+        tied = whole.keys() - {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
+        base, heads = (
+            {
+                name.removeprefix(part): value
+                for name, value in whole.items()
+                if name.startswith(part) and name not in tied
+            }
+            for part in ("base.", "heads.")
+        )
+        self.base.save_pretrained(folder / "model", state_dict=base)
         if self.num_heads > 1:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in self.heads.state_dict().items()}
+            tensors = {name: value.detach().cpu().contiguous() for name, value in heads.items()}
             safetensors.torch.save_file(tensors, folder / HEADS_FILE)
 
     def load_heads(self, file: Path) -> None:

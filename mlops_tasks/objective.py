@@ -63,6 +63,10 @@ class WeightedLoss(nn.Module):
         weight_sums = torch.stack([one_BS.sum(), one_BS.square().sum(), torch.xlogy(one_BS, one_BS).sum()])
         return StepSums(found.loss, found.head_nats_H, weight_sums)
 
+    def weights_of(self, micro: MicroBatch) -> Tensor:
+        """`weights` of a micro-batch alone."""
+        return self.weights(micro, self.hidden(micro))
+
     def hidden(self, micro: MicroBatch) -> Tensor:
         """The trunk's output for a micro-batch."""
         return self.model.hidden(micro.batch.input_ids, micro.batch.position_ids)

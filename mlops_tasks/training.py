@@ -17,7 +17,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -25,8 +25,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from mlops_tasks import checkpoint, distributed
 from mlops_tasks.config import Train
@@ -36,6 +35,7 @@ from mlops_tasks.errors import DataError, Interrupted, UserError
 from mlops_tasks.logs import ProgressBar
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
+from mlops_tasks.parallel import Parallel
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ class _Training:
         self.model.check_length(self.lesson.text.max_length)
         # It stays in evaluation mode, for dropout's masks would depend on the number of ranks and the size of a micro-batch.
         self.model.to(self.device)
-        self.loss = WeightedLoss(self.model, self.lesson, chunk_rows=self.resources.loss_chunk_rows)
+        if self.resources.recompute_activations:
+            self.model.recompute_activations()
         self.parallel = self._in_parallel()
         self.optimizer = adamw(self.model, self.lesson.train)
         # Everything weighs 1 in validation, whatever the training does.
@@ -140,17 +141,10 @@ class _Training:
         patience = self.lesson.train.patience
         return patience is not None and self.progress.num_stale >= patience
 
-    def _in_parallel(self) -> DistributedDataParallel | None:
-        if distributed.num_ranks() == 1:
-            return None
-        parallel = DistributedDataParallel(self.loss, forward_sync_buffers=False, gradient_as_bucket_view=True)
-        # The first backward decides in which order gradients are summed from the second one on. It is spent here, on a row
-        # without targets, because a resumed training of three ranks or more must sum as an unbroken one does.
-        micro = self.corpus.rehearsal().to(self.device)
+    def _in_parallel(self) -> Parallel:
+        loss = WeightedLoss(self.model, self.lesson, chunk_rows=self.resources.loss_chunk_rows)
         with self._autocast():
-            found: StepSums = parallel(micro, micro.num_targets_H())
-        torch.autograd.backward([found.loss])
-        return parallel
+            return Parallel(loss, self.resources.parallelism, rehearsal=self.corpus.rehearsal().to(self.device))
 
     def _share(self, examples: Sequence[Example], values: Values | None) -> list[MicroBatch]:
         """This rank's micro-batches of examples that all ranks share."""
@@ -184,7 +178,7 @@ class _Training:
         if step < train.head_warmup_steps:
             for parameter in self.model.base.parameters():
                 parameter.grad = None
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), train.gradient_clip))
+        norm = self.parallel.clip(train.gradient_clip)
         total = _total(sums)
         if not (torch.isfinite(total).all() and math.isfinite(norm)):
             self._refuse(micro_batches, sums, norm)
@@ -215,11 +209,10 @@ class _Training:
 
     def _backward(self, micro: MicroBatch, num_targets_H: Tensor, *, is_last: bool) -> StepSums:
         """Add the gradients of one micro-batch; the ranks' are summed with the last one."""
-        with nullcontext() if self.parallel is None or is_last else self.parallel.no_sync():
+        with self.parallel.summing(is_last=is_last):
             with self._autocast():
-                found: StepSums = (self.parallel or self.loss)(micro.to(self.device), num_targets_H)
-            # DistributedDataParallel takes the mean over ranks; N_k has counted all of them already.
-            torch.autograd.backward([found.loss * distributed.num_ranks()])
+                found = self.parallel(micro.to(self.device), num_targets_H)
+            self.parallel.backward(found.loss)
         return StepSums(*(part.detach() for part in found))
 
     def _refuse(self, micro_batches: Sequence[MicroBatch], sums: Sequence[StepSums], norm: float) -> None:
@@ -268,7 +261,7 @@ class _Training:
         sums_2H = torch.zeros(2, self.lesson.train.num_heads, dtype=torch.float64)
         for micro in self.validation:
             with self._autocast():
-                found: StepSums = self.loss(
+                found = self.parallel.loss(
                     micro.to(self.device), torch.ones(self.lesson.train.num_heads, device=self.device)
                 )
             sums_2H += torch.stack([found.head_nats_H.cpu(), micro.num_targets_H()])
@@ -304,14 +297,10 @@ class _Training:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.lesson.train.precision == "bfloat16")
 
     def _save_checkpoint(self) -> None:
+        progress, keeps_best = self.progress, self.lesson.train.keep == "best"
+        state = {**self.parallel.state(self.optimizer), "progress": asdict(progress)}
         if not self.is_first:
             return
-        progress, keeps_best = self.progress, self.lesson.train.keep == "best"
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": asdict(progress),
-        }
         place = (self.attempt.store, self.attempt.prefix)
         best_step = progress.best_step if keeps_best else None
         checkpoint.save(*place, state, step=progress.step, best_step=best_step, token=self.attempt.token)
@@ -323,13 +312,15 @@ class _Training:
         step = distributed.broadcast(checkpoint.newest(*place) if self.is_first else None)
         if step is None:
             return None
-        state = checkpoint.load(*place, step)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["progress"])
+        self._load(step)
         if self.is_first:
             log.info("goes on from the checkpoint of step %d of %d", step, self.corpus.num_steps)
         return step
+
+    def _load(self, step: int) -> None:
+        state = checkpoint.load(self.attempt.store, self.attempt.prefix, step)
+        self.parallel.load(state, self.optimizer)
+        self.progress = Progress(**state["progress"])
 
     def _stop(self) -> NoReturn:
         self._save_checkpoint()
@@ -343,11 +334,9 @@ class _Training:
         """Write the result (rank 0) and say what came of it."""
         progress = self.progress
         kept_step = progress.best_step if self.lesson.train.keep == "best" else progress.step
-        if self.is_first:
-            if kept_step != progress.step:
-                state = checkpoint.load(self.attempt.store, self.attempt.prefix, kept_step)
-                self.model.load_state_dict(state["model"])
-            self._write()
+        if kept_step != progress.step:
+            self._load(kept_step)
+        self._write(progress.curves)
         lines = [json.loads(line) for line in progress.curves]
         validations = {line["step"]: line for line in lines if "validation_nats" in line}
         last = next(line for line in reversed(lines) if "loss" in line)
@@ -367,13 +356,17 @@ class _Training:
             "num_too_long": self.corpus.num_too_long,
         }
 
-    def _write(self) -> None:
+    def _write(self, curves: Sequence[str]) -> None:
+        # What every rank has to do: each may hold a part of the model.
+        state, report = self.parallel.weights(), self._weight_report()
+        if not self.is_first:
+            return
         folder = self.attempt.folder
-        self.model.save(folder)
+        self.model.save(folder, state)
         copy_tokenizer(self.attempt.inputs["model"].folder("model"), folder / "model")
-        (folder / "curves.jsonl").write_text("".join(f"{line}\n" for line in self.progress.curves), encoding="utf-8")
-        report = json.dumps(self._weight_report(), ensure_ascii=False, allow_nan=False)
-        (folder / "weights.json").write_text(report, encoding="utf-8")
+        (folder / "curves.jsonl").write_text("".join(f"{line}\n" for line in curves), encoding="utf-8")
+        text = json.dumps(report, ensure_ascii=False, allow_nan=False)
+        (folder / "weights.json").write_text(text, encoding="utf-8")
 
     @torch.no_grad()
     def _weight_report(self) -> dict[str, Any]:
@@ -400,7 +393,7 @@ class _Training:
     def _weights_of(self, example: Example) -> npt.NDArray[np.float32]:
         micro = self.corpus.micro_batch([Row((example,))], self.corpus.values).to(self.device)
         with self._autocast():
-            found: npt.NDArray[np.float32] = self.loss.weights(micro, self.loss.hidden(micro))[0].cpu().numpy()
+            found: npt.NDArray[np.float32] = self.parallel.loss.weights_of(micro)[0].cpu().numpy()
         return found
 
 

@@ -181,3 +181,28 @@ def test_a_document_longer_than_the_positions_is_refused() -> None:
     model.check_length(32)
     with pytest.raises(UserError, match=r"text\.max_length is 33 but GPT2LMHeadModel has 32 positions"):
         model.check_length(33)
+
+
+def test_recomputing_runs_each_layer_twice_and_gives_the_same_gradients(saved: Path) -> None:
+    gradients, runs = [], []
+    for is_wanted in (False, True):
+        model = MtpModel.load(saved, num_heads=1, seed=0)
+        if is_wanted:
+            model.recompute_activations()
+        counted: list[int] = []
+        for layer in model.layers():
+            next(layer.children()).register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        model.hidden(torch.arange(6)[None], torch.arange(6)[None]).sum().backward()
+        gradients.append([one.grad for one in model.base.base_model.parameters()])
+        runs.append(len(counted))
+    assert runs[1] == 2 * runs[0] > 0
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is not None
+        assert torch.equal(plain, again)
+
+
+def test_an_architecture_without_a_list_of_layers_is_told(saved: Path) -> None:
+    model = MtpModel.load(saved, num_heads=1, seed=0)
+    model.base.config.num_hidden_layers = 99
+    with pytest.raises(UserError, match=r"no list of its 99 layers\. Set train\.parallelism to ddp"):
+        model.layers()

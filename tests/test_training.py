@@ -329,6 +329,64 @@ def test_two_ranks_equal_one_process(given: Given, processes: Processes) -> None
         require_close(both, alone)
 
 
+@pytest.mark.parametrize("model", ["model", "gpt2"])
+def test_a_model_in_parts_on_two_ranks_equals_one_process(given: Given, processes: Processes, model: str) -> None:
+    # Seven rows: four micro-batches for one rank, three and one without targets for the other.
+    alone, parts = (
+        given.attempt(
+            f"{model}-{ways.get('parallelism', 'alone')}",
+            model=model,
+            train={"batch_size": 20, "steps": 4, "head_warmup_steps": 1, "gradient_clip": 0.5},
+            resources={"micro_batch_rows": 1, **ways},
+            **RHO1,
+        )
+        for ways in ({}, {"num_ranks": 2, "parallelism": "fsdp", "recompute_activations": True})
+    )
+    training.train(alone)
+    processes.train(parts)
+    require_close(parts, alone)
+    mine, other = weights(parts), weights(alone)
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
+    assert files(parts).keys() == files(alone).keys()
+
+
+def test_a_training_goes_on_with_other_ranks_and_the_other_way(
+    given: Given, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, first, second, third = (
+        given.attempt(name, train={"steps": 9, "keep": "best"}, resources=resources, **RHO1)
+        for name, resources in [
+            ("whole", {}),
+            ("moved", {}),
+            ("moved", {"num_ranks": 2, "parallelism": "fsdp", "checkpoint_every_steps": 1}),
+            ("moved", {"num_ranks": 2}),
+        ]
+    )
+    training.train(whole)
+    with stopping_at(monkeypatch, 3), pytest.raises(Interrupted, match="stopped at step 3 of 9"):
+        training.train(first)
+    process = processes.start(second)
+    wait_for(lambda: checkpoints(second)[-1] >= 5)
+    os.kill(process, signal.SIGTERM)
+    assert processes.end(process) == Interrupted.exit_code
+    stopped_at = checkpoints(second)[-1]
+    assert 5 <= stopped_at < 9
+    assert processes.train(third)["resumed_from"] == stopped_at
+    require_close(third, whole)
+
+
+def test_recomputed_activations_change_nothing(given: Given) -> None:
+    plain, again = (
+        given.attempt(f"again-{wanted}", resources={"recompute_activations": wanted}, **RHO1)
+        for wanted in (False, True)
+    )
+    training.train(plain)
+    training.train(again)
+    assert files(plain) == files(again)
+
+
 def test_killed_training_resumes_to_the_same_bytes(given: Given, processes: Processes) -> None:
     unbroken, broken, resumed = (long(given, name, num_ranks=1) for name in ("unbroken", "broken", "broken"))
     processes.train(unbroken)
@@ -566,11 +624,11 @@ def test_student_that_is_its_reference_weighs_one_in_bfloat16_too(given: Given) 
     exact = for_training.corpus.micro_batch([Row((example,))], {example.problem_id: np.zeros(len(example), np.float32)})
     with torch.no_grad():
         nats_BS = token_losses(
-            for_training.model, for_training.loss.hidden(exact), targets_BS=exact.targets_HBS[0], chunk_rows=64
+            for_training.model, for_training.parallel.loss.hidden(exact), targets_BS=exact.targets_HBS[0], chunk_rows=64
         )
         same = replace(exact, values_BS=at_tokens(nats_BS))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            weights_BS = for_training.loss.weights(same, for_training.loss.hidden(same))
+            weights_BS = for_training.parallel.loss.weights(same, for_training.loss.hidden(same))
     assert weights_BS[same.batch.is_target].tolist() == [1.0] * int(same.batch.is_target.sum())
 
 
