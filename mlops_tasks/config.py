@@ -240,6 +240,8 @@ class Train(Settings):
     """`bfloat16`: autocast of the matrix products; weights, statistics and loss stay in float32."""
     validate_every_steps: int = Field(100, ge=1)
     """Steps between two validation losses; the last step always has one."""
+    skip_bad_batches: int = Field(0, ge=0)
+    """How many steps whose loss or gradient is not finite may be left out; the next one ends the training."""
     patience: int | None = Field(None, ge=1)
     """Validations without a new best before training stops early; None: never."""
     keep: Literal["best", "last"] = "last"
@@ -535,6 +537,8 @@ class TrainResources(Settings):
     """Of several ranks each holds the whole model (`ddp`), or a part of weights, gradients and optimiser (`fsdp`)."""
     recompute_activations: bool = False
     """Keep each layer's input alone for the backward: far less memory for a third more time."""
+    on_oom: Literal["fail", "shrink"] = "shrink"
+    """Where a device's memory is too small: fail, or go on from the last checkpoint with micro-batches of half as many rows."""
     checkpoint_every_steps: int = Field(100, ge=1)
     """Optimiser steps between two checkpoints."""
     keep_last: int = Field(2, ge=1)

@@ -36,7 +36,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
 from mlops_tasks import logs
-from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, UserError, WmtpError
+from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, OutOfMemory, UserError, WmtpError
 from mlops_tasks.lease import THREAD_NAME
 from mlops_tasks.machine import accelerator, num_cores
 
@@ -153,6 +153,7 @@ class _Record:
     trace: str = ""
     result: Any = None
     at: float = 0.0
+    is_out_of_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,18 @@ def _run_rank(worker: Callable[..., Any], args: tuple[Any, ...], folder: Path, l
         except BaseException as error:
             code = error.exit_code if isinstance(error, WmtpError) else 1
             message = str(error) if isinstance(error, WmtpError) else f"{type(error).__name__}: {error}"
-            _write_record(folder, _Record(number, code, message, traceback.format_exc(), at=time.monotonic()))
+            is_out_of_memory = isinstance(error, OutOfMemory)
+            _write_record(
+                folder,
+                _Record(
+                    number,
+                    code,
+                    message,
+                    traceback.format_exc(),
+                    at=time.monotonic(),
+                    is_out_of_memory=is_out_of_memory,
+                ),
+            )
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)  # the destructors of a broken process group may wait for ever
@@ -352,7 +364,8 @@ def _failure(
 ) -> WmtpError:
     told = sorted((record for record in records.values() if record.code in BY_EXIT_CODE), key=lambda one: one.at)
     if told:
-        return BY_EXIT_CODE[told[0].code](f"Rank {told[0].rank} of {num_ranks}: {told[0].message}")
+        kind = OutOfMemory if told[0].is_out_of_memory else BY_EXIT_CODE[told[0].code]
+        return kind(f"Rank {told[0].rank} of {num_ranks}: {told[0].message}")
     if ended.signal is not None:
         return _stopped(f"The ranks were stopped by {ended.signal.name}", is_resumable)
     # A rank that was killed leaves no record; the others fail because they miss it.

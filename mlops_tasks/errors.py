@@ -3,6 +3,7 @@
 WmtpError                  1   unknown: the orchestrator retries as its DAG says
 ├── UserError             64   the user's mistake: config, data schema, a missing model; fail at once
 ├── DataError             65   the data or an invariant is bad: contamination, NaN loss; fail at once
+│   └── OutOfMemory            a device cannot hold what it was given; less may do
 ├── Unavailable           75   cannot now: a server is down, another build is running; retry later
 └── Interrupted           85   stopped after a checkpoint: start again and it resumes
 
@@ -26,6 +27,10 @@ class DataError(WmtpError):
     """Data or a result that breaks a rule on which the result would rest."""
 
     exit_code = 65
+
+
+class OutOfMemory(DataError):
+    """A device's memory is too small for what it was given at one time."""
 
 
 class Unavailable(WmtpError):

@@ -11,6 +11,7 @@ Shape letters: H head, B packed rows, S position, D width.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -31,7 +32,7 @@ from mlops_tasks import checkpoint, distributed
 from mlops_tasks.config import Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
-from mlops_tasks.errors import DataError, Interrupted, UserError
+from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, UserError
 from mlops_tasks.logs import ProgressBar
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
@@ -55,12 +56,27 @@ def train(attempt: Attempt) -> dict[str, Any]:
         Interrupted: stopped by a signal or a lost rank, after a checkpoint.
     """
     attempt.inputs["model"].folder("model")  # its hash is checked here, once for all ranks
-    return distributed.launch(
-        _train_rank,
-        num_ranks=attempt.environment.train.num_ranks,
-        args=(attempt,),
-        is_resumable=lambda: bool(checkpoint.steps(attempt.store, attempt.prefix)),
-    )
+    try:
+        return distributed.launch(
+            _train_rank,
+            num_ranks=attempt.environment.train.num_ranks,
+            args=(attempt,),
+            is_resumable=lambda: bool(checkpoint.steps(attempt.store, attempt.prefix)),
+        )
+    except OutOfMemory as error:
+        smaller = _shrunk(attempt, error)
+    return train(smaller)
+
+
+def _shrunk(attempt: Attempt, error: OutOfMemory) -> Attempt:
+    """The same training with micro-batches of half as many rows: more of them make the same step."""
+    resources = attempt.environment.train
+    if resources.on_oom == "fail" or resources.micro_batch_rows == 1:
+        raise error
+    num_rows = resources.micro_batch_rows // 2
+    log.warning("%s Goes on with micro-batches of %d rows instead of %d.", error, num_rows, resources.micro_batch_rows)
+    smaller = resources.model_copy(update={"micro_batch_rows": num_rows})
+    return replace(attempt, environment=attempt.environment.model_copy(update={"train": smaller}))
 
 
 @dataclass
@@ -75,6 +91,8 @@ class Progress:
     best_nats: float = math.inf
     num_stale: int = 0
     """Validations since the best one."""
+    num_skipped: int = 0
+    """Steps that were left out because a number was not finite."""
     curves: list[str] = field(default_factory=list)
     """Lines of curves.jsonl."""
 
@@ -87,7 +105,22 @@ class Watcher(Protocol):
 
 
 def _train_rank(attempt: Attempt) -> dict[str, Any]:
-    return _Training(attempt).run()
+    resources = attempt.environment.train
+    try:
+        found = _Training(attempt).run()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = str(error).partition(". ")[0]
+    else:
+        return {**found, "micro_batch_rows": resources.micro_batch_rows}
+    # Outside of `except`, where the frames that hold the tensors are gone.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise OutOfMemory(
+        f"{reason}: {distributed.device()} cannot hold a micro-batch of {resources.micro_batch_rows} rows beside the model. Set "
+        "train.micro_batch_rows, or train.loss_chunk_rows, in the environment file to less, train.recompute_activations to true, or "
+        "train.parallelism to fsdp."
+    )
 
 
 class _Training:
@@ -127,7 +160,7 @@ class _Training:
             while not self._is_done:
                 micro_batches, num_targets_H = self._next_batch()
                 line = self._learn(micro_batches, num_targets_H)
-                bar.advance(f"loss {line['loss']:.4f}")
+                bar.advance(f"loss {line['loss']:.4f}" if "loss" in line else "left out")
                 self._after_step(line)
         tokens_per_second = (self.progress.num_tokens - tokens_before) / (time.monotonic() - started)
         return self._finish() | {"resumed_from": resumed_from, "tokens_per_second": round(tokens_per_second, 1)}
@@ -181,12 +214,11 @@ class _Training:
         norm = self.parallel.clip(train.gradient_clip)
         total = _total(sums)
         if not (torch.isfinite(total).all() and math.isfinite(norm)):
-            self._refuse(micro_batches, sums, norm)
+            return self._skip(self._fault(micro_batches, sums, norm))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_rate"] * self._rate_share(step, first_step=group["first_step"])
         self.optimizer.step()
-        self.progress.step += 1
-        self.progress.num_tokens += sum(map(len, self.corpus.of_step(step)))
+        self._count_step()
         return {
             "step": self.progress.step,
             **_step_metrics(total, num_targets_H),
@@ -215,22 +247,39 @@ class _Training:
             self.parallel.backward(found.loss)
         return StepSums(*(part.detach() for part in found))
 
-    def _refuse(self, micro_batches: Sequence[MicroBatch], sums: Sequence[StepSums], norm: float) -> None:
+    def _count_step(self) -> None:
+        self.progress.num_tokens += sum(map(len, self.corpus.of_step(self.progress.step)))
+        self.progress.step += 1
+
+    def _skip(self, fault: str) -> dict[str, Any]:
+        """Leave a step out, or give up; returns its line of curves.jsonl."""
+        train, progress = self.lesson.train, self.progress
+        where = f"Step {progress.step + 1} of {self.corpus.num_steps}: the {fault}."
+        if progress.num_skipped >= train.skip_bad_batches:
+            kept = checkpoint.steps(self.attempt.store, self.attempt.prefix)
+            raise DataError(
+                f"{where} {progress.num_skipped} of {train.skip_bad_batches} such steps were left out before, and the last checkpoint is "
+                f"{f'that of step {kept[-1]}' if kept else 'none'}. Lower train.learning_rate, look at these problems and their scores, or raise "
+                "train.skip_bad_batches."
+            )
+        if self.is_first:
+            log.warning("%s It is left out.", where)
+        progress.num_skipped += 1
+        self._count_step()
+        return {"step": progress.step, "num_skipped": progress.num_skipped}
+
+    def _fault(self, micro_batches: Sequence[MicroBatch], sums: Sequence[StepSums], norm: float) -> str:
         bad = [micro.problem_ids for micro, one in zip(micro_batches, sums, strict=True) if not one.loss.isfinite()]
         by_rank = {number: ids for number, ids in enumerate(distributed.gather(bad)) if ids}
         where = "; ".join(
             f"on rank {number}, in micro-batches of the problems {', '.join(one for ids in all_ids for one in ids)}"
             for number, all_ids in by_rank.items()
         )
-        what = f"loss is not finite {where}" if where else f"loss is finite but its gradient's norm is {norm}"
-        raise DataError(
-            f"Step {self.progress.step + 1} of {self.corpus.num_steps}: the {what}. "
-            "Lower train.learning_rate, or look at these problems and their scores."
-        )
+        return f"loss is not finite {where}" if where else f"loss is finite but its gradient's norm is {norm}"
 
     def _after_step(self, line: Mapping[str, Any]) -> None:
         step, num_steps = self.progress.step, self.corpus.num_steps
-        if step % math.ceil(num_steps / MAX_CURVE_POINTS) == 0 or step in (1, num_steps):
+        if step % math.ceil(num_steps / MAX_CURVE_POINTS) == 0 or step in (1, num_steps) or "num_skipped" in line:
             self._note(line)
         if step % self.lesson.train.validate_every_steps == 0 or step == num_steps:
             self._validate()
@@ -339,7 +388,7 @@ class _Training:
         self._write(progress.curves)
         lines = [json.loads(line) for line in progress.curves]
         validations = {line["step"]: line for line in lines if "validation_nats" in line}
-        last = next(line for line in reversed(lines) if "loss" in line)
+        last: dict[str, Any] = next((line for line in reversed(lines) if "loss" in line), {})
         before, after = validations.get(0, {}), validations.get(kept_step, {})
         return {
             "steps": progress.step,
@@ -350,10 +399,11 @@ class _Training:
             "validation_head_nats_before": before.get("validation_head_nats"),
             "validation_head_nats": after.get("validation_head_nats"),
             "train_tokens": progress.num_tokens,
-            "weight_ess": last["weight_ess"],
-            "weight_entropy": last["weight_entropy"],
+            "weight_ess": last.get("weight_ess"),
+            "weight_entropy": last.get("weight_entropy"),
             "num_examples": len(self.corpus.examples),
             "num_too_long": self.corpus.num_too_long,
+            "num_skipped": progress.num_skipped,
         }
 
     def _write(self, curves: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mlops_tasks import distributed
-from mlops_tasks.errors import DataError, Interrupted, WmtpError
+from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, WmtpError
 
 
 def tells_facts(folder: Path) -> dict[str, Any]:
@@ -37,6 +37,12 @@ def tells_facts(folder: Path) -> dict[str, Any]:
 def raises_data_error(folder: Path) -> None:
     if distributed.rank() == 1:
         raise DataError("row 7 is bad")
+    distributed.barrier()
+
+
+def lacks_memory(folder: Path) -> None:
+    if distributed.rank() == 1:
+        raise OutOfMemory("8 rows are too many")
     distributed.barrier()
 
 
@@ -85,6 +91,7 @@ CASES = {
     "facts": Case(tells_facts),
     "facts of spawned ranks": Case(tells_facts, start_method="spawn"),
     "data error": Case(raises_data_error, is_resumable=True),
+    "too little memory": Case(lacks_memory),
     "bug": Case(has_a_bug, is_resumable=True),
     "rank killed": Case(loses_rank_1),
     "rank killed after a checkpoint": Case(loses_rank_1, is_resumable=True),

@@ -51,6 +51,7 @@ def test_ranks_know_one_another_and_reduce(outcomes: dict[str, Any], case: str) 
 def test_error_of_a_rank_arrives_with_its_class_and_message(outcomes: dict[str, Any]) -> None:
     assert outcomes["data error"]["error"] == "DataError"
     assert outcomes["data error"]["message"] == "Rank 1 of 2: row 7 is bad"
+    assert outcomes["too little memory"]["error"] == "OutOfMemory"
 
 
 def test_rank_that_failed_is_named_and_not_the_one_that_misses_it(outcomes: dict[str, Any]) -> None:

@@ -37,11 +37,13 @@ from transformers import (
 
 from mlops_tasks import checkpoint, distributed, logs, tracking, training
 from mlops_tasks.config import Environment, SoftWeights, Text, Train, TrainResources
+from mlops_tasks.corpus import MicroBatch
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
 from mlops_tasks.data.tokens import Example, Row, encode
-from mlops_tasks.errors import DataError, Interrupted, UserError
+from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, UserError
 from mlops_tasks.loss import at_tokens, token_losses
 from mlops_tasks.model import MtpModel
+from mlops_tasks.objective import StepSums, WeightedLoss
 from mlops_tasks.scoring.scorers import ScoreRow, write_scores
 from mlops_tasks.scoring.weights import document_weights
 from mlops_tasks.stage import Attempt
@@ -628,7 +630,7 @@ def test_student_that_is_its_reference_weighs_one_in_bfloat16_too(given: Given) 
         )
         same = replace(exact, values_BS=at_tokens(nats_BS))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            weights_BS = for_training.parallel.loss.weights(same, for_training.loss.hidden(same))
+            weights_BS = for_training.parallel.loss.weights(same, for_training.parallel.loss.hidden(same))
     assert weights_BS[same.batch.is_target].tolist() == [1.0] * int(same.batch.is_target.sum())
 
 
@@ -638,10 +640,84 @@ def test_student_that_is_its_reference_weighs_one_in_bfloat16_too(given: Given) 
 def test_loss_that_is_not_finite_names_step_rank_and_problems(given: Given) -> None:
     attempt = given.attempt("explodes", train={"learning_rate": 1e30, "gradient_clip": 1e30, "batch_size": 2})
     with pytest.raises(
-        DataError, match=r"Step \d of 6: the loss is not finite on rank 0, in micro-batches of the problems \d+, \d+\."
+        DataError,
+        match=r"Step \d of 6: the loss is not finite on rank 0, in micro-batches of the problems \d+, \d+\. .*the last checkpoint is none\.",
     ):
         training.train(attempt)
     assert not (attempt.folder / "model").exists()
+
+
+@contextmanager
+def changed_loss(monkeypatch: pytest.MonkeyPatch, change: Callable[[MicroBatch, StepSums], StepSums]) -> Iterator[None]:
+    plain = WeightedLoss.forward
+
+    def forward(self: WeightedLoss, micro: MicroBatch, num_targets_H: torch.Tensor) -> StepSums:
+        return change(micro, plain(self, micro, num_targets_H))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightedLoss, "forward", forward)
+        yield
+
+
+def broken(micro: MicroBatch, found: StepSums) -> StepSums:
+    return found._replace(loss=found.loss * math.inf) if micro.targets_HBS.max() >= 0 else found
+
+
+def test_a_step_that_is_left_out_changes_no_weight_and_one_too_many_ends_the_training(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"steps": 3, "num_heads": 1, "skip_bad_batches": 3}
+    attempt = given.attempt("skips", train=train)
+    source = load_file(given.inputs["model"].folder("model") / "model.safetensors")
+    with (
+        changed_loss(monkeypatch, broken),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(training._Training, "_validation_nats_H", lambda self: [1.0])
+        assert training.train(attempt)["num_skipped"] == 3
+        one_too_many = given.attempt(
+            "one too many",
+            train={**train, "skip_bad_batches": 2},
+            resources={"checkpoint_every_steps": 1},
+        )
+        with pytest.raises(
+            DataError,
+            match=r"Step 3 of 3: the loss is not finite on rank 0.*2 of 2 such steps.*last checkpoint is that of step 2\.",
+        ):
+            training.train(one_too_many)
+    assert [line["num_skipped"] for line in curves(attempt, "num_skipped")] == [1, 2, 3]
+    for name, value in weights(attempt).items():
+        assert torch.equal(value, source[name])
+
+
+def test_too_little_memory_halves_the_micro_batch_and_changes_no_step(
+    given: Given, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_large(micro: MicroBatch, found: StepSums) -> StepSums:
+        if len(micro.targets_HBS[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return found
+
+    shrunk, fitting, failing, hopeless = (
+        given.attempt(name, train={"batch_size": 20, "steps": 2}, resources={"micro_batch_rows": rows, "on_oom": on_oom})
+        for name, rows, on_oom in [
+            ("shrunk", 8, "shrink"), ("fitting", 2, "fail"), ("failing", 8, "fail"), ("hopeless", 1, "shrink"),
+        ]
+    )  # fmt: skip
+    training.train(fitting)
+    with changed_loss(monkeypatch, too_large):
+        with caplog.at_level(logging.WARNING):
+            assert training.train(shrunk)["micro_batch_rows"] == 2
+        with pytest.raises(OutOfMemory, match=r"cannot hold a micro-batch of 8 rows.*Set train\.micro_batch_rows"):
+            training.train(failing)
+    assert "Goes on with micro-batches of 2 rows instead of 4" in caplog.text
+    assert files(shrunk) == files(fitting)
+
+    def always(micro: MicroBatch, found: StepSums) -> StepSums:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with changed_loss(monkeypatch, always), pytest.raises(OutOfMemory, match="micro-batch of 1 rows"):
+        training.train(hopeless)
 
 
 def test_warm_up_of_heads_that_are_not_there_is_refused(given: Given) -> None:
