@@ -317,6 +317,29 @@ def test_a_worker_that_is_killed_takes_its_program_along_and_is_an_error() -> No
         time.sleep(0.01)
 
 
+def test_a_nursery_that_is_killed_ends_its_program_and_not_the_judging() -> None:
+    with Sandbox(num_workers=1) as running:
+        deadline = time.monotonic() + 60
+
+        def kill() -> None:
+            worker = running._workers[0]._process.pid
+            nursery = below(worker)[-1]
+            tree_at_work(worker, deadline)
+            os.kill(nursery, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        asleep, right = running.run(
+            [Program("import time\ntime.sleep(1000)", (TEST,), limit_seconds=100), Program(RIGHT, (TEST,))]
+        )
+        killer.join()
+        assert (asleep.verdict, asleep.message[:16]) == ("crashed", "solution: killed")
+        assert right.passed
+        os.kill(below(running._workers[0]._process.pid)[-1], signal.SIGKILL)
+        assert run(running, RIGHT).passed, "it was not this program that ended the nursery"
+        assert run(running, "def f(x): return x").verdict == "failed"
+
+
 def test_a_judge_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     script = tmp_path / "judge.py"
     script.write_text(
@@ -382,6 +405,7 @@ def test_without_namespaces_programs_are_confined_and_write_nothing(monkeypatch:
     with Sandbox(1) as running:
         assert "no namespaces (unshare: Operation not permitted)" in running.protections
         assert "no folder to write to" in running.protections
+        assert "write to a folder" not in running.allowances
         assert run(running, RIGHT).passed
         assert run(running, "open('here', 'w')").message.startswith("solution: PermissionError")
         assert run(running, "import os\nos.kill(os.getppid(), 9)").message.startswith("solution: PermissionError")
@@ -393,6 +417,7 @@ def test_unsafe_runs_programs_where_nothing_else_can_and_says_so(
     monkeypatch.setattr(module, "is_supported", lambda: False)
     with Sandbox(1, unsafe=True) as running:
         assert running.protections == ("resource limits", "no namespaces (unsafe)")
+        assert running.allowances == ("what this user may",)
         assert "programs run as your user, with your files and network" in caplog.text
         assert run(running, RIGHT).passed
         assert run(running, "while True: pass", seconds=0.3).verdict == "timeout"
