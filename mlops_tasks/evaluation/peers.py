@@ -63,7 +63,7 @@ class Peer(ABC):
         """What to hold in place of an object that the other end describes so."""
 
     @abstractmethod
-    def mention(self, objects: Sequence[Any]) -> None:
+    def note(self, reader: Reader) -> None:
         """Take note of what a message of the other end speaks of."""
 
     def ask(self, operation: str, *args: Any, **named: Any) -> Any:
@@ -145,7 +145,7 @@ class Peer(ABC):
             reader = Reader(message["graph"], self._resolve, before)
         except MalformedError:
             return self._give_up(TAMPERED)
-        self.mention([reader.objects[index] for index in reader.mentioned])
+        self.note(reader)
         fits = (1, 3)[message["raised"]] == len(reader.items) if "raised" in message else True
         return reader if fits else self._give_up(TAMPERED)
 
@@ -263,7 +263,7 @@ class ProgramEnd(Peer):
         function.__name__ = function.__qualname__ = name or "function"
         return function
 
-    def mention(self, objects: Sequence[Any]) -> None:
+    def note(self, reader: Reader) -> None:
         """It is all the same here."""
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mlops_tasks.evaluation.peers import METHODS, Peer, call, plain_form
-from mlops_tasks.evaluation.values import MalformedError
+from mlops_tasks.evaluation.values import MalformedError, Reader
 
 FOR_PROGRAMS: dict[str, Callable[..., Any]] = {"call": call, "next": next}
 """What a program may ask of the objects that a test passed to it."""
@@ -66,6 +66,8 @@ class JudgeEnd(Peer):
         self._unfinished: set[int] = set()
         self._has_leaned = False
         self._derived: dict[tuple[type, str], type] = {}
+        self.input_has_names = False
+        """Whether a test has names of its own, by which it may use again what it passed."""
 
     @property
     def leaned_on_program(self) -> bool:
@@ -144,10 +146,14 @@ class JudgeEnd(Peer):
         known = _Known(self, str(name), kind or _CLASSES.get(class_name), [*form], self.turns)
         return _remote_class(METHODS.intersection(methods))(known)
 
-    def mention(self, objects: Sequence[Any]) -> None:
-        for one in objects:
+    def note(self, reader: Reader) -> None:
+        for one in (reader.objects[index] for index in reader.mentioned):
             if isinstance(one, Remote):
                 self._under_test.pop(self._their_numbers[id(one)], None)
+        # A list that the test named may be in what it expects, too.
+        is_answered = len(reader.items) == 1 and not any(reader.items[0] is one for one in (None, *reader.changed))
+        if self.input_has_names and reader.changed and is_answered:
+            self.lean()
 
     def _told(self, error: BaseException, asked: dict[str, Any], objects: Sequence[Any]) -> bytes:
         # A check of the test's own that the program calls: it may try until nothing is raised.

@@ -74,7 +74,7 @@ class _Trial:
     def __init__(self, peer: JudgeEnd) -> None:
         self._peer = peer
         self._names: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
-        self._own: set[str] = set()
+        self._own = set(self._names)
         self._classes: frozenset[str] = frozenset()
         self._set_up_asks = False
         """Whether set-up has a name of the program's, which may then have a say in every test."""
@@ -109,6 +109,7 @@ class _Trial:
         found = self._fetch(free, may_mean_builtins=may_mean_builtins and free <= _BUILTINS)
         if self._classes & free:
             self._peer.lean()
+        self._peer.input_has_names |= any(map(_is_bound, ast.walk(tree)))
         exec(compile(tree, filename, "exec", dont_inherit=True), self._names)
         return found
 
@@ -140,6 +141,10 @@ class _Trial:
         if self._peer.trouble is not None:
             verdict, message = "ended", self._peer.trouble
         return {"verdict": verdict, "message": message, "is_inside": self._peer.leaned_on_program}
+
+
+def _is_bound(node: ast.AST) -> bool:
+    return isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
 
 
 def _free(table: symtable.SymbolTable) -> set[str]:

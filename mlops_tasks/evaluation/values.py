@@ -182,6 +182,7 @@ class Reader:
                 self._make(index)
             for index in fills:
                 self._fill(self._made[index], self._nodes[index])
+            self.changed: list[Any] = [self._made[index] for index in fills if index < len(before)]
             self.items: list[Any] = [self._item(one) for one in graph["items"]]
             self.objects: list[Any] = [self._made[index] for index in range(len(self._nodes))]
         except (MalformedError, MemoryError):
