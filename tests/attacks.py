@@ -76,7 +76,7 @@ ATTACKS = (
     _attack("a value of 10⁵ levels", "def f(x):\n    a = ()\n    for _ in range(10**5): a = (a,)\n    return a", "failed"),
     # answers that are others at each look, or that are asked with what was expected
     _attack("a number that is another one at each look", _changing("int", "10**9", "-10**9"), "failed", test="assert 1 < f(1) < 3"),
-    _attack("a list that is another one at each look", _changing("list", "[0, 0]", "[]"), "failed", test="r = f(1)\nassert len(r) == 2 and all(v == 2 for v in r)"),
+    _attack("a list that is another one at each look", _changing("list", "[]", "[0, 0]", "[]"), "failed", test="r = f(1)\nassert len(r) == 2 and all(v == 2 for v in r)"),
     _attack("a list that lies about its length and items", "class L(list):\n    def __len__(self): return 2\n    def __iter__(self): return iter(())\ndef f(x): return L()", "failed",
             test="r = f(1)\nassert len(r) == 2 and all(v == 2 for v in r)"),
     _attack("an object that lies about its length and items", "class L:\n    def __len__(self): return 2\n    def __iter__(self): return iter(())\ndef f(x): return L()", "marked",
