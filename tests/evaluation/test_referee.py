@@ -77,14 +77,16 @@ def test_where_no_problem_can_judge_there_is_no_score() -> None:
 
 def test_a_solution_that_does_not_pass_is_told_before_everything_is_written() -> None:
     written: list[str] = []
-    with (
-        pytest.raises(DataError, match="None of 1 problems can judge a program"),
-        referee(script("b", SUM, ("1 2", "5"))) as judge,
-    ):
-        for text in (SUM, "print(3)", "print(4)"):
-            judge.submit("b", text)
-            written.append(text)
-            judge._thread.join(60)
+
+    def write() -> None:
+        with referee(script("b", SUM, ("1 2", "5"))) as judge:
+            for text in (SUM, "print(3)", "print(4)"):
+                judge.submit("b", text)
+                written.append(text)
+                judge._thread.join(60)
+
+    with pytest.raises(DataError, match="None of 1 problems can judge a program"):
+        write()
     assert written == [SUM]
 
 
