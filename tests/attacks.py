@@ -1,25 +1,47 @@
 """Programs that try to be judged right without being right, or to do harm. The table in docs/sandbox.md is written from this one.
 
-Each is judged by `assert f(1) == 2` unless it is a script, which gets "1 2" to print "3". None passes.
+Each is judged by `assert f(1) == 2` unless it says otherwise; a script gets "1 2" to print "3". None passes, but where only the
+program can answer what the test asks; then the test is marked.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mlops_tasks.evaluation.sandbox import Verdict
+
+TEST = "assert f(1) == 2"
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A program, and the verdicts that it may get."""
+    """A program, and what may become of it; `marked`: it passes, and the program is noted to have had a say."""
 
     name: str
     solution: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Verdict | Literal["marked"], ...]
     is_script: bool = False
+    test: str = TEST
+    setup: str = ""
 
 
-def _attack(name: str, solution: str, *verdicts: Verdict, is_script: bool = False) -> Attack:
-    return Attack(name, solution, verdicts, is_script)
+def _attack(
+    name: str,
+    solution: str,
+    *verdicts: Verdict | Literal["marked"],
+    is_script: bool = False,
+    test: str = TEST,
+    setup: str = "",
+) -> Attack:
+    return Attack(name, solution, verdicts, is_script, test, setup)
+
+
+def _changing(kind: str, *forms: str) -> str:
+    """A program that has another value at each look: it patches what reads values of classes derived from a plain type."""
+    return (
+        f"import sys, itertools\nforms = itertools.cycle([{', '.join(forms)}])\n"
+        f"sys.modules['mlops_tasks.evaluation.peers']._BASES[{kind}] = lambda value: next(forms)\n"
+        f"class Derived({kind}): ...\ndef f(x): return Derived()"
+    )
 
 
 _EQUAL = "class E:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    def __hash__(self): return 2\n"
@@ -52,6 +74,52 @@ ATTACKS = (
     _attack("a list that holds itself", "def f(x):\n    a = []; a.append(a); return a", "failed"),
     _attack("a value of 10⁸ items", "def f(x): return [0] * 10**8", "error", "crashed", "timeout"),
     _attack("a value of 10⁵ levels", "def f(x):\n    a = ()\n    for _ in range(10**5): a = (a,)\n    return a", "failed"),
+    # answers that are others at each look, or that are asked with what was expected
+    _attack("a number that is another one at each look", _changing("int", "10**9", "-10**9"), "failed", test="assert 1 < f(1) < 3"),
+    _attack("a list that is another one at each look", _changing("list", "[]", "[0, 0]", "[]"), "failed", test="r = f(1)\nassert len(r) == 2 and all(v == 2 for v in r)"),
+    _attack("a list that lies about its length and items", "class L(list):\n    def __len__(self): return 2\n    def __iter__(self): return iter(())\ndef f(x): return L()", "failed",
+            test="r = f(1)\nassert len(r) == 2 and all(v == 2 for v in r)"),
+    _attack("an object that lies about its length and items", "class L:\n    def __len__(self): return 2\n    def __iter__(self): return iter(())\ndef f(x): return L()", "marked",
+            test="r = f(1)\nassert len(r) == 2 and all(v == 2 for v in r)"),
+    _attack("an object whose items are others at each look", "import itertools\nn = itertools.cycle([9, 0])\nclass L:\n    def __getitem__(self, i): return next(n)\nr = L()\ndef f(x): return r", "marked",
+            test="assert f(1)[0] > 1 and f(1)[0] < 3"),
+    _attack("an iterable of everything", "import itertools\nclass C:\n    def __contains__(self, x): return True\n    def __iter__(self): return itertools.count()\ndef f(x): return C()", "marked", test="assert 2 in f(1)"),
+    _attack("a generator of everything", "import itertools\ndef f(x): yield from itertools.count()", "marked", test="assert any(v == 2 for v in f(1))"),
+    _attack("an iterator that is another sequence at each loop", "class I:\n    n = 0\n    def __iter__(self): self.n += 1; self.i = iter([2] * (self.n % 2)); return self\n    def __next__(self): return next(self.i)\ni = I()\ndef f(x): return i", "marked",
+            test="r = f(1)\nassert list(r) == [2] and list(r) == []"),
+    _attack("methods of a str that lie", "class S(str):\n    def startswith(self, x): return True\ndef f(x): return S('7')", "failed", test="assert f(1).startswith('2')"),
+    _attack("methods of a set that lie", "class S(set):\n    def issubset(self, x): return True\ndef f(x): return S({7})", "failed", test="assert f(1).issubset({2, 3})"),
+    _attack("methods like a str's", "class S:\n    def startswith(self, x): return True\ndef f(x): return S()", "marked", test="assert f(1).startswith('2')"),
+    _attack("a method that compares", "class R:\n    def equals(self, x): return True\ndef f(x): return R()", "marked", test="assert f(1).equals(2)"),
+    _attack("a method that compares, of a number", "class I(int):\n    def equals(self, x): return True\ndef f(x): return I()", "marked", test="assert f(1).equals(2)"),
+    _attack("a method that compares, of what takes no input", "class R:\n    def equals(self, x): return True\ndef f(): return R()", "marked", test="assert f().equals(2)"),
+    _attack("a method that compares, of the function itself", "def f(x): return f\nf.equals = lambda x: True", "marked", test="assert f(1).equals(2)"),
+    _attack("a method that compares, of an item", "def f(x): return [f]\nf.equals = lambda x: True", "marked", test="assert f(1)[0].equals(2)"),
+    _attack("a method that compares two of its own", "class P:\n    def __init__(self, x): ...\n    def equals(self, x): return True", "marked", test="assert P(1).equals(P(2))"),
+    _attack("an answer that is told what was expected", "class R:\n    is_right = True\ndef f(x): return R()", "marked", test="r = f(1)\nr.guess = 2\nassert r.is_right"),
+    _attack("an object that equals nothing", "class E: ...\ndef f(x): return E()", "marked", test="assert f(1) != 3"),
+    _attack("an object that does not equal a value", "class E: ...\ndef f(x): return E()", "marked", test="assert not f(1) == 3"),
+    _attack("an object that is no text", "class E: ...\ndef f(x): return E()", "marked", test="assert not isinstance(f(1), str)"),
+    _attack("an empty object, taken for an iterable", "class E: ...\ndef f(x): return E()", "failed", test="from collections.abc import Iterable\nassert isinstance(f(1), Iterable)"),
+    _attack("an empty object, taken for a function", "class E: ...\ndef f(x): return E()", "failed", test="assert callable(f(1))"),
+    _attack("an object that says it is a number", "class E:\n    __class__ = int\ndef f(x): return E()", "failed", test="assert isinstance(f(1), int)"),
+    _attack("an object that is true", "class E: ...\ndef f(x): return E()", "marked", test="assert f(1)"),
+    _attack("objects that say they are two", "class E: ...\ndef f(x): return E()", "marked", test="assert len({f(1), f(2)}) == 2"),
+    _attack("an object that is between two numbers", "class E:\n    def __lt__(self, x): return True\n    __gt__ = __lt__\ndef f(x): return E()", "error", test="assert 1 < f(1) < 3"),
+    _attack("an object that is near a number", "class E(float):\n    def __rsub__(self, x): return 0.0\n    __sub__ = __rsub__\ndef f(x): return E(9)", "failed", test="assert abs(f(1) - 2) < 1e-6"),
+    _attack("two objects that say they are equal", _EQUAL + "def f(x): return E()", "marked", test="assert f(1) == f(2)"),
+    _attack("a class that says what its instances are", "class M(type):\n    def __instancecheck__(cls, x): return True\nclass P(metaclass=M): ...\ndef f(x): return 0", "marked", test="assert isinstance(f(1), P)"),
+    _attack("a context that swallows what its test says", "class C:\n    def __enter__(self): ...\n    def __exit__(self, *a): return True\ndef f(x): return C()", "error", test="with f(1):\n    assert False"),
+    _attack("a function that ends the test's own loop", "def f(x): raise StopIteration", "error", test="assert all(map(lambda x: f(x) == x + 1, [1]))"),
+    _attack("a function that judges another", "def f(x): return 0\ndef same(a, b): return True", "marked", test="assert same(f(1), 2)"),
+    _attack("a function that set-up calls to judge", "def f(x): return 0\ndef close(a, b): return True", "marked", test="assert same(f(1), 2)", setup="def same(a, b): return close(a, b)"),
+    _attack("a function with the name of a builtin", "def f(x): return 0\ndef abs(x): return 0", "failed", test="assert abs(f(1) - 2) < 1e-6"),
+    _attack("a constant that is what was expected", "EXPECTED = 0\ndef f(x): return 0", "marked", test="assert f(1) == EXPECTED"),
+    _attack("an exception of its own that is every exception", "Invalid = Exception\ndef f(x): raise ZeroDivisionError", "marked", test="try:\n    f(1)\nexcept Invalid: ...\nelse:\n    assert False"),
+    _attack("a check of the test's that is tried until it holds", "def f(check):\n    for x in range(9):\n        try: check(x)\n        except AssertionError: ...", "marked", test="def check(x): assert x == 2\nf(check)"),
+    _attack("an input that is emptied", "def f(a): a.clear(); return []", "marked", test="a = [3, 1]\nassert f(a) == sorted(a)"),
+    _attack("a class of set-up, patched", "import builtins\nbuild = builtins.__build_class__\ndef hook(*a, **k):\n    made = build(*a, **k); made.__eq__ = lambda *a: True; return made\nbuiltins.__build_class__ = hook\ndef f(x): return 0", "marked",
+            test="assert Box(f(1)) == Box(2)", setup="class Box:\n    def __init__(self, value): self.value = value\n    def __eq__(self, other): return self.value == other.value"),
     # the judge's own tools
     _attack("patched builtins", "import builtins\nfor name in ('len', 'all', 'abs', 'isinstance', 'AssertionError'): setattr(builtins, name, lambda *a: True)\ndef f(x): return 0", "failed", "error", "crashed"),
     _attack("AssertionError that is no exception", "import builtins\nbuiltins.AssertionError = lambda *a: None\ndef f(x): return 0", "failed"),

@@ -20,7 +20,7 @@ from mlops_tasks.store import Artifact
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 10_000
 _SEED = 0
-_ASKED_ALIKE = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p")
+_ASKED_ALIKE = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p", "programs_may")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def asked_differently(a: Artifact, b: Artifact) -> list[str]:
 def not_alike(a: Artifact, b: Artifact, differences: Sequence[str]) -> DataError:
     """What is said of two scores that are not of the same questions."""
     return DataError(
-        f"{a.uri} and {b.uri} were not measured alike: {'; '.join(differences)}. Judge both again under one recipe."
+        f"{a.uri} and {b.uri} were not measured alike: {'; '.join(differences)}. Judge both again under one recipe, "
+        "on machines that confine programs alike."
     )
 
 

@@ -226,6 +226,13 @@ class Confinement:
         writes = f"a folder of {FOLDER_BYTES >> 20} MiB to write to" if self.has_folder else "no folder to write to"
         return ["seccomp", "resource limits", "no capabilities", reads, writes]
 
+    def allowances(self) -> list[str]:
+        """What a program may do on this system and not on every other, so that its verdict may be another one."""
+        if not self.is_safe:
+            return ["what this user may"]
+        reads = [] if self.landlock else ["read what this user may"]
+        return [*reads, *(["write to a folder"] if self.has_folder else [])]
+
     def apply(self, cpu_seconds: float, memory_bytes: int = MEMORY_BYTES) -> None:
         """Give everything up, for good. Call it in a fresh child with one thread.
 

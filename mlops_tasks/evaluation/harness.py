@@ -57,6 +57,10 @@ class UnconfinedError(Exception):
     """A child could not be confined, and so ran nothing."""
 
 
+class NurseryGoneError(Exception):
+    """Somebody killed the nursery before it had a program to run."""
+
+
 def serve(*, is_unsafe: bool = False) -> None:
     """Answer jobs on standard input until it ends; the first line out says which protections there are."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent then closes the pipe
@@ -70,14 +74,19 @@ def serve(*, is_unsafe: bool = False) -> None:
     gc.freeze()  # a collection in a child would touch, and so copy, every page
     worker = _Worker(confinement, jobs=sys.stdin.buffer)
     replies = os.fdopen(os.dup(1), "wb")
-    _write_line(replies, {"protections": [*confinement.describe(), spaces.describe()]})
+    protections = [*confinement.describe(), spaces.describe()]
+    _write_line(replies, {"protections": protections, "allowances": confinement.allowances()})
     while line := sys.stdin.buffer.readline():
         job = json.loads(line)
         try:
             reply = worker.run_scripts(job) if job["io_tests"] else worker.run_tests(job)
         except UnconfinedError as error:
             reply = {"unconfined": str(error)}
-        _write_line(replies, reply)
+        except NurseryGoneError:
+            reply = {"not_run": True}
+        _write_line(replies, reply | {"is_last": worker.is_worn})
+        if worker.is_worn:
+            return
 
 
 def _write_line(file: BinaryIO, content: dict[str, Any]) -> None:
@@ -91,6 +100,11 @@ class _Worker:
     def __init__(self, confinement: Confinement, *, jobs: BinaryIO) -> None:
         self._confinement, self._jobs = confinement, jobs
         self._nursery = Nursery(confinement)
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether it can run no more programs: a nursery that is forked now would know the tests of all jobs so far."""
+        return self._nursery.is_gone
 
     def run_tests(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run a program and its tests in two processes; a report for each part that was reached."""
@@ -132,6 +146,8 @@ class _Worker:
             report, seconds = self._run_script(job, given, expected)
             reports.append({"part": "test", "index": index, "is_inside": False, **report})
             slowest = max(slowest, seconds)
+            if self.is_worn:
+                break
         return {"reports": reports, "seconds": slowest}
 
     def _run_script(self, job: dict[str, Any], given: str, expected: str) -> tuple[Report, float]:
@@ -232,6 +248,9 @@ class Nursery:
     Killing it kills its program, and it ends with its parent.
     """
 
+    is_gone = False
+    """Whether somebody killed it, as a machine does that is out of memory; its program was killed with it."""
+
     def __init__(self, confinement: Confinement) -> None:
         self._control, theirs = socket.socketpair()
         parent = os.getpid()
@@ -249,18 +268,31 @@ class Nursery:
 
         Raises:
             UnconfinedError: it could not be confined and so does not run.
+            NurseryGoneError: there is nobody to run it.
         """
-        socket.send_fds(self._control, [json.dumps([kind, cpu_seconds]).encode()], files)
-        refusal = json.loads(self._control.recv(_MESSAGE_BYTES))
+        with contextlib.suppress(OSError):  # noticed when it is to answer
+            socket.send_fds(self._control, [json.dumps([kind, cpu_seconds]).encode()], files)
+        refusal = self._answer("")
+        if self.is_gone:
+            raise NurseryGoneError
         if refusal:
             self.finish()
             raise UnconfinedError(refusal)
 
     def finish(self) -> tuple[int, float]:
         """End the program and return its exit code, which it keeps if it ended by itself, and the CPU time it took."""
-        self._control.sendall(b"end")
-        code, seconds = json.loads(self._control.recv(_MESSAGE_BYTES))
+        with contextlib.suppress(OSError):
+            self._control.sendall(b"end")
+        code, seconds = self._answer((-signal.SIGKILL, 0.0))
         return code, seconds
+
+    def _answer(self, otherwise: Any) -> Any:
+        try:
+            told = self._control.recv(_MESSAGE_BYTES)
+        except OSError:
+            told = b""
+        self.is_gone |= not told
+        return json.loads(told) if told else otherwise
 
 
 def _nurse(control: socket.socket, confinement: Confinement) -> None:

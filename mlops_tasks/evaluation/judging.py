@@ -40,6 +40,7 @@ _OUTCOMES = pa.schema(
         "passed": pa.bool_(),
         "tests_passed": pa.int32(),
         "num_tests": pa.int32(),
+        "tests_inside": pa.int32(),
         "message": pa.string(),
         "exact_match": pa.bool_(),
         "reads_answer": pa.bool_(),
@@ -111,7 +112,12 @@ def judge(attempt: Attempt, referee: Referee | None = None) -> dict[str, Any]:
     )  # fmt: skip
     # Of this run and not of the programs, and so in the manifest alone.
     tests_inside = sum(outcome.tests_inside for outcome in verdicts.outcomes.values())
-    return {**scores, "protections": list(verdicts.protections), "num_tests_inside": tests_inside}
+    return {
+        **scores,
+        "protections": list(verdicts.protections),
+        "programs_may": list(verdicts.allowances),
+        "num_tests_inside": tests_inside,
+    }
 
 
 def read_completions(path: Path) -> list[Completion]:
@@ -161,6 +167,7 @@ def _row(problem: Problem, completion: Completion, program: Program, outcome: Ou
         "passed": outcome.passed,
         "tests_passed": outcome.tests_passed,
         "num_tests": outcome.num_tests,
+        "tests_inside": outcome.tests_inside,
         "message": outcome.message,
         "exact_match": _without_trailing_space(program.solution) == _without_trailing_space(problem.solution),
         "reads_answer": _is_read_off(problem, completion.prompt, program.solution),

@@ -49,6 +49,8 @@ class Verdicts:
     """Problems that judged nobody, and why."""
     protections: tuple[str, ...]
     """What kept the programs in."""
+    allowances: tuple[str, ...]
+    """What they might do besides; see `Sandbox`."""
 
 
 class Referee:
@@ -77,6 +79,7 @@ class Referee:
         self._protocol, self._min_seconds, self._factor = protocol, min_seconds, reference_factor
         self._num_workers, self._unsafe = num_workers, unsafe
         self._protections: tuple[str, ...] = ()
+        self._allowances: tuple[str, ...] = ()
         self._asked: queue.SimpleQueue[Text | None] = queue.SimpleQueue()
         self._seen: set[Text] = set()
         self._programs: dict[Text, Program] = {}
@@ -100,9 +103,15 @@ class Referee:
             self._thread.join()
 
     def submit(self, problem_id: str, completion: str) -> None:
-        """Have a completion judged; one that was submitted before is not run again."""
+        """Have a completion judged; one that was submitted before is not run again.
+
+        Raises:
+            UserError, DataError: as `finish`, as soon as it is known, for nobody need write what cannot be judged.
+        """
         text = (problem_id, completion)
         self._start()
+        if self._error is not None:
+            raise self._error
         if text not in self._seen:
             self._seen.add(text)
             self._asked.put(text)
@@ -120,7 +129,7 @@ class Referee:
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return Verdicts(self._programs, self._outcomes, self._unsupported, self._protections)
+        return Verdicts(self._programs, self._outcomes, self._unsupported, self._protections, self._allowances)
 
     def _start(self) -> None:
         # Not before there is something to judge: a hit needs no sandbox.
@@ -130,7 +139,8 @@ class Referee:
     def _work(self) -> None:
         try:
             with Sandbox(self._num_workers, unsafe=self._unsafe) as sandbox:
-                self._sandbox, self._protections = sandbox, sandbox.protections
+                self._sandbox = sandbox
+                self._protections, self._allowances = sandbox.protections, sandbox.allowances
                 limits = self._limits(_run_references(sandbox, list(self._problems.values())))
                 while texts := self._waiting():
                     known = [text for text in texts if text[0] not in self._unsupported]

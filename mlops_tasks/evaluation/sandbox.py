@@ -134,6 +134,8 @@ class Sandbox:
         self.num_workers = num_workers or num_cores()
         self.protections: tuple[str, ...] = ()
         """What keeps a program in, in words; known once entered."""
+        self.allowances: tuple[str, ...] = ()
+        """What a program may do here and not on every machine: where they differ, verdicts may."""
         self._allows_unsafe = unsafe
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
@@ -168,11 +170,10 @@ class Sandbox:
         self._folder = tempfile.TemporaryDirectory(prefix="wmtp-sandbox-")
         self._idle = queue.SimpleQueue()
         try:
-            self._workers = [
-                _Worker(Path(self._folder.name) / str(index), is_unsafe=is_unsafe) for index in range(self.num_workers)
-            ]
+            folder = Path(self._folder.name)
+            self._workers = [_Worker(folder / str(index), is_unsafe=is_unsafe) for index in range(self.num_workers)]
             for worker in self._workers:
-                self.protections = worker.protections()
+                self.protections, self.allowances = worker.surroundings()
                 self._idle.put(worker)
         except BaseException:
             self.close()
@@ -213,10 +214,26 @@ class Sandbox:
     def _run_one(self, program: Program) -> Outcome:
         worker = self._idle.get()
         try:
-            wall_seconds = wall_limit(program.limit_seconds)
-            return outcome_of(program, worker.ask(program, wall_seconds))
+            for _ in range(2):
+                reply = worker.ask(program, wall_limit(program.limit_seconds))
+                if reply["is_last"]:
+                    worker = self._successor(worker)
+                if "not_run" not in reply:
+                    return outcome_of(program, reply)
+            raise WmtpError(
+                "The processes of a sandbox worker were killed twice before they could run a program. If the machine was out of "
+                f"memory, lower judge.num_workers (each program may take {MEMORY_BYTES >> 20} MiB); else run the stage again."
+            )
         finally:
             self._idle.put(worker)
+
+    def _successor(self, worker: _Worker) -> _Worker:
+        log.warning("a process that starts programs was killed; its worker is replaced")
+        worker.close()
+        successor = _Worker(worker.folder, is_unsafe=worker.is_unsafe)
+        self._workers[self._workers.index(worker)] = successor
+        successor.surroundings()
+        return successor
 
     def _require_confinement(self) -> None:
         outcome = self._run_one(_PROBE)
@@ -231,7 +248,8 @@ class _Worker:
     """One harness process."""
 
     def __init__(self, folder: Path, *, is_unsafe: bool) -> None:
-        folder.mkdir()
+        self.folder, self.is_unsafe = folder, is_unsafe
+        folder.mkdir(exist_ok=True)
         root = Path(harness.__file__).parents[2]
         # No site-packages, no user site, no folder of ours on the path. A fixed hash seed: a program that goes by the order
         # of a set has one verdict.
@@ -243,9 +261,10 @@ class _Worker:
             cwd=folder,
         )
 
-    def protections(self) -> tuple[str, ...]:
-        """Wait until it is ready, and return what it keeps programs in by."""
-        return tuple(self._next_line()["protections"])
+    def surroundings(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Wait until it is ready, and return what it keeps programs in by, and what it allows them."""
+        told = self._next_line()
+        return tuple(told["protections"]), tuple(told["allowances"])
 
     def ask(self, program: Program, wall_seconds: float) -> dict[str, Any]:
         """Run one program and return the harness's reply."""

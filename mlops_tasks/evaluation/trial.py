@@ -1,7 +1,7 @@
 """The two sides of a test: the process that holds the program, and the one that runs the tests and judges.
 
 The judge runs set-up and tests, and where they name something of the program's it holds a stand-in that asks the program's
-process (`peers`). So what a test compares is compared by the judge's own Python, on values that it made itself, and no
+process (`peers`, `remotes`). So what a test compares is compared by the judge's own Python, on values that it made itself, and no
 expected value is ever in the program's process. `harness` starts both; only the standard library is imported here.
 """
 
@@ -18,15 +18,9 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from mlops_tasks.evaluation.peers import (
-    FOR_JUDGES,
-    FOR_PROGRAMS,
-    Gone,
-    Peer,
-    Remote,
-    function_of_judge,
-    object_of_program,
-)
+from mlops_tasks.evaluation.peers import Gone, ProgramEnd
+from mlops_tasks.evaluation.remotes import FOR_JUDGES, JudgeEnd
+from mlops_tasks.evaluation.values import TYPES
 
 Report = dict[str, Any]
 
@@ -48,7 +42,7 @@ def hold_program(reader: int, writer: int) -> None:
 
     operations: dict[str, Callable[..., Any]] = {**FOR_JUDGES, "load": load, "names": names}
     with contextlib.suppress(Gone):
-        Peer(reader, writer, operations, function_of_judge, offers_all=True).serve()
+        ProgramEnd(reader, writer, operations).serve()
 
 
 def hold_trial(job: dict[str, Any], reader: int, writer: int, report: Callable[[Report], None]) -> None:
@@ -56,7 +50,7 @@ def hold_trial(job: dict[str, Any], reader: int, writer: int, report: Callable[[
 
     After a solution or set-up that fails there is no test to run; where the program is gone, the report's verdict says `ended`.
     """
-    trial = _Trial(Peer(reader, writer, FOR_PROGRAMS, object_of_program, offers_all=False))
+    trial = _Trial(JudgeEnd(reader, writer))
     parts: list[tuple[str, Callable[[], None]]] = [("solution", lambda: trial.load(job["solution"], "solution"))]
     if job["setup"]:
         parts.append(("setup", lambda: trial.prepare(job["setup"])))
@@ -77,10 +71,10 @@ def hold_trial(job: dict[str, Any], reader: int, writer: int, report: Callable[[
 
 
 class _Trial:
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: JudgeEnd) -> None:
         self._peer = peer
         self._names: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
-        self._own: set[str] = set()
+        self._own = set(self._names)
         self._classes: frozenset[str] = frozenset()
         self._set_up_asks = False
         """Whether set-up has a name of the program's, which may then have a say in every test."""
@@ -103,24 +97,21 @@ class _Trial:
         self._set_up_asks = bool(self._execute(tree, "<setup>", may_mean_builtins=False))
 
     def run(self, source: str) -> None:
-        self._peer.leaned_on_program |= self._set_up_asks
+        if self._set_up_asks:
+            self._peer.lean()
         self._execute(ast.parse(source, "<test>"), "<test>")
 
     def _execute(self, tree: ast.Module, filename: str, *, may_mean_builtins: bool = True) -> set[str]:
         """Run a part; returns the names in it that are the program's."""
-        self._own |= _bound_at_top(tree)
-        used = _names(tree, ast.Load)
-        free = (
-            used
-            - self._own
-            - _names(tree, ast.Store)
-            - {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-        )
-        found = self._fetch(used - self._own, may_mean_builtins=may_mean_builtins and free <= _BUILTINS)
-        if self._classes & used:
-            self._peer.leaned_on_program = True
+        table = symtable.symtable(ast.unparse(tree), filename, "exec")
+        self._own |= {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported()}
+        free = _free(table) - self._own
+        found = self._fetch(free, may_mean_builtins=may_mean_builtins and free <= _BUILTINS)
+        if self._classes & free:
+            self._peer.lean()
+        self._peer.input_has_names |= any(map(_is_bound, ast.walk(tree)))
         exec(compile(tree, filename, "exec", dont_inherit=True), self._names)
-        return found & free
+        return found
 
     def _fetch(self, wanted: set[str], *, may_mean_builtins: bool) -> set[str]:
         """Bind the names that are the program's.
@@ -129,22 +120,18 @@ class _Trial:
         is the judge's own.
         """
         wanted = wanted if may_mean_builtins else wanted - _BUILTINS
-        found = self._ask_names(wanted)
+        found = self._peer.names(wanted)
         for name in wanted - found.keys():
             self._names.pop(name, None)  # of an earlier test
         self._names.update(found)
-        # Of two functions of the program's, one may be there to judge the other's result.
-        if sum(isinstance(value, Remote) or _is_builtin_type(value) for value in found.values()) > 1:
-            self._peer.leaned_on_program = True
+        # Of two things of the program's, one may be there to judge the other.
+        if sum(map(_may_judge, found.values())) > 1:
+            self._peer.lean()
         return set(found)
-
-    def _ask_names(self, wanted: set[str]) -> dict[str, Any]:
-        found = self._peer.ask("names", *sorted(wanted)) if wanted else {}
-        return {name: found[name] for name in wanted if name in found}
 
     def outcome(self, action: Callable[[], None]) -> Report:
         """Do something and say how that went."""
-        self._peer.leaned_on_program = False
+        self._peer.begin()
         verdict, message = "passed", ""
         try:
             action()
@@ -156,14 +143,14 @@ class _Trial:
         return {"verdict": verdict, "message": message, "is_inside": self._peer.leaned_on_program}
 
 
-def _names(tree: ast.Module, context: type[ast.expr_context]) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+def _is_bound(node: ast.AST) -> bool:
+    return isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
 
 
-def _bound_at_top(tree: ast.Module) -> set[str]:
-    """What a module binds at its top, which no program may bind any more."""
-    symbols = symtable.symtable(ast.unparse(tree), "<test>", "exec").get_symbols()
-    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+def _free(table: symtable.SymbolTable) -> set[str]:
+    """The names that a part does not bind where it uses them."""
+    here = {one.get_name() for one in table.get_symbols() if one.is_referenced() and one.is_global()}
+    return here.union(*map(_free, table.get_children()))
 
 
 def _verdict(error: BaseException) -> str:
@@ -189,6 +176,9 @@ def _message(error: BaseException) -> str:
     return type(error).__name__[:MESSAGE_LENGTH]
 
 
-def _is_builtin_type(value: Any) -> bool:
-    """Whether a name of the program's means `float` or the like, which is a function too."""
-    return isinstance(value, type) and vars(builtins).get(value.__name__) is value
+def _may_judge(value: Any) -> bool:
+    """Whether what a program binds to a name can decide: not a module, for that is the judge's, and no exception of its own."""
+    if type(value) is ModuleType:
+        return False
+    is_its_exception = type(value) is type and issubclass(value, BaseException) and value not in TYPES.values()
+    return not is_its_exception

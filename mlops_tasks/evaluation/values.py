@@ -16,6 +16,7 @@ import datetime
 import decimal
 import fractions
 import json
+import pathlib
 import queue
 import re
 import statistics
@@ -42,7 +43,14 @@ def _exceptions(*modules: Any) -> list[type]:
 _NAMED: tuple[type, ...] = (
     *(int, float, complex, bool, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, object, type(None)),
     *(Counter, OrderedDict, defaultdict, deque, decimal.Decimal, fractions.Fraction),
-    *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta),
+    *(
+        datetime.date,
+        datetime.datetime,
+        datetime.time,
+        datetime.timedelta,
+        pathlib.PurePosixPath,
+        pathlib.PureWindowsPath,
+    ),
     *_exceptions(builtins, decimal, statistics, json, re, queue),
 )
 TYPES: dict[str, type] = {f"{one.__module__}.{one.__qualname__}": one for one in _NAMED}
@@ -88,6 +96,8 @@ _ATOMS: dict[type, tuple[Callable[[Any], list[Any]], Callable[..., Any]]] = {
     datetime.datetime: (lambda value: [value.isoformat()], datetime.datetime.fromisoformat),
     datetime.time: (lambda value: [value.isoformat()], datetime.time.fromisoformat),
     datetime.timedelta: (lambda value: [value.days, value.seconds, value.microseconds], datetime.timedelta),
+    pathlib.PurePosixPath: (lambda value: [str(value)], pathlib.PurePosixPath),
+    pathlib.PureWindowsPath: (lambda value: [str(value)], pathlib.PureWindowsPath),
 }  # fmt: skip
 _VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 _FROZEN: dict[type, str] = {tuple: "tuple", frozenset: "frozenset"}
@@ -162,6 +172,8 @@ class Reader:
 
     def __init__(self, graph: Graph, resolve: Callable[[Node], Any], before: Sequence[Any] = ()) -> None:
         self._resolve = resolve
+        self.mentioned: set[int] = set()
+        """Nodes that an item or another node refers to."""
         try:
             self._nodes: list[Any] = graph["nodes"]
             self._made: dict[int, Any] = dict(enumerate(before))
@@ -170,6 +182,7 @@ class Reader:
                 self._make(index)
             for index in fills:
                 self._fill(self._made[index], self._nodes[index])
+            self.changed: list[Any] = [self._made[index] for index in fills if index < len(before)]
             self.items: list[Any] = [self._item(one) for one in graph["items"]]
             self.objects: list[Any] = [self._made[index] for index in range(len(self._nodes))]
         except (MalformedError, MemoryError):
@@ -231,6 +244,7 @@ class Reader:
 
     def _item(self, item: Any) -> Any:
         if type(item) is list:
+            self.mentioned.add(item[0])
             return self._made[item[0]]
         if type(item) in _SCALARS or type(item) is int:
             return item

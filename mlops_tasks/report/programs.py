@@ -109,7 +109,10 @@ def _cut(text: str) -> str:
 
 
 def _program(row: Row, who: str) -> Markup:
-    tests = f"{row['tests_passed']} of {row['num_tests']} tests"
+    marked = row.get("tests_inside") or 0  # artifacts of earlier versions do not say
+    tests = (
+        f"{row['tests_passed']} of {row['num_tests']} tests{f', in {marked} the program had a say' if marked else ''}"
+    )
     flag = pill("reads the answer off the prompt", "reads") if row["reads_answer"] else None
     message = row["message"] or ""
     shown = _cut(message)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS, Attack
+from attacks import ATTACKS, TEST, Attack
 from processes import below
 
 from mlops_tasks.evaluation import sandbox as module
@@ -13,7 +13,6 @@ from mlops_tasks.evaluation.sandbox import IoTest, Program, Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined on Linux only")
 
-TEST = "assert f(1) == 2"
 RIGHT = "def f(x): return x + 1"
 
 
@@ -28,11 +27,10 @@ def test_an_attack_is_contained(sandbox: Sandbox, attack: Attack, monkeypatch: p
     monkeypatch.setattr(module, "_WALL_FACTOR", 3.0)
     worker = sandbox._workers[0]._process.pid
     idle = below(worker)
-    hostile = (
-        Program(attack.solution, io_tests=(IoTest("1 2", "3"),), limit_seconds=0.4)
-        if attack.is_script
-        else Program(attack.solution, (TEST,), limit_seconds=0.4)
-    )
+    # Whatever is to run out of its time has little of it.
+    limit = 0.15 if "timeout" in attack.verdicts else 0.4
+    io_tests, tests = ((IoTest("1 2", "3"),), ()) if attack.is_script else ((), (attack.test,))
+    hostile = Program(attack.solution, tests, attack.setup, limit, io_tests)
     outcome, next_right, next_wrong = sandbox.run(
         [
             hostile,
@@ -40,8 +38,9 @@ def test_an_attack_is_contained(sandbox: Sandbox, attack: Attack, monkeypatch: p
             Program("def f(x): return x", (TEST,)),
         ]
     )
-    assert outcome.verdict in attack.verdicts
-    assert outcome.tests_passed == 0
+    verdict = "marked" if outcome.passed and outcome.tests_inside == 1 else outcome.verdict
+    assert verdict in attack.verdicts, outcome.message
+    assert outcome.tests_passed == outcome.passed
     assert (next_right.verdict, next_wrong.verdict) == ("passed", "failed")
     assert below(worker) == idle
     assert not Path("/tmp/wmtp-attack").exists()
@@ -56,5 +55,9 @@ def test_the_table_is_long_enough_and_its_names_are_one_each() -> None:
 
 def test_the_documented_table_is_this_one() -> None:
     page = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text()
-    rows = [f"| {attack.name} | {' or '.join(attack.verdicts)} |" for attack in ATTACKS]
-    assert "\n".join(rows) in page
+    assert "\n".join(map(row_of, ATTACKS)) in page
+
+
+def row_of(attack: Attack) -> str:
+    test = "" if attack.test == TEST else f"`{'; '.join(line.strip() for line in attack.test.splitlines())}`"
+    return f"| {attack.name} | {test} | {' or '.join(attack.verdicts)} |"

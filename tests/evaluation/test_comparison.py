@@ -45,7 +45,7 @@ def judged(
     draft = store.begin(f"judge/{key}")
     rows = [
         {"problem_id": id, "sample": sample, "completion": f"<{key}> of x{id}", "program": "", "verdict": "passed" if ok else "failed",
-         "passed": ok, "tests_passed": int(ok), "num_tests": 1, "message": "", "exact_match": False, "reads_answer": False}
+         "passed": ok, "tests_passed": int(ok), "num_tests": 1, "tests_inside": int(ok), "message": "", "exact_match": False, "reads_answer": False}
         for id, samples in zip(ids, passed, strict=True) for sample, ok in enumerate(samples)
     ]  # fmt: skip
     # In no order: a comparison sorts samples itself.
@@ -88,6 +88,7 @@ def test_with_several_samples_rates_are_compared_and_flips_are_of_the_first(stor
         ({"protocol": "chat"}, "protocol is docstring-0shot in one and chat in the other"),
         ({"prompt_sha256": "cd"}, "prompt_sha256 is"),
         ({"temperature": 0.5}, "temperature is 0.0 in one and 0.5"),
+        ({"programs_may": ["write to a folder"]}, r"programs_may is None in one and \['write to a folder'\]"),
     ],
 )
 def test_scores_of_other_questions_are_refused_unless_told(store: Store, changes: dict[str, Any], message: str) -> None:
@@ -120,6 +121,7 @@ def test_the_page_shows_every_flip_with_both_programs_escaped(store: Store) -> N
     for id in ("2", "3", "4"):
         assert f"Task &lt;{id}&gt;." in text
     assert "Task &lt;1&gt;." not in text
+    assert text.count("1 of 1 tests, in 1 the program had a say") == text.count("1 of 1 tests") == 3
     assert not re.search(r"<script|https?://|src=|@import|url\(", text)
     assert "+25.0" in text and "1.2500" in text and "1.5000" in text
 

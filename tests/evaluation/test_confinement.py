@@ -107,3 +107,10 @@ def test_what_is_missing_is_told() -> None:
     assert "no Landlock (Linux 5.13): programs read what this user may" in Confinement(0, has_folder=False).describe()
     assert "no folder to write to" in Confinement(2, has_folder=False).describe()
     assert Confinement.unsafe().describe() == ["resource limits"]
+
+
+def test_what_may_change_a_verdict_is_told() -> None:
+    assert Confinement(6, has_folder=True).allowances() == ["write to a folder"]
+    assert Confinement(2, has_folder=False).allowances() == []
+    assert Confinement(0, has_folder=False).allowances() == ["read what this user may"]
+    assert Confinement.unsafe().allowances() == ["what this user may"]

@@ -172,6 +172,7 @@ def test_judge_writes_outcomes_and_scores(environment: Environment, tmp_path: Pa
     attempt = attempt_of(environment, SAMPLES, tmp_path / "out")
     metrics = judge(attempt)
     assert "seccomp" in metrics.pop("protections")
+    assert set(metrics.pop("programs_may")) <= {"write to a folder", "read what this user may"}
     assert metrics.pop("num_tests_inside") == 2, "the set-up of problem 10 asks its program, so both tests rest on it"
     assert metrics == json.loads((attempt.folder / "scores.json").read_text())
     assert {name: metrics[name] for name in ASKED} == ASKED, "as asked, whatever `generate` was asked before"
@@ -185,6 +186,7 @@ def test_judge_writes_outcomes_and_scores(environment: Environment, tmp_path: Pa
         ("10", 0, "error"),
         ("10", 1, "passed"),
     ]
+    assert [row["tests_inside"] for row in outcomes] == [0, 0, 0, 2]
     assert outcomes[2]["message"] == "solution: NameError: name 'squared' is not defined"
 
 

@@ -75,6 +75,21 @@ def test_where_no_problem_can_judge_there_is_no_score() -> None:
             judge.finish()
 
 
+def test_a_solution_that_does_not_pass_is_told_before_everything_is_written() -> None:
+    written: list[str] = []
+
+    def write() -> None:
+        with referee(script("b", SUM, ("1 2", "5"))) as judge:
+            for text in (SUM, "print(3)", "print(4)"):
+                judge.submit("b", text)
+                written.append(text)
+                judge._thread.join(60)
+
+    with pytest.raises(DataError, match="None of 1 problems can judge a program"):
+        write()
+    assert written == [SUM]
+
+
 def test_a_referee_that_is_asked_nothing_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "Sandbox", None)  # a call would fail
     before = threading.active_count()

@@ -89,11 +89,7 @@ def test_outcomes_are_in_the_order_of_the_programs(sandbox: Sandbox) -> None:
         ("x = ' ' * 10**10", "crashed", "solution: MemoryError"),
         ("x = []\nwhile True: x.append(bytes(10**8))", "crashed", "solution: MemoryError"),
         ("def f(x): return f(x)", "error", "test 1: RecursionError"),
-        ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)", ("crashed", "timeout"), "test 1: "),
         ("while True: pass", "timeout", "solution: more than 0.4 s of CPU time"),
-        ("while True: print('passed' * 10**4)", "timeout", "solution: more than 0.4 s of CPU time"),
-        ("import signal\nsignal.signal(signal.SIGPROF, signal.SIG_IGN)\nwhile True: pass", "timeout", "solution: "),
-        ("import signal\nsignal.setitimer(signal.ITIMER_PROF, 0)\nwhile True: pass", "timeout", "solution: "),
         ("print('passed')\nimport sys\nprint('passed', file=sys.stderr)", "error", "test 1: NameError"),
         ("input()", "error", "solution: EOFError"),
         ("import os\nos.kill(os.getppid(), 9)", "error", "solution: PermissionError"),
@@ -110,11 +106,9 @@ def test_outcomes_are_in_the_order_of_the_programs(sandbox: Sandbox) -> None:
         ("x = 'a\udc80'\n" + RIGHT, "error", "solution: UnicodeEncodeError"),
     ],
 )  # fmt: skip
-def test_a_hostile_program_gets_its_verdict(
-    sandbox: Sandbox, solution: str, verdict: str | tuple[str, ...], message: str
-) -> None:
+def test_a_hostile_program_gets_its_verdict(sandbox: Sandbox, solution: str, verdict: str, message: str) -> None:
     outcome = run(sandbox, solution, seconds=0.4)
-    assert outcome.verdict in verdict
+    assert outcome.verdict == verdict
     assert outcome.message.startswith(message)
     assert outcome.tests_passed == 0
 
@@ -141,18 +135,6 @@ def test_tests_before_the_one_that_hangs_count(sandbox: Sandbox) -> None:
     )
     assert (outcome.verdict, outcome.tests_passed, outcome.num_tests) == ("timeout", 1, 3)
     assert outcome.message.startswith("test 2: ")
-
-
-def test_a_fork_bomb_leaves_no_process(sandbox: Sandbox) -> None:
-    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    before = [below(worker._process.pid) for worker in sandbox._workers]
-    assert run(sandbox, bomb, seconds=0.3).verdict == "timeout"
-    assert [below(worker._process.pid) for worker in sandbox._workers] == before
-
-
-def test_a_daemon_cannot_be_started(sandbox: Sandbox) -> None:
-    daemon = "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        import time\n        time.sleep(1000)"
-    assert run(sandbox, daemon).message.startswith("solution: PermissionError")
 
 
 def test_the_network_is_out_of_reach(sandbox: Sandbox) -> None:
@@ -189,11 +171,6 @@ def test_a_program_that_closes_the_channel_is_ended_at_once(sandbox: Sandbox) ->
     outcome = run(sandbox, "import os, time\nos.closerange(0, 100)\ntime.sleep(1000)", seconds=60)
     assert (outcome.verdict, outcome.tests_passed) == ("crashed", 0)
     assert time.monotonic() - started < 30
-
-
-def test_an_object_that_equals_everything_is_a_wrong_answer(sandbox: Sandbox) -> None:
-    solution = "class E:\n    def __eq__(self, other): return True\ndef f(x): return E()"
-    assert run(sandbox, solution).verdict == "failed"
 
 
 def test_a_program_finds_an_empty_world(sandbox: Sandbox) -> None:
@@ -317,6 +294,29 @@ def test_a_worker_that_is_killed_takes_its_program_along_and_is_an_error() -> No
         time.sleep(0.01)
 
 
+def test_a_nursery_that_is_killed_ends_its_program_and_not_the_judging() -> None:
+    with Sandbox(num_workers=1) as running:
+        deadline = time.monotonic() + 60
+
+        def kill() -> None:
+            worker = running._workers[0]._process.pid
+            nursery = below(worker)[-1]
+            tree_at_work(worker, deadline)
+            os.kill(nursery, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        asleep, right = running.run(
+            [Program("import time\ntime.sleep(1000)", (TEST,), limit_seconds=100), Program(RIGHT, (TEST,))]
+        )
+        killer.join()
+        assert (asleep.verdict, asleep.message[:16]) == ("crashed", "solution: killed")
+        assert right.passed
+        os.kill(below(running._workers[0]._process.pid)[-1], signal.SIGKILL)
+        assert run(running, RIGHT).passed, "it was not this program that ended the nursery"
+        assert run(running, "def f(x): return x").verdict == "failed"
+
+
 def test_a_judge_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     script = tmp_path / "judge.py"
     script.write_text(
@@ -382,6 +382,7 @@ def test_without_namespaces_programs_are_confined_and_write_nothing(monkeypatch:
     with Sandbox(1) as running:
         assert "no namespaces (unshare: Operation not permitted)" in running.protections
         assert "no folder to write to" in running.protections
+        assert "write to a folder" not in running.allowances
         assert run(running, RIGHT).passed
         assert run(running, "open('here', 'w')").message.startswith("solution: PermissionError")
         assert run(running, "import os\nos.kill(os.getppid(), 9)").message.startswith("solution: PermissionError")
@@ -393,6 +394,7 @@ def test_unsafe_runs_programs_where_nothing_else_can_and_says_so(
     monkeypatch.setattr(module, "is_supported", lambda: False)
     with Sandbox(1, unsafe=True) as running:
         assert running.protections == ("resource limits", "no namespaces (unsafe)")
+        assert running.allowances == ("what this user may",)
         assert "programs run as your user, with your files and network" in caplog.text
         assert run(running, RIGHT).passed
         assert run(running, "while True: pass", seconds=0.3).verdict == "timeout"

@@ -33,9 +33,9 @@ def reports_of(solution: str, *tests: str, setup: str = "") -> list[dict[str, An
 
 
 def verdict_of(solution: str, test: str, setup: str = "") -> str:
-    """The verdict on one test; a star where the program had a say."""
+    """The verdict on one test; a star where it passed and the program had a say."""
     report = next(one for one in reports_of(solution, test, setup=setup) if one["part"] == "test")
-    return str(report["verdict"]) + "*" * report["is_inside"]
+    return str(report["verdict"]) + "*" * (report["is_inside"] and report["verdict"] == "passed")
 
 
 def test_parts_run_in_order_and_each_is_reported() -> None:
@@ -112,28 +112,33 @@ def test_annotations_of_a_program_are_evaluated_as_in_a_file_of_its_own() -> Non
         ("def f(x): x.sort(); return x", "a = [3, 1]; b = f(a); assert b is a and a == [1, 3]"),
         ("def f(x): x[0].append(2); x[1]['k'] = {3}", "i, d = [1], {}; f([i, d]); assert i == [1, 2] and d == {'k': {3}}"),
         ("def f(x): x.clear()", "s = {1}; f(s); assert s == set()"),
-        ("def f(n):\n    for i in range(n): yield i", "g = f(3); assert next(g) == 0 and list(g) == [1, 2] and list(g) == []"),
-        ("def f(n):\n    while True: yield n", "from itertools import islice; assert list(islice(f(3), 2)) == [3, 3]"),
+        ("def f(n):\n    for i in range(n): yield i", "g = f(3); assert next(g) == 0 and list(g) == [1, 2]"),
+        ("class I:\n    def __init__(self, n): self.n = n\n    def __iter__(self): self.i = 0; return self\n    def __next__(self):\n        self.i += 1\n        if self.i > self.n: raise StopIteration\n        return self.i",
+         "assert list(I(2)) == [1, 2]"),
         ("def f(g, x): return [g(one) for one in x]", "assert f(lambda x: x * 2, [1, 2]) == [2, 4]"),
         ("def f(g, x): return g(x)", "assert f(sorted, [2, 1]) == [1, 2] and f(int, '3') == 3"),
         ("def f(g):\n    try: g()\n    except KeyError as e: return e.args", "def g(): raise KeyError(3)\nassert f(g) == (3,)"),
         ("def f(x): return sum(x)", "assert f(iter([1, 2])) == 3 and f(x for x in (3, 4)) == 7"),
-        ("def f(n): return lambda x: x + n", "assert f(3)(4) == 7"),
         ("def f(*args, **named): return args, named", "assert f(1, *[2], b=3) == ((1, 2), {'b': 3})"),
         ("def f(x): raise ValueError('no')", "try:\n    f(1)\nexcept ValueError as e:\n    assert str(e) == 'no'\nelse:\n    assert False"),
         ("class A(ValueError): ...\nclass B(A): ...\ndef f(): raise B(3)", "try:\n    f()\nexcept A as e:\n    assert e.args == (3,)"),
         ("from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return [P(1, 2)]",
          "assert f() == [(1, 2)] and (1, 2) == f()[0] and f()[0].x == 1 and set(f()) == {(1, 2)} and sorted(f()) == [(1, 2)]"),
+        ("from typing import NamedTuple\nclass P(NamedTuple):\n    x: int\n    def twice(self): return 2 * self.x\ndef f(): return P(1)",
+         "p = f()\nimport copy\nassert isinstance(p, tuple) and str(p) == 'P(x=1)' and p.twice() == 2 and copy.deepcopy([p]) == [(1,)]"),
+        ("import enum\nclass C(str, enum.Enum):\n    RED = 'red'\ndef f(): return C.RED",
+         "c = f(); assert ','.join([c, 'x']) == 'red,x' and c.value == 'red' and c.name == 'RED' and c.upper() == 'RED' and isinstance(c, str)"),
+        ("from pathlib import PurePosixPath as P\ndef f(x): return P(x) / 'b'", "from pathlib import PurePosixPath as P\nassert f(P('a')) == P('a/b') and f('a').name == 'b'"),
+        ("class D(dict): ...\ndef f(): return D(a=1, b=2)", "d = f(); assert isinstance(d, dict) and d == {'a': 1, 'b': 2} and len(d) == 2 and d['a'] == 1 and d.get('c', 0) == 0 and sorted(d) == ['a', 'b'] and {**d} == d"),
+        ("class A:\n    def __init__(self, n): self.n = n\n    def add(self, x): self.n += x\n    def has(self, x): return x == self.n", "a = A(1); a.add(2); assert a.has(3) and not a.has(4) and a.n == 3"),
         ("class S(list):\n    def push(self, x): self.append(x)", "s = S(); s.push(1); s.append(2); assert s == [1, 2] and len(s) == 2 and 2 in s"),
         ("class S:\n    def __init__(self): self.x = []\n    def push(self, v): self.x.append(v)",
          "s = S(); s.push(1); assert s.x == [1]; s.y = 3; assert s.y == 3 and not hasattr(s, 'z')"),
-        ("class N:\n    def __init__(self, n): self.next = n", "a = N(None); b = N(a); assert b.next is a and a.next is None"),
         ("import enum\nclass C(enum.IntEnum):\n    RED = 3\ndef f(): return C.RED", "assert f() == 3 and f() + 1 == 4 and max(f(), 2) == 3"),
         ("import re\ndef f(s): return re.sub('a', 'b', s)", "assert re.match('b+', f('aa'))"),
         ("def sum(a, b): return a * b", "assert sum(2, 3) == 6"),
         ("def sum(a, b): return a * b", "def check(candidate):\n    for a in (2, 3): assert candidate(a, 3) == a * 3\ncheck(sum)"),
         ("def int(x): return 0\ndef f(): return '35'", "assert int(f()) == 35"),
-        ("LIMIT = 3\ndef f(): return LIMIT", "assert f() == LIMIT"),
         ("import math\ndef f(x): return x / 3", "assert math.isclose(f(1), 0.333333333333) and abs(f(1) - 0.3333) < 1e-3"),
         ("def f(): return float('nan'), float('inf')", "a, b = f(); assert a != a and b > 10**300"),
         ("def f():\n    x = []\n    for _ in range(5000): x = [x]\n    return x", "assert len(f()) == 1"),
@@ -181,6 +186,13 @@ def test_a_program_has_no_say_in_a_comparison(solution: str, test: str, verdict:
     [
         ("class P:\n    def __eq__(self, o): return True", "assert P() == P()", ""),
         ("class P: ...\ndef f(): return P()", "assert f()", ""),
+        ("def f(n):\n    while True: yield n", "from itertools import islice; assert list(islice(f(3), 2)) == [3, 3]", ""),
+        ("def f(n):\n    yield n", "from types import GeneratorType; assert isinstance(f(3), GeneratorType)", ""),
+        ("def f(n): return lambda x: x + n", "assert f(3)(4) == 7", ""),
+        ("class N:\n    def __init__(self, n): self.next = n", "a = N(None); b = N(a); assert b.next is a and a.next is None", ""),
+        ("LIMIT = 3\ndef f(): return LIMIT", "assert f() == LIMIT", ""),
+        ("from collections import defaultdict\ndef f(): return defaultdict(lambda: 3, a=1)", "d = f(); assert d == {'a': 1} and d['b'] == 3", ""),
+        ("class A:\n    def __init__(self, n): self.n = n\n    def add(self, x): self.n += x\n    def __len__(self): return self.n", "a = A(1); a.add(2); assert len(a) == 3", ""),
         ("class P: ...\ndef f(): return P()", "assert isinstance(f(), P)", ""),
         ("def f(): return 0\ndef same(a, b): return True", "assert same(f(), 3)", ""),
         ("def f(tree): return tree.value", "assert f(Tree(3)) == 3", "class Tree:\n    def __init__(self, value): self.value = value"),
@@ -188,6 +200,21 @@ def test_a_program_has_no_say_in_a_comparison(solution: str, test: str, verdict:
 )  # fmt: skip
 def test_what_a_program_judges_itself_is_marked(solution: str, test: str, setup: str) -> None:
     assert verdict_of(solution, test, setup) == "passed*"
+
+
+def test_a_list_that_changes_in_place_is_read_again_after_each_call() -> None:
+    solution = "class S(list):\n    def push(self, x): self.append(x); return len(self)"
+    test = "s = S(); t = s\nfor n in (1, 2): assert s.push(n) == n == len(t) == t[-1] + 0 * len(s)\nassert t == [1, 2] and t is s"
+    assert verdict_of(solution, test) == "passed"
+
+
+def test_an_object_of_the_program_s_is_not_copied_by_a_test() -> None:
+    reports = reports_of("class P: ...", "import copy\ncopy.deepcopy(P())")
+    assert reports[1]["message"] == "TypeError: a test cannot copy an object of the program's own"
+
+
+def test_a_loop_variable_of_the_test_is_no_name_of_the_program_s() -> None:
+    assert verdict_of("x = 3\ndef f(y): return y", "assert all(f(x) == x for x in range(3))") == "passed"
 
 
 def test_a_name_that_the_set_up_made_is_never_the_program_s() -> None:

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ def travelled(*values: Any) -> list[Any]:
         *([], [1, [2, (3, {4, frozenset({5})})]], (), ((),), set(), {"a": {1: [None]}}, {(1, 2): 3}),
         *(deque([1, 2], maxlen=3), Counter("aab"), OrderedDict(b=1, a=2), defaultdict(list, {"a": [1]}), range(5, 0, -2)),
         *(Decimal("1.50"), Fraction(-1, 3), date(2024, 2, 29), time(1, 2, 3, 4), timedelta(-1, 5, 7)),
+        *(PurePosixPath("/a//b"), PurePosixPath(), PureWindowsPath("c:/a")),
         *(datetime(2024, 2, 29, 12, tzinfo=UTC), {1: 2}.keys(), {1: 2}.items()),
     ],
 )  # fmt: skip
