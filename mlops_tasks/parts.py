@@ -1,17 +1,19 @@
 """Rows that a stage has made so far: small commits below its prefix, so that one that is killed goes on where it was.
 
-    <prefix>/checkpoints/rows-00000003/rows.parquet
+    <prefix>/checkpoints/rows-00000003-1/rows.parquet     the fourth part; of the holder of token 1
 
 They are a training's checkpoints in another form: committed under the same lease, counted as saved work when an attempt fails, and
 removed by the runtime once the result is committed. Owns when rows are put away and which parts are whole; what a row is, is the
-stage's. A key names what was asked, so rows below it answer the same question.
+stage's. A key names what was asked, so rows below it answer the same question: where a process that was taken for dead and its
+successor both made one, the first counts.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ SECONDS_BETWEEN_PARTS = 20.0
 """What a kill costs at most, beside the rows that were under way."""
 
 _FILE = "rows.parquet"
-_PREFIX = "rows-"
+_NAME = re.compile(r"rows-(\d{8})-\d+")
 
 
 class Parts:
@@ -37,24 +39,26 @@ class Parts:
         store: where the result will be committed.
         prefix: of the result.
         schema: of a row.
+        identity: the columns by which a row is known.
         token: of the lease under which this process works.
     """
 
-    def __init__(self, store: Store, prefix: str, schema: pa.Schema, *, token: int) -> None:
+    def __init__(self, store: Store, prefix: str, schema: pa.Schema, *, identity: Sequence[str], token: int) -> None:
         self._store, self._prefix, self._schema, self._token = store, f"{prefix}/checkpoints", schema, token
-        self._of_result = prefix
+        self._of_result, self._identity = prefix, identity
         self._waiting: list[Mapping[str, Any]] = []
         self._saved = time.monotonic()
         self._next = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows that were put away; those of a broken part are made anew."""
-        rows: list[dict[str, Any]] = []
+        """All rows that were put away, each once; those of a broken part are made anew."""
+        rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         for name in self._store.children(self._prefix):
-            if name.startswith(_PREFIX):
-                self._next = max(self._next, int(name.removeprefix(_PREFIX)) + 1)
-                rows += self._rows_of(f"{self._prefix}/{name}")
-        return rows
+            if (part := _NAME.fullmatch(name)) is not None:
+                self._next = max(self._next, int(part[1]) + 1)
+                for row in self._rows_of(f"{self._prefix}/{name}"):
+                    rows.setdefault(tuple(row[column] for column in self._identity), row)
+        return list(rows.values())
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a row in, and put all that wait away now and then.
@@ -68,7 +72,7 @@ class Parts:
 
     def _put_away(self) -> None:
         lease.require(self._store, self._of_result, self._token)
-        draft = self._store.begin(f"{self._prefix}/{_PREFIX}{self._next:08d}")
+        draft = self._store.begin(f"{self._prefix}/rows-{self._next:08d}-{self._token}")
         pq.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema), draft.folder / _FILE)
         self._store.commit(draft, {"num_rows": len(self._waiting)})
         self._next += 1

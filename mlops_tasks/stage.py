@@ -10,6 +10,7 @@ durable is said in `store`; what names a result is said in `keys`.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 import time
@@ -28,7 +29,7 @@ from mlops_tasks import __version__, lease
 from mlops_tasks.config import Environment, Recipe, Settings
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
-from mlops_tasks.store import Artifact, Draft, Store
+from mlops_tasks.store import Artifact, Draft, Store, canonical_json
 from mlops_tasks.store.backend import is_disk_full
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,11 @@ class Spec(Settings):
     """Number of mapped tasks, by task id."""
     created: str
     """When it was resolved, UTC."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
     def label(self, task: str, index: int) -> str:
         """A task as people are told of it: with its index where there are several."""

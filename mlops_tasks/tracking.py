@@ -369,6 +369,7 @@ def _now() -> int:
 class Logged:
     """Where a training lies in MLflow."""
 
+    experiment_id: str
     run_id: str
     model_id: str
     model_uri: str
@@ -401,7 +402,15 @@ def complete(
     _set_metrics(client, run, final, step=int(train.metrics["steps"]))
     model = _final_model(client, run, train, prompt)
     client.set_terminated(run.info.run_id, "FINISHED")
-    return Logged(run.info.run_id, model.model_id, model.artifact_location)
+    return Logged(run.info.experiment_id, run.info.run_id, model.model_id, model.artifact_location)
+
+
+def log_card(client: MlflowClient, logged: Logged, text: str) -> None:
+    """Put a card beside a model's weights, in place of one that is there: another night may have evaluated the same model anew."""
+    with tempfile.TemporaryDirectory() as scratch:
+        card = Path(scratch) / "README.md"
+        card.write_text(text, encoding="utf-8")
+        client.log_model_artifact(logged.model_id, str(card), "artifacts/model")
 
 
 def _set_metrics(client: MlflowClient, run: Run, metrics: Mapping[str, float], *, step: int) -> None:
@@ -442,23 +451,23 @@ def _save_completer(folder: Path, *, model_id: str, run_id: str, train: Artifact
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # about classes of its own
         import mlflow.pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.models import Model
+
+    from mlops_tasks.completer import SIGNATURE
+    from mlops_tasks.data.prompts import is_chat
+    from mlops_tasks.model import HEADS_FILE
 
     artifacts = {"model": str(train.folder("model"))}
-    if "heads.safetensors" in train.names:
-        artifacts["heads"] = str(train.path("heads.safetensors"))
+    if HEADS_FILE in train.names:
+        artifacts["heads"] = str(train.path(HEADS_FILE))
     mlflow.pyfunc.save_model(
         folder,
         mlflow_model=Model(model_id=model_id, run_id=run_id),
         python_model=str(Path(__file__).with_name("completer.py")),
         artifacts=artifacts,
-        signature=ModelSignature(
-            inputs=Schema([ColSpec("string", "prompt")]),
-            outputs=Schema([ColSpec("string", "completion")]),
-            params=ParamSchema([ParamSpec("max_new_tokens", "long", 256)]),
-        ),
+        signature=SIGNATURE,
         input_example=[{"prompt": prompt}],
+        model_config={"is_chat": is_chat(train.manifest["components"]["config"]["text"]["prompt"])},
         pip_requirements=[
             f"{name}=={_version(name)}"
             for name in ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "pandas")

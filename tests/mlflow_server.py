@@ -1,4 +1,4 @@
-"""A real MLflow server for tests."""
+"""A real MLflow server for tests, and a registered model that it serves."""
 
 from __future__ import annotations
 
@@ -15,19 +15,57 @@ from pathlib import Path
 
 import pytest
 
+# Whoever serves a model does not have our package.
+_REFUSE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "mlops_tasks":
+            raise ModuleNotFoundError(f"{name} is not to be had here", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
 
 @contextmanager
 def serving(folder: Path, database: str) -> Iterator[str]:
     """The address of a server that keeps the files itself, in a folder, and the rest in a database."""
     uri = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files")]
-    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    try:
-        _await_answer(f"{uri}/health", folder / "log")
+    with _running(command, folder, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, f"{uri}/health"):
         yield uri
+
+
+@contextmanager
+def serving_model(folder: Path, server: str, model: str) -> Iterator[str]:
+    """The address where a model of a registry answers, from a process that cannot import our package."""
+    uri = f"http://127.0.0.1:{(port := free_port())}"
+    command = ["models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    with _running(command, folder, without_this_package(folder, server), f"{uri}/health"):
+        yield uri
+
+
+def without_this_package(folder: Path, server: str) -> dict[str, str]:
+    """Variables for a Python that cannot import `mlops_tasks`."""
+    (folder / "elsewhere").mkdir(exist_ok=True)
+    (folder / "elsewhere" / "sitecustomize.py").write_text(_REFUSE)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"  # `serve` looks for uvicorn
+    ours = {"PATH": path, "PYTHONPATH": str(folder / "elsewhere"), "MLFLOW_TRACKING_URI": server, "HF_HUB_OFFLINE": "1"}
+    return {**inherited, **ours}
+
+
+@contextmanager
+def _running(command: list[str], folder: Path, variables: dict[str, str], health: str) -> Iterator[None]:
+    log = folder / f"{command[0]}.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command], env={**variables, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=stream, stderr=stream, cwd=folder, start_new_session=True,
+        )  # fmt: skip
+    try:
+        _await_answer(process, health, log)
+        yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=20)
@@ -39,7 +77,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await_answer(url: str, log: Path) -> None:
+def _await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     for _ in range(2000):
         try:
             urllib.request.urlopen(url, timeout=1).close()
@@ -47,4 +85,6 @@ def _await_answer(url: str, log: Path) -> None:
             time.sleep(0.1)
         else:
             return
-    pytest.fail(f"the MLflow server did not start:\n{log.read_text()}")
+        if process.poll() is not None:
+            break
+    pytest.fail(f"the server did not start:\n{log.read_text()}")

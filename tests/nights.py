@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.evaluation.metrics import wilson_interval
 from mlops_tasks.registry import champion
 from mlops_tasks.stage import Champion, Pointer, Run, Spec
 from mlops_tasks.store import Artifact, Store
@@ -39,6 +40,15 @@ MEASURED = {
     "temperature": 0.0,
     "top_p": 1.0,
 }
+PINS = {"pull_data": "data-digest", "pull_model": "model-digest"}
+PULLED = {
+    "num_train": 64, "num_validation": 40, "num_test": 40, "num_prompt": 0, "num_dropped": 0, "num_unsupported": 0,
+    "origins": [{"source": "mbpp", "licence": "CC-BY-4.0", "num_problems": 144}],
+}  # fmt: skip
+TRAINED = {
+    "steps": 4, "stopped_early": False, "num_examples": 64, "num_too_long": 0, "train_tokens": 4096,
+    "validation_nats_before": 2.0, "validation_nats_after": 1.5,
+}  # fmt: skip
 PROMPT = '"""\nWrite a function to add two numbers.\n"""\n'
 
 
@@ -61,7 +71,7 @@ class Night:
     key: str = "abc"
     champion: Champion | None = None
     model: Path | None = None
-    """A real transformers folder, where one is needed."""
+    """What `MtpModel.save` wrote, where a real model is needed."""
 
     @property
     def store(self) -> Store:
@@ -70,14 +80,18 @@ class Night:
     def run(self, candidate: Sequence[Sequence[bool]], baseline: Sequence[Sequence[bool]], **measured: Any) -> Run:
         """The run, its candidate and its baseline judged with these outcomes (gate set and report set alike)."""
         spec = Spec(
-            recipe=RECIPE, pins={}, champion=self.champion, fan_out={"generate": 4, "judge": 4}, created="2026-01-01"
+            recipe=RECIPE, pins=PINS, champion=self.champion, fan_out={"generate": 4, "judge": 4}, created="2026-01-01"
         )
         prefix = Run.prefix_of(self.environment, "wmtp_daily", self.name)
         self.store.write_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
         run = Run.open(self.environment, prefix)
-        self.commit(run, "pull_data", {"test.parquet": b"problems"}, {})
-        base = self.commit(run, "pull_model", {"model/weights": b"base"}, {})
-        trained = self.commit(run, "train", self.training_files(), {"steps": 4}, key=self.key)
+        data = self.commit(run, "pull_data", {"test.parquet": b"problems"}, PULLED)
+        base = self.commit(run, "pull_model", {"model/weights": b"base"}, {"licence": "apache-2.0"})
+        inputs = {
+            name: {"artifact": one.prefix, "digest": one.digest, "files": ["*"]}
+            for name, one in (("data", data), ("model", base))
+        }
+        trained = self.commit(run, "train", self.training_files(), TRAINED, key=self.key, inputs=inputs)
         champion = self.store.find(self.champion.prefix) if self.champion else base
         assert champion is not None
         for index, (model, outcomes) in enumerate([(trained, candidate)] * 2 + [(champion, baseline)] * 2):
@@ -88,7 +102,8 @@ class Night:
         curves = b'{"step": 1, "loss": 2.0}\n'
         if self.model is None:
             return {"model/weights": self.weights.encode(), "curves.jsonl": curves}
-        return {f"model/{file.name}": file.read_bytes() for file in self.model.iterdir()} | {"curves.jsonl": curves}
+        files = {file.relative_to(self.model).as_posix(): file for file in self.model.rglob("*") if file.is_file()}
+        return {name: file.read_bytes() for name, file in files.items()} | {"curves.jsonl": curves}
 
     def evaluate(
         self, run: Run, index: int, model: Artifact, outcomes: Sequence[Sequence[bool]], measured: Mapping[str, Any]
@@ -103,7 +118,8 @@ class Night:
         ]
         share = sum(row["passed"] is True for row in rows) / len(rows)
         inputs = {"completions": {"artifact": generated.prefix, "digest": generated.digest}}
-        metrics = {**measured, "pass_at_k": {"1": share}}
+        interval = list(wilson_interval(share, len(outcomes)))
+        metrics = {**measured, "pass_at_k": {"1": share}, "pass_at_k_interval": {"1": interval}}
         self.commit(run, "judge", {"outcomes.parquet": parquet(rows)}, metrics, index=index, inputs=inputs)
 
     def commit(
@@ -116,8 +132,13 @@ class Night:
         for name, data in files.items():
             (draft.folder / name).parent.mkdir(exist_ok=True)
             (draft.folder / name).write_bytes(data)
-        record = {"key": key, "metrics": metrics, "inputs": inputs or {}, "versions": {"mlops-tasks": "0.1.0"}}
-        artifact = self.store.commit(draft, {**record, "components": {"config": {"seed": 0}}})
+        record = {
+            "key": key, "metrics": metrics, "inputs": inputs or {}, "versions": {"mlops-tasks": "0.1.0"}, "run": run.name,
+            "components": {"config": {"seed": 0, "text": RECIPE.text.model_dump(mode="json")}},
+            "environment": self.environment.model_dump(mode="json"), "device_seconds": 3600.0,
+            "cost": self.environment.cost(task, 3600.0),
+        }  # fmt: skip
+        artifact = self.store.commit(draft, record)
         made = {"digest": artifact.digest, "key": key}
         run.point(Pointer(task=task, index=index, stage=task, outcome="run", seconds=1.0, **made))
         return artifact
@@ -151,6 +172,7 @@ def tags_of(environment: Environment, version: str) -> dict[str, str]:
 WRITES = (
     "create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts", "finalize_logged_model",
     "log_outputs", "set_terminated", "create_registered_model", "create_model_version", "set_model_version_tag",
+    "log_model_artifact", "update_model_version",
     "set_registered_model_alias", "delete_registered_model_alias",
 )  # fmt: skip
 
@@ -196,5 +218,7 @@ def three_versions(environment: Environment) -> None:
             draft = store.begin(f"train/k{number}")
             (draft.folder / "weights").write_text(number)
             made = store.commit(draft, {})
-            client.create_model_version(NAME, source="x", tags={"stage_key": f"k{number}", "digest": made.digest})
+            client.create_model_version(
+                NAME, source="s3://elsewhere/x", tags={"stage_key": f"k{number}", "digest": made.digest}
+            )
         client.set_registered_model_alias(NAME, "champion", "1")

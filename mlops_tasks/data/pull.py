@@ -3,6 +3,8 @@
 Owns what a snapshot's files are called: `<split>.parquet` for each split (an absent one is an empty table) with `unsupported.json`
 (problems that no program could be judged by, and why), or `model/` as `save_pretrained` writes it; and what a whole model is. Formats are read in `sources`, digests are `pins`', the hub is `hub`'s,
 made-up problems are `generated`'s, what equals what is `contamination`'s, and a random model is built in `random_model`.
+
+Licences are told in the metrics and not in a file, so that a word in a model's README.md makes nothing below anew.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ import json
 import logging
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import TypeAdapter
 
-from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource, S3Access
+from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource, RandomModel, S3Access
 from mlops_tasks.data.contamination import contaminated_pairs
-from mlops_tasks.data.generated import generate_problems
+from mlops_tasks.data.generated import LICENCE, generate_problems
 from mlops_tasks.data.hub import commit_of, download
 from mlops_tasks.data.pins import (
     MODEL_FILES,
@@ -33,7 +37,7 @@ from mlops_tasks.data.pins import (
     remote_model_files,
 )
 from mlops_tasks.data.problems import SPLITS, Problem, read_problems, write_problems
-from mlops_tasks.data.remote import is_remote
+from mlops_tasks.data.remote import file_at, is_remote
 from mlops_tasks.data.sources import Reading, read_source
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.stage import Attempt
@@ -42,6 +46,7 @@ from mlops_tasks.store import Artifact
 log = logging.getLogger(__name__)
 
 _NUM_PAIRS_TOLD = 50
+_CARD = "README.md"
 
 
 def pull(attempt: Attempt) -> dict[str, Any]:
@@ -118,10 +123,19 @@ def _snapshot(
         )  # fmt: skip
     return {
         **counts,
+        "origins": _origins(kept),
         "num_unsupported": len(reading.unsupported),
         "num_dropped": len(reading.problems) - len(kept),
         "dropped": dropped,
     }
+
+
+def _origins(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    counted = Counter((problem.source, problem.licence) for problem in problems)
+    return [
+        {"source": source, "licence": licence, "num_problems": number}
+        for (source, licence), number in sorted(counted.items())
+    ]
 
 
 def _require_pin(pin: str | None, found: str, where: str) -> None:
@@ -164,15 +178,31 @@ def _pull_model(source: ModelSource, pin: str | None, folder: Path, access: S3Ac
         _fetch(source, pin, folder, access) if is_remote(source.path) else _copy(source, pin, folder)
     elif isinstance(source, HubModel):
         commit = pin or commit_of(source)
-        download(source, commit, folder, MODEL_FILES)
+        download(source, commit, folder, (*MODEL_FILES, _CARD))
         _require_whole(folder, f"{source.repo} at commit {commit}")
     else:
         from mlops_tasks.data.random_model import build
 
         _require_pin(pin, digest_of_model(source), "the random model")
         build(source, folder)
+    card = folder / _CARD  # not a part of the model
+    licence = LICENCE if isinstance(source, RandomModel) else licence_in(card)
+    card.unlink(missing_ok=True)
     files = [file.name for file in model_files(folder)]
-    return {"files": files, "bytes": sum((folder / file).stat().st_size for file in files)}
+    return {"files": files, "bytes": sum((folder / file).stat().st_size for file in files), "licence": licence}
+
+
+def licence_in(card: Path) -> str | None:
+    """What a model's README.md declares as its licence, in the front matter that the Hugging Face hub reads; None: nothing."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if not text.startswith("---\n"):
+        return None
+    try:
+        declared = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0])
+    except yaml.YAMLError:
+        return None
+    licence = declared.get("license") if isinstance(declared, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 def _copy(source: FolderModel, pin: str | None, folder: Path) -> None:
@@ -181,6 +211,8 @@ def _copy(source: FolderModel, pin: str | None, folder: Path) -> None:
     _require_whole(origin, source.path)
     for file in files:
         shutil.copyfile(file, folder / file.name)
+    if (origin / _CARD).is_file():
+        shutil.copyfile(origin / _CARD, folder / _CARD)
     _require_pin(pin, digest_of_files(model_files(folder)), source.path)
 
 
@@ -189,6 +221,8 @@ def _fetch(source: FolderModel, pin: str | None, folder: Path, access: S3Access)
     _require_pin(pin, digest_of_remote_model(files), source.path)
     for file in files:
         file.fetch(folder / file.name)
+    if (card := file_at(f"{source.path.rstrip('/')}/{_CARD}", access)) is not None:
+        card.fetch(folder / _CARD)
     _require_whole(folder, source.path)
 
 

@@ -243,6 +243,12 @@ def _identity(train: Artifact) -> dict[str, str]:
     return {tracking.KEY_TAG: train.manifest["key"], "digest": train.digest}
 
 
+def describe(client: MlflowClient, name: str, number: str, text: str) -> None:
+    """Set what MLflow's page of a version says of it, in Markdown, if it says something else."""
+    if client.get_model_version(name, number).description != text:
+        client.update_model_version(name, number, description=text)
+
+
 def set_tags(client: MlflowClient, name: str, number: str, tags: Mapping[str, str]) -> None:
     """Set those that differ: one call each is all that MLflow has."""
     present = client.get_model_version(name, number).tags

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import socket
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 from mlops_tasks import registry, tracking
 from mlops_tasks.config import Environment
@@ -17,9 +18,6 @@ from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.registry import Version, moves
 from mlops_tasks.registry.moves import Action, Order
 from mlops_tasks.store import Artifact, Store
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 _NUM_MOVES = 10
 _COLUMNS = (
@@ -32,6 +30,7 @@ def add(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> No
     commands = command.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", parents=[common], help="all versions, and what is known of them")
     listing.add_argument("name", nargs="?", metavar="NAME", help="a product line, with its last moves; default: all")
+    listing.add_argument("--json", action="store_true", help="for a program: one list of versions with all their tags")
     listing.set_defaults(answer=_list)
     compare = commands.add_parser(
         "compare", parents=[common], help="versions by their logged metrics, and problem by problem with the first one"
@@ -70,8 +69,13 @@ def _list(options: argparse.Namespace, environment: Environment, out: TextIO) ->
         known = registry.names(client)
         if options.name and options.name not in known:
             raise UserError(f"The registry has no model {options.name!r}. It has {', '.join(known) or 'none yet'}.")
-        for name in [options.name] if options.name else known:
-            out.writelines(f"{line}\n" for line in _listed(client, name))
+        found = {name: registry.versions(client, name) for name in ([options.name] if options.name else known)}
+    if options.json:
+        json.dump([_record(version) for versions in found.values() for version in versions], out, indent=1)
+        out.write("\n")
+        return
+    for name, versions in found.items():
+        out.writelines(f"{line}\n" for line in _listed(name, versions))
     if options.name:
         for move in moves.history(Store.of(environment), options.name)[:_NUM_MOVES]:
             out.write(f"{move.in_words}\n")
@@ -86,10 +90,17 @@ def _require_registry(environment: Environment) -> None:
         )
 
 
-def _listed(client: MlflowClient, name: str) -> Iterator[str]:
+def _listed(name: str, versions: Sequence[Version]) -> Iterator[str]:
     yield name
-    yield from _aligned(_filled([_COLUMNS, *(_row(version) for version in registry.versions(client, name))]))
+    yield from _aligned(_filled([_COLUMNS, *(_row(version) for version in versions)]))
     yield ""
+
+
+def _record(version: Version) -> dict[str, Any]:
+    return {
+        "name": version.name, "version": version.number, "aliases": list(version.aliases), "stage": version.older_stage,
+        "run_id": version.run_id, "tags": dict(version.tags),
+    }  # fmt: skip
 
 
 def _row(version: Version) -> tuple[str, ...]:

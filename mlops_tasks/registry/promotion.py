@@ -6,7 +6,6 @@ The action `promote` owns the gate and its evidence; what a version is said to b
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +19,10 @@ from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes
 from mlops_tasks.evaluation.metrics import McNemar, mcnemar, paired_bootstrap
 from mlops_tasks.registry import BY_HAND, PROMOTED_BY, Version
+from mlops_tasks.registry.card import Card
 from mlops_tasks.registry.moves import Order, moving
 from mlops_tasks.stage import Champion, Run, champion_artifact
-from mlops_tasks.store import Artifact, canonical_json
+from mlops_tasks.store import Artifact
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -164,7 +164,7 @@ def weigh(run: Run, candidate: Artifact) -> Evidence:
         only_candidate=test.only_a, only_baseline=test.only_b, mcnemar_p=test.p_value,
         compared_with=f"version {champion.version}" if champion else "the base model",
         candidate_outcomes=ours.digest, baseline_outcomes=theirs.digest,
-        spec=hashlib.sha256(canonical_json(run.spec.model_dump(mode="json"))).hexdigest(),
+        spec=run.spec.digest,
     )  # fmt: skip
 
 
@@ -220,10 +220,15 @@ def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evi
         client, run.environment, train=candidate, experiment=tracking.experiment_name(run.spec.recipe),
         metrics=_final_metrics(run, evidence), tags=facts, prompt=_first_prompt(run),
     )  # fmt: skip
-    return registry.register(
-        client, run.spec.recipe.model.name, train=candidate, logged=logged, outcomes=_present(run, "judge", CANDIDATE_GATE),
+    name = run.spec.recipe.model.name
+    version = registry.register(
+        client, name, train=candidate, logged=logged, outcomes=_present(run, "judge", CANDIDATE_GATE),
         tags={**facts, **{f"gate.{name}": str(value) for name, value in asdict(evidence).items()}},
     )  # fmt: skip
+    card = Card(run, candidate, version=version, compared=_in_words(evidence))
+    tracking.log_card(client, logged, card.readme())
+    registry.describe(client, name, version, card.description(logged))
+    return version
 
 
 def _facts(run: Run, candidate: Artifact) -> dict[str, str]:

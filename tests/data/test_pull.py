@@ -83,6 +83,7 @@ def test_problems_lie_in_a_table_a_split(tmp_path: Path) -> None:
         "num_train": 2,
         "num_validation": 1,
         "num_test": 1,
+        "origins": [{"source": "own", "licence": "unknown", "num_problems": 5}],
         "num_unsupported": 0,
         "num_dropped": 0,
         "dropped": [],
@@ -200,7 +201,7 @@ def model_folder(tmp_path: Path) -> Path:
     (folder / "model.safetensors").write_bytes(safetensors())
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text("{}")
-    (folder / "README.md").write_text("unread")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
     (folder / "modeling_own.py").write_text("raise SystemExit")
     return folder
 
@@ -216,6 +217,20 @@ def test_a_folder_is_copied_without_what_is_no_part_of_a_model(tmp_path: Path, m
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(file.name for file in folder.iterdir()) == metrics["files"] == names
     assert metrics["bytes"] == sum((model_folder / name).stat().st_size for name in names)
+    assert metrics["licence"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [None, "", "# Base\n\nlicense: mit\n", "---\ntags: [code]\n---\n", "---\nlicense: [\n---\n", "---\n- mit\n---\n", "---\nlicense: [mit, gpl]\n---\n"],
+)  # fmt: skip
+def test_a_licence_is_known_only_where_the_models_card_declares_one(
+    tmp_path: Path, model_folder: Path, card: str | None
+) -> None:
+    (model_folder / "README.md").unlink()
+    if card is not None:
+        (model_folder / "README.md").write_text(card)
+    assert pull_folder(tmp_path, model_folder)[1]["licence"] is None
 
 
 def test_weights_in_pieces_are_a_whole_model_if_every_piece_is_there(tmp_path: Path, model_folder: Path) -> None:
@@ -366,7 +381,8 @@ def test_a_hubs_revision_is_pinned_as_a_commit_and_only_a_models_files_are_fetch
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(file.name for file in (made.folder / "model").iterdir()) == metrics["files"] == names
     assert (made.folder / "model" / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
-    assert not [path for path in hub.asked if path.endswith((".py", ".md"))]
+    assert metrics["licence"] == "apache-2.0"
+    assert not [path for path in hub.asked if path.endswith(".py")]
 
 
 def test_a_repository_or_revision_that_is_not_there_is_the_users_mistake(tmp_path: Path, hub: type[HubHandler]) -> None:

@@ -112,10 +112,12 @@ def test_a_model_is_pulled_from_a_prefix_in_parts_and_without_what_is_no_part_of
     bucket.backend.publish("models/base", tmp_path, ["model.safetensors"])
     bucket.backend.write("models/base/tokenizer_config.json", b"")
     bucket.backend.write("models/base/onnx/config.json", b"below")
+    bucket.backend.write("models/base/README.md", b"---\nlicense: mit\n---\n")
     source = bucket.model("models/base")
     made = attempt(tmp_path, bucket.access, model=source.model_dump(), pin=digest_of_model(source, bucket.access))
     metrics = pull(made)
     assert metrics["files"] == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert metrics["licence"] == "mit" and not (made.folder / "model" / "README.md").exists()
     assert (made.folder / "model" / "model.safetensors").read_bytes() == weights
     assert (made.folder / "model" / "tokenizer_config.json").read_bytes() == b""
 
