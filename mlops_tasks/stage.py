@@ -73,6 +73,8 @@ class Spec(Settings):
     """Number of mapped tasks, by task id."""
     created: str
     """When it was resolved, UTC."""
+    only_champion: bool = False
+    """The champion is evaluated on the data as they are, and nothing is trained."""
 
     def label(self, task: str, index: int) -> str:
         """A task as people are told of it: with its index where there are several."""

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.evaluation.metrics import wilson_interval
 from mlops_tasks.registry import champion
 from mlops_tasks.stage import Champion, Pointer, Run, Spec
 from mlops_tasks.store import Artifact, Store
@@ -103,7 +104,11 @@ class Night:
         ]
         share = sum(row["passed"] is True for row in rows) / len(rows)
         inputs = {"completions": {"artifact": generated.prefix, "digest": generated.digest}}
-        metrics = {**measured, "pass_at_k": {"1": share}}
+        metrics = {
+            **measured,
+            "pass_at_k": {"1": share},
+            "pass_at_k_interval": {"1": wilson_interval(share, len(outcomes))},
+        }
         self.commit(run, "judge", {"outcomes.parquet": parquet(rows)}, metrics, index=index, inputs=inputs)
 
     def commit(
