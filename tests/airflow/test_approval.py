@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +59,17 @@ def test_nobody_is_asked_about_what_a_gate_refuses(monday: Night, monkeypatch: p
     server, _ = run_task(dag_of(monday, monkeypatch, approval=PERSON), "approve", run="monday")
     assert (server.told["state"], server.asked) == ("success", {})
     assert "the gates refuse it" in str(server.xcoms["return_value"])
+
+
+@pytest.mark.parametrize(("answer", "skipped"), [("Approve", []), ("Reject", ["promote"])])
+def test_a_rejection_skips_the_promotion_and_nothing_below_it(
+    monday: Night, monkeypatch: pytest.MonkeyPatch, answer: str, skipped: list[str]
+) -> None:
+    monday.run(STRONG, WEAK)
+    event = {
+        "chosen_options": [answer], "params_input": {}, "responded_by_user": {"id": "1", "name": "anna"},
+        "responded_at": datetime(2026, 1, 2, tzinfo=UTC), "timedout": False,
+    }  # fmt: skip
+    server, error = run_task(dag_of(monday, monkeypatch, approval=PERSON), "approve", run="monday", event=event)
+    assert (server.told["state"], error) == ("success", None)
+    assert [task[0] if isinstance(task, list) else task for task in server.skipped] == skipped

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +110,15 @@ def test_the_real_day_promotes_and_the_next_one_computes_nothing(place: Place) -
     # The baseline is the champion now, which is the candidate itself.
     assert "  already champion: version 1. " in second
     assert sorted(re.findall(r"(\S+): starts", second)) == ["plan", "promote[0]", "report[0]"]
+
+    with closing(sqlite3.connect(place.home / "airflow.db")) as database:
+        # Once: the second night has promoted nothing.
+        ((uri, extra),) = database.execute(
+            "SELECT uri, extra FROM asset_event JOIN asset ON asset.id = asset_event.asset_id"
+        ).fetchall()
+    event = json.loads(extra)
+    assert (uri, event["version"]) == ("wmtp://champion/tiny-coder", "1")
+    assert json.loads(Path(event["manifest"]).read_text())["digest"] == event["digest"]
 
     code, week = place.airflow("evaluate_champion", {"recipe": str(recipe)})
 
