@@ -171,17 +171,31 @@ def checkout() -> str:
 
 
 @pytest.fixture(scope="session")
-def airflow_models() -> None:
-    """All of them: a task loads a few, and then SQLAlchemy refuses MLflow's for those that are missing."""
+def airflow_here() -> None:
+    """What a worker sets up and a library does not: all models, and loggers with a level.
+
+    A task loads a few of the models, and then SQLAlchemy refuses MLflow's for those that are missing.
+    """
+    import structlog
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from airflow.models import import_all_models
 
         import_all_models()
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
 
 
 @pytest.fixture
-def program_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, airflow_models: None) -> None:
+def program_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, airflow_here: None) -> None:
     """`wmtp` is called in the process of the test, instead of as a process that takes seconds to start; see `in_process`."""
     from airflow import settings
     from wmtp import local
