@@ -13,7 +13,7 @@ Trigger it with another recipe, with settings changed (`train.steps=200`), or wi
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import RETRY_POLICY, environment, params, stage
+from wmtp import RETRY_POLICY, approval, environment, params, stage
 
 from mlops_tasks.pipeline import EVALUATIONS
 
@@ -72,7 +72,8 @@ with DAG(
     judge = stage(
         "judge", index=ROLES, map_index_template=ROLE_NAME, doc_md="Runs the programs against the problems' tests."
     )
+    approve = approval("approve", doc_md="Asks a person, or nobody, as the environment file says.")
     promote = stage("promote", doc_md="Registers the candidate and, if it is better, makes it the champion.")
     report = stage("report", doc_md="Writes one page about the run.")
     chain(plan, [pull_data, pull_model], reference)
-    chain(pull_data, pull_reference, reference, score_shard, score, train, generate, judge, promote, report)
+    chain(pull_data, pull_reference, reference, score_shard, score, train, generate, judge, approve, promote, report)

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _task_commands() -> dict[str, str]:
     commands: dict[str, str] = {}
-    for task in pipeline.TASKS.values():
+    for task in (*pipeline.TASKS.values(), pipeline.WATCH):
         name = _command_of(task)
         commands[name] = f"run one task of the {'stage' if isinstance(task.run, stage.Stage) else 'action'} {name}"
     return commands
@@ -140,6 +140,9 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--force", action="append", default=[], metavar="TASK", help="run this task anew, once; may be repeated"
     )
+    command.add_argument(
+        "--champion", action="store_true", help="only evaluate the champion on the data as they are; train nothing"
+    )
     command.set_defaults(answer=_plan)
 
 
@@ -155,10 +158,13 @@ def _add_verify(command: argparse.ArgumentParser) -> None:
 
 def _add_gc(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--keep-runs", type=int, default=20, metavar="N", help="last runs of each deployment (default: %(default)s)"
+        "--keep-runs",
+        type=int,
+        metavar="N",
+        help="last runs of each deployment (default: as the environment file says)",
     )
     command.add_argument(
-        "--grace-days", type=float, default=7, metavar="D", help="touch nothing younger (default: %(default)s)"
+        "--grace-days", type=float, metavar="D", help="touch nothing younger (default: as the environment file says)"
     )
     command.add_argument(
         "--pin",
@@ -209,9 +215,16 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
             recipe=options.recipe,
             overrides=options.overrides,
             force=options.force,
+            only_champion=options.champion,
         )
         return
-    spec = pipeline.resolve(environment, recipe=options.recipe, overrides=options.overrides, force=options.force)
+    spec = pipeline.resolve(
+        environment,
+        recipe=options.recipe,
+        overrides=options.overrides,
+        force=options.force,
+        only_champion=options.champion,
+    )
     forecasts = list(pipeline.preview(environment, spec))
     for one in forecasts:
         took = "" if one.seconds is None else f"{one.seconds / 60:6.1f} min last time"
@@ -286,17 +299,26 @@ def _recompute(options: argparse.Namespace, environment: Environment, out: TextI
 
 def _gc(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
     from mlops_tasks import housekeeping
+    from mlops_tasks.registry import old_runs
 
+    policy = environment.housekeeping
     collector = housekeeping.Collector(
-        environment, num_runs=options.keep_runs, grace=timedelta(days=options.grace_days), pins=options.pin
+        environment,
+        num_runs=policy.keep_runs if options.keep_runs is None else options.keep_runs,
+        grace=timedelta(days=policy.grace_days if options.grace_days is None else options.grace_days),
+        pins=options.pin,
     )
     garbage = collector.garbage()
     gone = list(collector.remove(garbage)) if options.delete else garbage
     for one in gone:
         out.write(f"{housekeeping.readable(one.num_bytes):>12}  {one.prefix}  {one.text}\n")
     uploads = collector.uploads(dry_run=not options.delete)
+    forgotten = old_runs.find(environment)
+    if options.delete:
+        old_runs.delete(environment, forgotten)
+    out.writelines(f"{one}\n" for one in forgotten)
     size = housekeeping.readable(sum(one.num_bytes for one in gone))
-    out.write(f"{len(gone)} prefixes with {size}, and {uploads} unfinished writes: ")
+    out.write(f"{len(gone)} prefixes with {size}, {uploads} unfinished writes and {len(forgotten)} runs in MLflow: ")
     out.write("removed\n" if options.delete else "a dry run, nothing was removed; --delete removes them\n")
 
 

@@ -420,15 +420,48 @@ class Evaluation(Settings):
         return self
 
 
+class NamedSet(Settings):
+    """A part of the gate set on which a candidate must not be worse, however good it is on the whole."""
+
+    ids: tuple[str, ...] = Field(min_length=1)
+    """Its problems: ids, or patterns such as `strings-*`, in which `*` stands for anything."""
+    max_loss: float = Field(0.05, ge=0, le=1)
+    """The lower bound of the paired difference in pass@1 on these problems must be at least minus this. Few problems have a wide
+    interval, and then a loss that may be chance is refused too."""
+
+
 class Gate(Settings):
-    """When a candidate takes the champion's place."""
+    """When a candidate takes the champion's place: every gate that is asked for must hold."""
 
     min_difference: float = Field(0.0, ge=-1, le=1)
     """The lower bound of the paired difference in pass@1 must be above this."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Of the one-sided lower bound and of the intervals shown."""
+    """Of the one-sided lower bounds and of the intervals shown."""
     num_resamples: int = Field(10_000, ge=100)
     """Resamples of the paired bootstrap."""
+    min_score: float | None = Field(None, ge=0, le=1)
+    """Least pass@1 of the candidate on the gate set; None: any."""
+    no_regression: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], NamedSet] = {}
+    """Parts of the gate set by name, each with a bound of its own."""
+    max_model_bytes: int | None = Field(None, ge=1)
+    """Largest size of the files that a model is loaded from, without heads 2..H; None: any."""
+    min_tokens_per_second: float | None = Field(None, gt=0)
+    """Least speed at which `generate` saw the candidate write; None: any. Other work on the machine only slows it down, so the
+    fastest of its sets decides, of those that were written in one go and have a thousand tokens. It is a speed of that machine and batch
+    size: set it well below what the champion reaches there."""
+    max_contamination: float | None = Field(None, ge=0, lt=1)
+    """Largest share of the training problems that equalled an evaluation problem and were left out: a source with many has near
+    copies too, which no comparison finds. None: any. It needs `data.on_contamination: drop`."""
+
+
+class Watch(Settings):
+    """When the champion is said to have decayed: judged on the gate set of the data as they are now, and beyond chance."""
+
+    max_loss: float = Field(0.05, ge=0, le=1)
+    """The interval of the difference between its pass@1 now and when it was judged last as a candidate lies below minus this. Paired
+    where the problems are the same."""
+    min_score: float | None = Field(None, ge=0, le=1)
+    """The interval of its pass@1 lies below this; None: any score is good enough."""
 
 
 class Recipe(Settings):
@@ -446,6 +479,7 @@ class Recipe(Settings):
     train: Train
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
+    watch: Watch = Watch()
 
     @model_validator(mode="after")
     def _gate_of_its_own(self) -> Self:
@@ -459,6 +493,15 @@ class Recipe(Settings):
                     f"{name}.{chooses} chooses weights by the validation problems, so evaluation.gate must not decide on them too: "
                     "set evaluation.gate.split to test, and part it from evaluation.report with skip and limit"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _contamination_may_be_there(self) -> Self:
+        if self.gate.max_contamination is not None and self.data.on_contamination == "refuse":
+            raise ValueError(
+                f"gate.max_contamination is {self.gate.max_contamination}, but data.on_contamination is refuse, which ends the run at the first "
+                "equal problem: set that to drop, or leave the limit out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -565,6 +608,80 @@ class JudgeResources(Settings):
     """Where the system cannot confine programs (macOS), run them all the same, as your user, with limits of memory and time only."""
 
 
+class Housekeeping(Settings):
+    """What `wmtp gc` and the weekly DAG `housekeeping` let go."""
+
+    keep_runs: int = Field(20, ge=0)
+    """Last runs of each deployment whose artifacts are kept."""
+    grace_days: float = Field(7.0, ge=1)
+    """Nothing younger is touched."""
+    mlflow_days: float | None = Field(90.0, ge=1)
+    """Age from which a training's run in MLflow is deleted, if no version came of it and nothing of it is left in the store; None: never.
+    MLflow keeps what is deleted until `mlflow gc`."""
+    delete: bool = False
+    """Whether the weekly DAG removes what it has shown; a run's form may say otherwise."""
+
+
+class AutomaticApproval(Settings):
+    """Nobody is asked: what the gates let pass is promoted."""
+
+    kind: Literal["automatic"]
+
+
+class PersonalApproval(Settings):
+    """A person is asked in Airflow before a candidate that every gate lets pass is promoted."""
+
+    kind: Literal["person"]
+    hours: float = Field(12.0, gt=0)
+    """Without an answer for so long it is rejected, and production stays as it is."""
+
+
+Approval = Annotated[AutomaticApproval | PersonalApproval, Field(discriminator="kind")]
+
+
+Event = Literal["failure", "refusal", "promotion", "decay"]
+"""What people may want to be told: a task failed for good, a candidate was refused or promoted, the champion has decayed."""
+_EVERY_EVENT: tuple[Event, ...] = ("failure", "refusal", "promotion", "decay")
+
+
+class SmtpNotice(Settings):
+    """Mail."""
+
+    kind: Literal["smtp"]
+    connection: str = Field("smtp_default", min_length=1)
+    """Id of the Airflow connection that holds server, user and password."""
+    to: tuple[str, ...] = Field(min_length=1)
+    """Addresses."""
+    sender: str | None = None
+    """Address; None: `from_email` of the connection."""
+    events: tuple[Event, ...] = Field(_EVERY_EVENT, min_length=1)
+    """What is told."""
+
+
+class SlackNotice(Settings):
+    """A message through an incoming webhook of Slack, or of a chat that takes the same (`{"text": …}`)."""
+
+    kind: Literal["slack"]
+    connection: str = Field("slack_default", min_length=1)
+    """Id of the Airflow connection whose password is what comes after https://hooks.slack.com/services/ in the webhook's address. Its
+    host, if it has one, stands for that beginning."""
+    events: tuple[Event, ...] = Field(_EVERY_EVENT, min_length=1)
+    """What is told."""
+
+
+class WebhookNotice(Settings):
+    """A POST of JSON: event, title, sentence, links, dag, run, task."""
+
+    kind: Literal["webhook"]
+    connection: str = Field("wmtp_webhook", min_length=1)
+    """Id of the Airflow connection whose host is the address, `https://…`; its password, if it has one, is sent as a bearer token."""
+    events: tuple[Event, ...] = Field(_EVERY_EVENT, min_length=1)
+    """What is told."""
+
+
+Notice = Annotated[SmtpNotice | SlackNotice | WebhookNotice, Field(discriminator="kind")]
+
+
 class Environment(Settings):
     """Where to run."""
 
@@ -590,6 +707,11 @@ class Environment(Settings):
     train: TrainResources = TrainResources()
     generate: GenerateResources = GenerateResources()
     judge: JudgeResources = JudgeResources()
+    housekeeping: Housekeeping = Housekeeping()
+    approval: Approval = AutomaticApproval(kind="automatic")
+    """Who lets a candidate take the champion's place after the gates."""
+    notices: tuple[Notice, ...] = ()
+    """Who is told what, and how. Secrets never stand here: they are in Airflow's connections."""
 
     def cost(self, stage: str, device_seconds: float) -> float | None:
         """What device time of a stage costs, in `currency`; None where it has no price."""

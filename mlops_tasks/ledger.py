@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops_tasks.errors import Unavailable, UserError
-from mlops_tasks.pipeline import TASKS
+from mlops_tasks.pipeline import TASKS, places
 from mlops_tasks.stage import Pointer, Run, Stage, artifact_prefix, decide
 
 
@@ -94,13 +94,12 @@ def _unfinished(run: Run, ended: Iterable[Pointer]) -> set[str]:
     """Where the tasks that have not ended would put what they make, as far as what they read is there."""
     done = {(pointer.task, pointer.index) for pointer in ended}
     found: set[str] = set()
-    for task in TASKS.values():
-        for index in range(run.spec.fan_out.get(task.id, 1)):
-            if (task.id, index) not in done and isinstance(task.run, Stage):
-                try:
-                    decision = decide(run, task, index, tasks=TASKS)
-                except (Unavailable, UserError):
-                    continue
-                if decision.components:
-                    found.add(artifact_prefix(task.run.name, decision.key))
+    for task, index in places(run.spec):
+        if (task.id, index) not in done and isinstance(task.run, Stage):
+            try:
+                decision = decide(run, task, index, tasks=TASKS)
+            except (Unavailable, UserError):
+                continue
+            if decision.components:
+                found.add(artifact_prefix(task.run.name, decision.key))
     return found

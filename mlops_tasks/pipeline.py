@@ -290,15 +290,30 @@ TASKS: dict[str, Task] = {
 }
 
 
+WATCH = Task("watch", "mlops_tasks.registry.watch:watch")
+"""What the champion's evaluation ends with; no part of the daily run."""
+
+CHAMPION_GATE = EVALUATIONS.index(("baseline", "gate"))
+
+
 def task_named(name: str) -> Task:
     """The task with this id.
 
     Raises:
         UserError: there is none; lists those that there are.
     """
-    if name not in TASKS:
-        raise UserError(f"There is no task {name!r}. The tasks are plan, {', '.join(TASKS)}.")
-    return TASKS[name]
+    known = {**TASKS, WATCH.id: WATCH}
+    if name not in known:
+        raise UserError(f"There is no task {name!r}. The tasks are plan, {', '.join(known)}.")
+    return known[name]
+
+
+def places(spec: Spec) -> list[tuple[Task, int]]:
+    """All tasks of a run with their indices, in order, after `plan`."""
+    if spec.only_champion:
+        mapped = [(TASKS[name], CHAMPION_GATE) for name in ("generate", "judge")]
+        return [(TASKS["pull_data"], 0), *mapped, (WATCH, 0)]
+    return [(task, index) for task in TASKS.values() for index in range(spec.fan_out.get(task.id, 1))]
 
 
 def plan(
@@ -308,8 +323,12 @@ def plan(
     recipe: str | Path,
     overrides: Sequence[str] = (),
     force: Sequence[str] = (),
+    only_champion: bool = False,
 ) -> Run:
     """Resolve a recipe into the spec of a run and write it, or read the spec that is there already (a retry).
+
+    Args:
+        only_champion: see `Spec`.
 
     Raises:
         UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
@@ -317,10 +336,8 @@ def plan(
     started = time.monotonic()
     store = Store.of(environment)
     if store.read_json(f"{prefix}/spec.json") is None:
-        store.create_json(
-            f"{prefix}/spec.json",
-            resolve(environment, recipe=recipe, overrides=overrides, force=force).model_dump(mode="json"),
-        )
+        spec = resolve(environment, recipe=recipe, overrides=overrides, force=force, only_champion=only_champion)
+        store.create_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
     run = Run.open(environment, prefix)
     run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=round(time.monotonic() - started, 3)))
     return run
@@ -333,11 +350,13 @@ def resolve(
     overrides: Sequence[str] = (),
     force: Sequence[str] = (),
     only_evaluates: bool = False,
+    only_champion: bool = False,
 ) -> Spec:
     """Pin everything that could move: data, models, champion.
 
     Args:
         only_evaluates: nothing is trained, and the recipe's own model is asked, whoever the champion is.
+        only_champion: see `Spec`.
 
     Raises:
         UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
@@ -360,6 +379,7 @@ def resolve(
         force=tuple(dict.fromkeys([*force, *(TASKS[name].covered_by or name for name in force)])),
         created=datetime.now(UTC).isoformat(),
         fan_out={task.id: task.fan_out(found, environment) for task in TASKS.values() if task.fan_out},
+        only_champion=only_champion,
     )
 
 
@@ -434,9 +454,8 @@ def preview(environment: Environment, spec: Spec) -> Iterator[Forecast]:
     """What each task of a run with this spec would do; starts nothing and writes nothing."""
     run = _Preview(Store.of(environment), environment, "runs/preview", spec)
     took = _earlier_seconds(environment, spec.recipe.name)
-    for task in TASKS.values():
-        for index in range(spec.fan_out.get(task.id, 1)):
-            yield _forecast(run, task, index, statistics.median(took[task.id]) if task.id in took else None)
+    for task, index in places(spec):
+        yield _forecast(run, task, index, statistics.median(took[task.id]) if task.id in took else None)
 
 
 def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> Forecast:

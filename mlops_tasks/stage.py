@@ -74,6 +74,8 @@ class Spec(Settings):
     """Number of mapped tasks, by task id."""
     created: str
     """When it was resolved, UTC."""
+    only_champion: bool = False
+    """The champion is evaluated on the data as they are, and nothing is trained."""
 
     @property
     def digest(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlops_tasks import ledger
-from mlops_tasks.pipeline import EVALUATIONS, TASKS
+from mlops_tasks.pipeline import EVALUATIONS, TASKS, WATCH, places
 from mlops_tasks.stage import Pointer, Run, Stage
 from mlops_tasks.store import Artifact
 
@@ -20,9 +20,8 @@ def of_run(run: Run) -> Iterator[str]:
     yield f"{run.name}  (recipe {run.spec.recipe.name})"
     yield ""
     yield f"  {'task':<16}{'outcome':<9}{'seconds':>8}"
-    for task in ("plan", *TASKS):
-        for index in range(run.spec.fan_out.get(task, 1)):
-            yield _task_line(run, task, index, found.get((task, index)))
+    for task, index in (("plan", 0), *((task.id, index) for task, index in places(run.spec))):
+        yield _task_line(run, task, index, found.get((task, index)))
     yield ""
     if stages := [
         pointer for (task, _), pointer in found.items() if task in TASKS and isinstance(TASKS[task].run, Stage)
@@ -61,6 +60,8 @@ def _verdict(found: dict[tuple[str, int], Pointer]) -> Iterator[str]:
     if promoted := found.get(("promote", 0)):
         detail = promoted.detail
         yield f"\n  {detail['outcome']}: version {detail['version']}. {detail['reason']}"
+    if watched := found.get((WATCH.id, 0)):
+        yield f"\n  {watched.detail['outcome']}: version {watched.detail['version']}. {watched.detail['reason']}"
     if reported := found.get(("report", 0)):
         yield f"  report: {reported.detail['path']}"
 

@@ -91,6 +91,13 @@ def test_an_override_of_a_kind_starts_that_part_anew() -> None:
         ("train.learning_rate=.inf", "Input should be a finite number"),
         ("seed=-1", "seed is -1: Input should be greater than or equal to 0"),
         ("name=a b", "name is 'a b': String should match pattern"),
+        ("gate.min_score=70", r"gate\.min_score is 70: Input should be less than or equal to 1"),
+        (
+            "gate.no_regression={a: {ids: []}}",
+            r"gate\.no_regression\.a\.ids is \[\]: Tuple should have at least 1 item",
+        ),
+        ("gate.no_regression={a b: {ids: [x]}}", r"gate\.no_regression\.a b.* String should match pattern"),
+        ("gate.max_model_byte=7", r"gate\.max_model_byte is not a setting; check its spelling"),
     ],
 )
 def test_bad_settings_are_refused_with_their_place(override: str, message: str) -> None:
@@ -113,6 +120,13 @@ def test_weights_of_a_uniform_training_are_refused() -> None:
         load_recipe(CONFIGS / "recipes/demo.yaml", changes)
     plain = load_recipe(CONFIGS / "recipes/demo.yaml", changes[:1])
     assert Recipe.model_validate(plain.model_dump(mode="json")) == plain
+
+
+def test_a_limit_of_contamination_is_refused_where_none_is_let_through() -> None:
+    limit = "gate.max_contamination=0.01"
+    assert load_recipe(CONFIGS / "recipes/demo.yaml", [limit]).gate.max_contamination == 0.01
+    with pytest.raises(UserError, match=r"max_contamination is 0\.01, but data\.on_contamination is refuse"):
+        load_recipe(CONFIGS / "recipes/demo.yaml", [limit, "data.on_contamination=refuse"])
 
 
 def test_a_part_of_an_evaluation_set_keeps_the_split_that_it_has_by_default() -> None:
@@ -159,6 +173,22 @@ FELT_ELSEWHERE = {
     "gate.min_difference": "test_registry: test_every_setting_of_the_gate_counts",
     "gate.confidence": "test_registry: test_every_setting_of_the_gate_counts",
     "gate.num_resamples": "test_registry: test_every_setting_of_the_gate_counts",
+    **dict.fromkeys(
+        (
+            f"gate.{name}"
+            for name in (
+                "min_score",
+                "no_regression.part.ids",
+                "no_regression.part.max_loss",
+                "max_model_bytes",
+                "min_tokens_per_second",
+                "max_contamination",
+            )
+        ),
+        "test_gates: one test each",
+    ),
+    "watch.max_loss": "test_watch: test_a_loss_counts_that_is_more_than_may_be_lost_and_than_chance",
+    "watch.min_score": "test_watch: test_the_score_may_have_a_limit_of_its_own_which_chance_does_not_break",
 }
 TRAIN = {"steps": 5}
 RANDOM = {"kind": "random"}
@@ -168,6 +198,7 @@ BASE: dict[str, Any] = {
     "scoring": {"scorer": "uniform"}, "evaluation": {
         "num_samples": 4, "temperature": 0.5, "top_p": 0.5, "gate": {"split": "test", "limit": 40}, "report": {"split": "test", "skip": 60},
     },
+    "gate": {"no_regression": {"part": {"ids": ["a*"]}}},
 }  # fmt: skip
 VARIANTS: list[dict[str, Any]] = [
     {"scoring": {"scorer": "rho1", "reference": {"kind": "trained", "data": GENERATED, "train": TRAIN}}},
@@ -191,7 +222,7 @@ def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 def changed_value(name: str, value: Any) -> list[Any]:
     closed = {
         "prompt": ["begin-done-3shot"], "protocol": ["begin-done-3shot"], "precision": ["bfloat16"], "keep": ["best"],
-        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5], "hidden_size": [64],
+        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5], "hidden_size": [64], "ids": [["b*"]],
     }  # fmt: skip
     if name in closed:
         return [choice for choice in closed[name] if choice != value]
@@ -235,6 +266,8 @@ def _valid(tree: dict[str, Any], place: tuple[str, ...]) -> Iterator[Recipe]:
             _at(other, place[:-1])["steps"] = None
         if place[-1] == "steps":
             _at(other, place[:-1])["epochs"] = None
+        if place[-1] == "max_contamination":
+            other["data"]["on_contamination"] = "drop"
         try:
             yield Recipe.model_validate(other)
         except ValueError:

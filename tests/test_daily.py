@@ -191,7 +191,7 @@ def test_verify_and_gc_find_nothing_to_do_after_a_day(place: Path, first: Run) -
     assert code == 0
     assert (
         text
-        == "0 prefixes with 0 bytes, and 0 unfinished writes: a dry run, nothing was removed; --delete removes them\n"
+        == "0 prefixes with 0 bytes, 0 unfinished writes and 0 runs in MLflow: a dry run, nothing was removed; --delete removes them\n"
     )
 
 

@@ -157,7 +157,7 @@ def test_every_setting_of_the_gate_counts(
     monkeypatch.setattr(promotion, "paired_bootstrap", watched)
     candidate = run.artifact("train")
     assert candidate is not None
-    assert weigh(run, candidate).passed is passed
+    assert weigh(run, candidate).evidence.passed is passed
     assert asked == [777]
 
 

@@ -1,25 +1,27 @@
 """What a night's candidate has to show: hold it against the champion, register it, and have it made champion if it is better.
 
-The action `promote` owns the gate and its evidence; what a version is said to be is `registry`'s, how an alias moves is
-`registry.moves`'. Everything is found before it is made and every step can be repeated, so that a kill at any point costs nothing.
+The action `promote` owns the evidence and what follows from it; what each gate asks is `registry.gates`', what a version is said to be
+`registry`'s, how an alias moves `registry.moves`'. Everything is found before it is made and every step can be repeated, so that a kill at any point costs nothing.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 
 from mlops_tasks import registry, tracking
-from mlops_tasks.config import Gate
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes
-from mlops_tasks.evaluation.metrics import McNemar, mcnemar, paired_bootstrap
+from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
 from mlops_tasks.registry import BY_HAND, PROMOTED_BY, Version
 from mlops_tasks.registry.card import Card
+from mlops_tasks.registry.gates import GateOutcome, Measured, Passes, Speed, hold, pass_at_1
 from mlops_tasks.registry.moves import Order, moving
 from mlops_tasks.stage import Champion, Run, champion_artifact
 from mlops_tasks.store import Artifact
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 Outcome = Literal["promoted", "refused", "already champion"]
 
+GATES_TAG = "gates"
+"""Tag of a version: what each gate said when it was judged last, as JSON."""
+
 log = logging.getLogger(__name__)
 
 # Of the mapped tasks generate and judge; the order is `pipeline.EVALUATIONS`.
@@ -37,9 +42,10 @@ CANDIDATE_GATE, CANDIDATE_REPORT, BASELINE_GATE, BASELINE_REPORT = range(4)
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gate decides on, and all that one needs to check it later."""
+    """What the gates decide on, and all that one needs to check it later."""
 
     passed: bool
+    """Whether every gate holds."""
     num_problems: int
     candidate: float
     """Mean pass@1 on the gate set."""
@@ -65,11 +71,26 @@ class Evidence:
     """Digest of the spec."""
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """A candidate's evidence, and what each gate says of it."""
+
+    evidence: Evidence
+    gates: tuple[GateOutcome, ...]
+
+    @property
+    def in_words(self) -> str:
+        """The comparison, and each other gate that does not hold."""
+        better, *others = self.gates
+        return " ".join([better.text, *(f"Gate {gate.name}: {gate.text}" for gate in others if not gate.passed)])
+
+
 def promote(run: Run) -> dict[str, Any]:
-    """Register the candidate of a run and make it the champion if the gate says so.
+    """Register the candidate of a run and make it the champion if the gates say so.
 
     Returns:
-        outcome ("promoted", "refused" or "already champion"), version, reason, evidence.
+        outcome ("promoted", "refused" or "already champion"), version, reason, evidence (see `Evidence`; empty for "already champion"),
+        and gates: a list of `gates.GateOutcome` as mappings, empty likewise.
 
     Raises:
         DataError: the outcomes are not of the candidate, of the pinned baseline, or of the same problems and protocol.
@@ -81,13 +102,13 @@ def promote(run: Run) -> dict[str, Any]:
         now = registry.champion_of(client, name)
         if now is not None and now.digest == candidate.digest:
             return _of_champion(client, run, candidate, now)
-        evidence = weigh(run, candidate)
+        weighed = weigh(run, candidate)
         known = registry.find(client, name, candidate)
         if known is not None and (reason := _why_not_by_night(known, now)):
-            return _result("refused", known.number, reason, asdict(evidence))
-        version = _register(client, run, candidate, evidence)
-        outcome, reason = _decide(client, run, version, evidence)
-        return _result(outcome, version, reason, asdict(evidence))
+            return _result("refused", known.number, reason, weighed)
+        version = _register(client, run, candidate, weighed)
+        outcome, reason = _decide(client, run, version, weighed)
+        return _result(outcome, version, reason, weighed)
 
 
 def _of_champion(client: MlflowClient, run: Run, candidate: Artifact, now: Champion) -> dict[str, Any]:
@@ -98,10 +119,10 @@ def _of_champion(client: MlflowClient, run: Run, candidate: Artifact, now: Champ
         by = client.get_model_version(now.name, now.version).tags.get(PROMOTED_BY, BY_HAND)
         registry.set_tags(client, now.name, now.version, {PROMOTED_BY: by})
     if by == run.prefix:
-        evidence = weigh(run, candidate)
-        return _result("promoted", now.version, _in_words(evidence), asdict(evidence))
+        weighed = weigh(run, candidate)
+        return _result("promoted", now.version, weighed.in_words, weighed)
     reason = f"Version {now.version} of {now.name} has the very same bytes and is the champion already, promoted {_whom(by)}."
-    return _result("already champion", now.version, reason, {})
+    return _result("already champion", now.version, reason, None)
 
 
 def _whom(by: str) -> str:
@@ -124,8 +145,13 @@ def _why_not_by_night(known: Version, now: Champion | None) -> str | None:
     )
 
 
-def _result(outcome: Outcome, version: str, reason: str, evidence: dict[str, Any]) -> dict[str, Any]:
-    return {"outcome": outcome, "version": version, "reason": reason, "evidence": evidence}
+def _result(outcome: Outcome, version: str, reason: str, weighed: Weighed | None) -> dict[str, Any]:
+    found = {"evidence": asdict(weighed.evidence), "gates": _as_data(weighed.gates)} if weighed else {}
+    return {"outcome": outcome, "version": version, "reason": reason, "evidence": {}, "gates": [], **found}
+
+
+def _as_data(gates: tuple[GateOutcome, ...]) -> list[dict[str, Any]]:
+    return [asdict(gate) for gate in gates]
 
 
 def _present(run: Run, task: str, index: int = 0) -> Artifact:
@@ -140,38 +166,52 @@ def _present(run: Run, task: str, index: int = 0) -> Artifact:
 # The evidence
 
 
-def weigh(run: Run, candidate: Artifact) -> Evidence:
-    """Compare candidate and baseline problem by problem on the gate set.
+def weigh(run: Run, candidate: Artifact) -> Weighed:
+    """Compare candidate and baseline problem by problem on the gate set, and ask every gate.
 
     Raises:
-        DataError: the two were not measured alike, or not on these models.
+        DataError: the two were not measured alike, or not on these models; or a gate is about problems that are not there.
     """
-    _require_judged(run, CANDIDATE_GATE, candidate)
-    _require_judged(run, BASELINE_GATE, _baseline(run))
+    require_judged(run, CANDIDATE_GATE, candidate)
+    require_judged(run, BASELINE_GATE, _baseline(run))
     ours, theirs = _present(run, "judge", CANDIDATE_GATE), _present(run, "judge", BASELINE_GATE)
-    a, b = _paired(ours, theirs)
-    gate, champion = run.spec.recipe.gate, run.spec.champion
-    shares, other_shares = [_mean(passed) for passed in a], [_mean(passed) for passed in b]
-    interval = paired_bootstrap(
-        shares, other_shares, confidence=gate.confidence, num_resamples=gate.num_resamples, seed=run.spec.recipe.seed
-    )
-    test = mcnemar([passed[0] for passed in a], [passed[0] for passed in b])
-    return Evidence(
-        passed=interval.lower_bound > gate.min_difference and _is_no_chance(test, gate),
-        num_problems=len(a), candidate=_mean(shares), baseline=_mean(other_shares),
+    measured = _measured(run, candidate, *_paired(ours, theirs))
+    gate, interval, test = run.spec.recipe.gate, measured.interval, measured.mcnemar
+    gates = hold(gate, measured)
+    evidence = Evidence(
+        passed=all(outcome.passed for outcome in gates),
+        num_problems=len(measured.candidate), candidate=pass_at_1(measured.candidate), baseline=pass_at_1(measured.baseline),
         difference=interval.difference, lower_bound=interval.lower_bound, low=interval.low, high=interval.high,
         confidence=gate.confidence, min_difference=gate.min_difference,
         only_candidate=test.only_a, only_baseline=test.only_b, mcnemar_p=test.p_value,
-        compared_with=f"version {champion.version}" if champion else "the base model",
-        candidate_outcomes=ours.digest, baseline_outcomes=theirs.digest,
+        compared_with=measured.compared_with, candidate_outcomes=ours.digest, baseline_outcomes=theirs.digest,
         spec=run.spec.digest,
+    )  # fmt: skip
+    return Weighed(evidence, gates)
+
+
+def _measured(run: Run, candidate: Artifact, ours: Passes, theirs: Passes) -> Measured:
+    gate, champion, data = run.spec.recipe.gate, run.spec.champion, _present(run, "pull_data").metrics
+    shares, other_shares = ([fmean(programs) for programs in passes.values()] for passes in (ours, theirs))
+    interval = paired_bootstrap(
+        shares, other_shares, confidence=gate.confidence, num_resamples=gate.num_resamples, seed=run.spec.recipe.seed
+    )
+    return Measured(
+        candidate=ours, baseline=theirs, compared_with=f"version {champion.version}" if champion else "the base model",
+        interval=interval, mcnemar=mcnemar(*([programs[0] for programs in passes.values()] for passes in (ours, theirs))),
+        model_bytes=sum(file["size"] for file in candidate.manifest["files"] if file["name"].startswith("model/")),
+        speeds=tuple(_speeds(run)), num_train=data.get("num_train"), num_dropped=data.get("num_dropped"),
+        seed=run.spec.recipe.seed,
     )  # fmt: skip
 
 
-def _is_no_chance(test: McNemar, gate: Gate) -> bool:
-    """Where better is asked for, the exact one-sided sign test must agree: of three problems that differ, equal models win all
-    in one case of eight, and the bootstrap's bound is above zero then."""
-    return gate.min_difference < 0 or (test.only_a > test.only_b and test.p_value / 2 <= 1 - gate.confidence)
+def _speeds(run: Run) -> Iterator[Speed]:
+    for name, index in (("gate", CANDIDATE_GATE), ("report", CANDIDATE_REPORT)):
+        written = _present(run, "generate", index).metrics
+        if "tokens_per_second" in written:
+            yield Speed(
+                name, written["tokens_per_second"], written["tokens"], written["num_resumed"], written["device"]
+            )
 
 
 def _baseline(run: Run) -> Artifact:
@@ -181,8 +221,12 @@ def _baseline(run: Run) -> Artifact:
     return champion_artifact(run)
 
 
-def _require_judged(run: Run, index: int, model: Artifact) -> None:
-    """The outcomes must come, through the completions, from this very model."""
+def require_judged(run: Run, index: int, model: Artifact) -> None:
+    """The outcomes must come, through the completions, from this very model.
+
+    Raises:
+        DataError: they do not, or nothing kept the programs in.
+    """
     completions, outcomes = _present(run, "generate", index), _present(run, "judge", index)
     judged, asked = outcomes.manifest["inputs"]["completions"], completions.manifest["inputs"]["model"]
     if (judged["digest"], asked["digest"]) != (completions.digest, model.digest_of("model/*")):
@@ -198,24 +242,20 @@ def _require_judged(run: Run, index: int, model: Artifact) -> None:
         )
 
 
-def _paired(ours: Artifact, theirs: Artifact) -> tuple[list[list[bool]], list[list[bool]]]:
+def _paired(ours: Artifact, theirs: Artifact) -> tuple[Passes, Passes]:
     """The verdicts of both, problem by problem in one order."""
     if differences := asked_differently(ours, theirs):
         raise not_alike(ours, theirs, differences)
     a, b = passes(ours), passes(theirs)
-    return [a[id] for id in sorted(a)], [b[id] for id in sorted(a)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return {id: a[id] for id in sorted(a)}, {id: b[id] for id in sorted(a)}
 
 
 # The registry
 
 
-def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evidence) -> str:
+def _register(client: MlflowClient, run: Run, candidate: Artifact, weighed: Weighed) -> str:
     """The version of the candidate, found or made, with the evidence on it."""
-    facts = _facts(run, candidate)
+    evidence, facts = weighed.evidence, _facts(run, candidate)
     logged = tracking.complete(
         client, run.environment, train=candidate, experiment=tracking.experiment_name(run.spec.recipe),
         metrics=_final_metrics(run, evidence), tags=facts, prompt=_first_prompt(run),
@@ -223,9 +263,9 @@ def _register(client: MlflowClient, run: Run, candidate: Artifact, evidence: Evi
     name = run.spec.recipe.model.name
     version = registry.register(
         client, name, train=candidate, logged=logged, outcomes=_present(run, "judge", CANDIDATE_GATE),
-        tags={**facts, **{f"gate.{name}": str(value) for name, value in asdict(evidence).items()}},
+        tags={**facts, **{f"gate.{key}": str(value) for key, value in asdict(evidence).items()}, GATES_TAG: json.dumps(_as_data(weighed.gates))},
     )  # fmt: skip
-    card = Card(run, candidate, version=version, compared=_in_words(evidence))
+    card = Card(run, candidate, version=version, compared=weighed.in_words)
     tracking.log_card(client, logged, card.readme())
     registry.describe(client, name, version, card.description(logged))
     return version
@@ -258,11 +298,11 @@ def _first_prompt(run: Run) -> str:
     return str(table["prompt"][0].as_py())
 
 
-def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) -> tuple[Outcome, str]:
+def _decide(client: MlflowClient, run: Run, version: str, weighed: Weighed) -> tuple[Outcome, str]:
     name = run.spec.recipe.model.name
     with moving(client, run.environment, name, by=run.prefix) as line:
         now = registry.champion_of(client, name)
-        verdict, reason = _verdict(run, now, evidence)
+        verdict, reason = _verdict(run, now, weighed)
         tags = {"gate.verdict": verdict, "gate.reason": reason, "gate.run": run.prefix}
         registry.set_tags(client, name, version, tags)
         if verdict != "passed":
@@ -274,27 +314,11 @@ def _decide(client: MlflowClient, run: Run, version: str, evidence: Evidence) ->
         return "promoted", reason
 
 
-def _verdict(run: Run, now: Champion | None, evidence: Evidence) -> tuple[str, str]:
+def _verdict(run: Run, now: Champion | None, weighed: Weighed) -> tuple[str, str]:
     pinned = run.spec.champion
     if (now and now.digest) == (pinned and pinned.digest):
-        return "passed" if evidence.passed else "refused", _in_words(evidence)
+        return "passed" if weighed.evidence.passed else "refused", weighed.in_words
     return "stale", (
-        f"The evidence is stale: it compares with {evidence.compared_with}, and the champion is "
+        f"The evidence is stale: it compares with {weighed.evidence.compared_with}, and the champion is "
         f"{f'version {now.version}' if now else 'no version'} now. Run the DAG again to compare with that."
-    )
-
-
-def _in_words(evidence: Evidence) -> str:
-    is_above = evidence.lower_bound > evidence.min_difference
-    chance = (
-        ""
-        if evidence.passed or not is_above
-        else (
-            f" But only {evidence.only_candidate} against {evidence.only_baseline} problems differ, which may be chance."
-        )
-    )
-    return (
-        f"pass@1 is {evidence.candidate:.1%} against {evidence.baseline:.1%} of {evidence.compared_with} on "
-        f"{evidence.num_problems} problems: {100 * evidence.difference:+.1f} points, whose {evidence.confidence:.0%} lower bound "
-        f"{100 * evidence.lower_bound:+.1f} is {'above' if is_above else 'not above'} {100 * evidence.min_difference:+.1f}.{chance}"
     )

@@ -1,4 +1,4 @@
-"""What a DAG file needs: one factory for the tasks of the pipeline, one for a rollback, and the forms of their triggers.
+"""What a DAG file needs: one factory for the tasks of the pipeline, one each for a rollback and for cleaning, and the forms of their triggers.
 
 The environment file is chosen when the DAG is parsed; task ids and edges do not depend on it. What the tasks do is
 in `mlops_tasks`, which knows nothing of Airflow.
@@ -15,10 +15,24 @@ from airflow.sdk import BaseOperator, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks.config import Environment, load_environment
-from wmtp.local import RETRY_POLICY, LocalPlan, LocalRollback, LocalStage
-from wmtp.trigger import CHECKOUT, Rollback, Trigger
+from wmtp.approval import AutomaticApproval, PersonApproval
+from wmtp.local import RETRY_POLICY, LocalCleaning, LocalPlan, LocalPromotion, LocalRollback, LocalStage, LocalWatch
+from wmtp.notices import callbacks
+from wmtp.trigger import CHECKOUT, Cleaning, Rollback, Trigger
 
-__all__ = ["RETRY_POLICY", "environment", "params", "rollback", "rollback_params", "stage"]
+__all__ = [
+    "RETRY_POLICY",
+    "approval",
+    "cleaning",
+    "cleaning_params",
+    "environment",
+    "params",
+    "rollback",
+    "rollback_params",
+    "stage",
+]
+
+_KINDS: dict[str, type[LocalStage]] = {"plan": LocalPlan, "promote": LocalPromotion, "watch": LocalWatch}
 
 
 def environment_file() -> str:
@@ -38,21 +52,38 @@ def params() -> dict[str, Param]:
 
 
 def stage(
-    task_id: str, *, index: XComArg | Sequence[int] | None = None, **operator: Any
+    task_id: str, *, index: XComArg | Sequence[int] | int | None = None, **operator: Any
 ) -> BaseOperator | MappedOperator:
     """The operator of one task of the pipeline.
 
     Args:
-        task_id: an id of `mlops_tasks.pipeline.TASKS`, or `plan`.
-        index: what the task is mapped over; None: it is not mapped.
+        task_id: an id that `mlops_tasks.pipeline.task_named` knows, or `plan`.
+        index: what the task is mapped over, or the one index that is wanted; None: it is not mapped.
         operator: anything that an operator takes, such as `execution_timeout`.
     """
-    kind = LocalPlan if task_id == "plan" else LocalStage
-    settings = {"task_id": task_id, "environment_file": environment_file(), **operator}
-    if index is None:
-        return kind(**settings)
+    kind = _KINDS.get(task_id, LocalStage)
+    settings = {"task_id": task_id, **_common(promotes=task_id == "promote"), **operator}
+    if index is None or isinstance(index, int):
+        return kind(**settings, index=index or 0)
     # Airflow takes the length of any other sequence from its text.
     return kind.partial(**settings).expand(index=index if isinstance(index, XComArg) else list(index))
+
+
+def approval(task_id: str, **operator: Any) -> BaseOperator:
+    """The operator that lets a promotion go on: a person's answer, or at once, as the environment file says.
+
+    Args:
+        operator: anything that an operator takes.
+    """
+    asked = environment().approval
+    if asked.kind == "automatic":
+        return AutomaticApproval(task_id=task_id, **operator)
+    return PersonApproval(task_id=task_id, approval=asked, **_common(), **operator)
+
+
+def _common(*, promotes: bool = False) -> dict[str, Any]:
+    """What every task has: where it runs, and who is told how it ends."""
+    return {"environment_file": environment_file(), **callbacks(environment(), promotes=promotes)}
 
 
 def rollback(task_id: str, **operator: Any) -> BaseOperator:
@@ -61,7 +92,22 @@ def rollback(task_id: str, **operator: Any) -> BaseOperator:
     Args:
         operator: anything that an operator takes, such as `execution_timeout`.
     """
-    return LocalRollback(task_id=task_id, environment_file=environment_file(), **operator)
+    return LocalRollback(task_id=task_id, **_common(), **operator)
+
+
+def cleaning(task_id: str, *, removes: bool, **operator: Any) -> BaseOperator:
+    """The operator that says what nobody needs any more, or removes it.
+
+    Args:
+        removes: whether it may remove anything.
+        operator: anything that an operator takes, such as `execution_timeout`.
+    """
+    return LocalCleaning(task_id=task_id, **_common(), removes=removes, **operator)
+
+
+def cleaning_params() -> dict[str, Param]:
+    """The typed form of a housekeeping."""
+    return Cleaning.params()
 
 
 def rollback_params() -> dict[str, Param]:

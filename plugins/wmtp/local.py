@@ -14,16 +14,17 @@ import threading
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import Asset, AssetAlias, BaseOperator, Context, ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config import load_environment
 from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Unavailable, UserError, WmtpError
 from mlops_tasks.stage import Pointer, Run, Task
-from mlops_tasks.store import Store
+from mlops_tasks.store import MANIFEST, Store
+from wmtp.notices import ChampionDecayed
 from wmtp.process import Process
-from wmtp.trigger import Rollback, Trigger
+from wmtp.trigger import Cleaning, Rollback, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ RETRY_POLICY = ExceptionRetryPolicy(
         RetryRule(KeyboardInterrupt, RetryAction.FAIL, reason="stopped from the keyboard"),
     ]
 )
+
+CHAMPIONS = AssetAlias("wmtp_champion")
+"""What a DAG is scheduled by that wants every new champion; of one product line it is `champion_asset`."""
 
 # `airflow dags test` runs all tasks in one process, and after Ctrl-C or SIGTERM would go on with the next one.
 _stopped = threading.Event()
@@ -62,8 +66,8 @@ class LocalProcess(BaseOperator):
         if self._process is not None:
             self._process.stop()
 
-    def run_process(self, arguments: list[str]) -> None:
-        """Run `wmtp` with these arguments to its end.
+    def run_process(self, arguments: list[str]) -> str:
+        """Run `wmtp` with these arguments to its end; returns the last line that it wrote.
 
         Raises:
             WmtpError: the class that its exit code means, with its last error.
@@ -80,6 +84,7 @@ class LocalProcess(BaseOperator):
             raise
         if code != 0:
             raise _error(self.label, code, self._process.story.last_error)
+        return self._process.story.last_line
 
     @property
     def label(self) -> str:
@@ -111,8 +116,12 @@ class LocalStage(LocalProcess):
             raise AirflowSkipException("This run does not need it.")
         if pointer.outcome == "done":
             log.info("%s: done in %.1f s", self.label, pointer.seconds)
+        self.conclude(context, run, pointer)
         uri = f"{run.store.uri}/{pointer.prefix}" if pointer.prefix else None
         return {"stage": pointer.stage, "key": pointer.key, "uri": uri, "cache": pointer.outcome}
+
+    def conclude(self, context: Context, run: Run, pointer: Pointer) -> None:
+        """What Airflow is told of the result beside the reference."""
 
     def command(self, run: Run, task: Task, decision: stage.Decision) -> list[str]:
         """The arguments of `wmtp` that run this task."""
@@ -147,7 +156,14 @@ class LocalPlan(LocalStage):
     """Resolves the recipe of a run into its spec; the return value is what `reference` is mapped over.
 
     A task can be mapped over nothing but a return value, so that the reference to the spec is the XCom `spec`.
+
+    Args:
+        only_champion: see `mlops_tasks.stage.Spec`; where there is no champion the run is skipped.
     """
+
+    def __init__(self, *, only_champion: bool = False, **operator: Any) -> None:
+        super().__init__(**operator)
+        self.only_champion = only_champion
 
     def execute(self, context: Context) -> list[int]:
         """Check the trigger, write the spec, say how many references it wants."""
@@ -158,13 +174,75 @@ class LocalPlan(LocalStage):
         log.info("plan: starts with %s", trigger.recipe_file)
         self.run_process(self.plan_command(trigger, uri))
         context["ti"].xcom_push(key="spec", value={"stage": "plan", "key": None, "uri": uri, "cache": "done"})
-        return list(range(Run.open(environment, prefix).spec.fan_out["reference"]))
+        spec = Run.open(environment, prefix).spec
+        if self.only_champion and spec.champion is None:
+            raise AirflowSkipException(
+                f"{spec.recipe.model.name} has no champion yet, so there is nothing to evaluate."
+            )
+        return list(range(spec.fan_out["reference"]))
 
     def plan_command(self, trigger: Trigger, uri: str) -> list[str]:
         """The arguments of `wmtp` that resolve the recipe."""
         arguments = ["plan", f"--env={self.environment_file}", f"--spec={uri}", f"--recipe={trigger.recipe_file}"]
         arguments += [f"--set={override}" for override in trigger.overrides]
+        arguments += ["--champion"] if self.only_champion else []
         return arguments + [f"--force={task}" for task in trigger.force]
+
+
+class LocalPromotion(LocalStage):
+    """`promote`; a promotion is an event that says which version there is now, and where its manifest is."""
+
+    def __init__(self, **operator: Any) -> None:
+        super().__init__(outlets=[CHAMPIONS], **operator)
+
+    def conclude(self, context: Context, run: Run, pointer: Pointer) -> None:
+        """Fill the alias only if production loads another model now: a static outlet fires on a refusal too."""
+        if pointer.detail["outcome"] != "promoted":
+            return
+        train = run.artifact("train")
+        assert train is not None
+        name = run.spec.recipe.model.name
+        facts = {"model": name, "version": pointer.detail["version"], "manifest": f"{train.uri}/{MANIFEST}"}
+        context["outlet_events"][CHAMPIONS].add(champion_asset(name), extra={**facts, "digest": train.digest})
+
+
+class LocalWatch(LocalStage):
+    """`watch`; a champion that has decayed makes the task fail, so that it is seen."""
+
+    def conclude(self, context: Context, run: Run, pointer: Pointer) -> None:
+        """Raise the alarm, where there is cause."""
+        if pointer.detail["outcome"] == "decayed":
+            name, version = run.spec.recipe.model.name, pointer.detail["version"]
+            raise ChampionDecayed(
+                f"Version {version} of {name}, the champion, has decayed. {pointer.detail['reason']} Train on the new data, or "
+                f"`wmtp registry rollback {name}`."
+            )
+
+
+class LocalCleaning(LocalProcess):
+    """`wmtp gc`: says what would go, or removes it where the form or else the environment file says so.
+
+    Args:
+        removes: whether this task may remove anything.
+    """
+
+    def __init__(self, *, removes: bool, **operator: Any) -> None:
+        super().__init__(**operator)
+        self.removes = removes
+
+    def execute(self, context: Context) -> str:
+        """Look, or remove; the return value is one sentence of what went or would go."""
+        _refuse_if_stopped()
+        form = Cleaning.of(context["params"])
+        if self.removes and not form.decides(load_environment(self.environment_file).housekeeping):
+            raise AirflowSkipException(
+                "Nothing is removed: the form says no, or leaves it to `housekeeping.delete` of the environment file."
+            )
+        return self.run_process(self.command())
+
+    def command(self) -> list[str]:
+        """The arguments of `wmtp` that clean up."""
+        return ["gc", f"--env={self.environment_file}", *(["--delete"] if self.removes else [])]
 
 
 class LocalRollback(LocalProcess):
@@ -182,6 +260,11 @@ class LocalRollback(LocalProcess):
         """The arguments of `wmtp` that roll back."""
         arguments = ["registry", "rollback", f"--env={self.environment_file}", f"--reason={form.reason}", f"--by={by}"]
         return [*arguments, "--once", *([f"--to={form.version}"] if form.version else []), "--", form.model]
+
+
+def champion_asset(model: str) -> Asset:
+    """The champion of a product line, as Airflow knows it."""
+    return Asset(name=f"wmtp_champion/{model}", uri=f"wmtp://champion/{model}")
 
 
 def _refuse_if_stopped() -> None:

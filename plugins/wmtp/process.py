@@ -94,6 +94,11 @@ class Story:
         log.log(logging.ERROR if self._goes_on else logging.INFO, "%s", line)
 
     @property
+    def last_line(self) -> str:
+        """The last line that is not empty."""
+        return self._last
+
+    @property
     def last_error(self) -> str:
         """The last line of level ERROR with the lines that belong to it, or else the last line of a traceback."""
         return ("\n".join(self._error) or self._last)[:_LONGEST_SENTENCE]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from airflow.sdk import Param
 from pydantic import Field, ValidationError, WithJsonSchema
 
-from mlops_tasks.config import Settings
+from mlops_tasks.config import Housekeeping, Settings
 from mlops_tasks.errors import UserError
 from mlops_tasks.pipeline import TASKS
 from mlops_tasks.stage import Stage
@@ -67,6 +67,17 @@ class Trigger(Form):
         """Where the recipe lies; a relative path is below the checkout."""
         is_name = Path(self.recipe).name == self.recipe and not self.recipe.endswith((".yaml", ".yml"))
         return _RECIPES / f"{self.recipe}.yaml" if is_name else CHECKOUT / self.recipe
+
+
+class Cleaning(Form):
+    """The choices of one housekeeping."""
+
+    delete: Annotated[bool | None, WithJsonSchema({"type": ["null", "boolean"]})] = None
+    """Remove what is shown; empty: as `housekeeping.delete` of the environment file says."""
+
+    def decides(self, policy: Housekeeping) -> bool:
+        """Whether anything may be removed."""
+        return policy.delete if self.delete is None else self.delete
 
 
 class Rollback(Form):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 # In the process of the tests Airflow is a library: it configures no logging and makes no folder in the user's home.
 os.environ["_AIRFLOW__AS_LIBRARY"] = "1"
+
+AIRFLOW = """
+import subprocess, sys
+from scripts import airflow_home
+sys.exit(subprocess.run([airflow_home.BIN / "airflow", *sys.argv[1:]], env=airflow_home.variables()).returncode)
+"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,14 @@ class Place:
     def demo(self, recipe: str = "demo") -> subprocess.Popen[str]:
         """`make demo`, in a process group of its own as from a terminal."""
         return self.open("scripts.demo", recipe)
+
+    def airflow(self, dag: str, conf: dict[str, object]) -> tuple[int, str]:
+        """`airflow dags test`: the exit code, and all that was said."""
+        done = subprocess.run(
+            [sys.executable, "-c", AIRFLOW, "dags", "test", dag, "--conf", json.dumps(conf)],
+            cwd=CHECKOUT, env=self.variables, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
 
     def open(self, module: str, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -150,3 +168,54 @@ def place(home: Path, tmp_path: Path) -> Iterator[Place]:
 @pytest.fixture
 def checkout() -> str:
     return str(CHECKOUT)
+
+
+@pytest.fixture(scope="session")
+def airflow_here() -> None:
+    """What a worker sets up and a library does not: all models, and loggers with a level.
+
+    A task loads a few of the models, and then SQLAlchemy refuses MLflow's for those that are missing.
+    """
+    import structlog
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from airflow.models import import_all_models
+
+        import_all_models()
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
+@pytest.fixture
+def program_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, airflow_here: None) -> None:
+    """`wmtp` is called in the process of the test, instead of as a process that takes seconds to start; see `in_process`."""
+    from airflow import settings
+    from wmtp import local
+
+    from mlops_tasks.__main__ import main
+
+    def run_process(self: local.LocalProcess, arguments: list[str]) -> str:
+        story, out = io.StringIO(), io.StringIO()
+        handler, logger, root = logging.StreamHandler(story), logging.getLogger("mlops_tasks"), logging.getLogger()
+        before = root.handlers[:]
+        with redirect_stdout(out):
+            logger.addHandler(handler)
+            code = main(arguments)
+            logger.removeHandler(handler)
+        root.handlers[:] = before  # those of pytest, which the program has replaced by its own
+        if code:
+            raise local._error(self.label, code, story.getvalue().strip())
+        return out.getvalue().strip().rpartition("\n")[2]
+
+    monkeypatch.setattr(local.LocalProcess, "run_process", run_process)
+    monkeypatch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")  # there is a plugin among them
+    # A library has none, and a task looks there for macros.
+    monkeypatch.setattr(settings, "PLUGINS_FOLDER", str(tmp_path / "plugins"))

@@ -16,7 +16,7 @@ DAGS = sorted((CHECKOUT / "dags").glob("*.py"))
 READ = """
 import json, sys
 sys.path[:0] = ["plugins", "dags"]
-import model_rollback, wmtp_daily
+import evaluate_champion, housekeeping, model_rollback, wmtp_daily
 heavy = ("torch", "transformers", "mlflow", "optuna", "boto3", "pyarrow", "pandas", "numpy", "kubernetes")
 loaded = [name for name in heavy if name in sys.modules]
 from airflow.dag_processing.dagbag import DagBag
@@ -33,6 +33,11 @@ print("READ", json.dumps({
         "retries": task.retries, "rule": task.trigger_rule, "policy": type(task.retry_policy).__name__,
         "hours": task.execution_timeout and task.execution_timeout.total_seconds() / 3600,
     } for task in dag.tasks},
+    "weekly": {id: {
+        "schedule": str(bag.dags[id].schedule), "catchup": bag.dags[id].catchup, "doc": bag.dags[id].doc_md, "params": bag.dags[id].params.dump(),
+        "tasks": [[task.task_id, sorted(task.downstream_task_ids), getattr(task, "index", None)] for task in bag.dags[id].tasks],
+        "facts": [[task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md)] for task in bag.dags[id].tasks],
+    } for id in ("evaluate_champion", "housekeeping")},
     "rollback": {
         "schedule": str(back.schedule), "doc": back.doc_md, "params": back.params.dump(),
         "tasks": [[task.task_id, task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md)] for task in back.tasks],
@@ -78,7 +83,8 @@ def test_the_shape_is_the_pipeline(read: dict[str, Any]) -> None:
         "score": ["train"],
         "train": ["generate"],
         "generate": ["judge"],
-        "judge": ["promote"],
+        "judge": ["approve"],
+        "approve": ["promote"],
         "promote": ["report"],
         "report": [],
     }
@@ -116,3 +122,29 @@ def test_a_rollback_is_one_task_that_is_started_by_hand(read: dict[str, Any]) ->
     assert (dag["schedule"], dag["params"]["version"]) == ("None", None)
     assert dag["tasks"] == [["roll_back", "wmtp", 2, "ExceptionRetryPolicy", True, True]]
     assert "Roll a model back" in dag["doc"]
+
+
+def test_the_champion_is_evaluated_every_week_and_nothing_else_is_done(read: dict[str, Any]) -> None:
+    dag = read["weekly"]["evaluate_champion"]
+    assert (dag["schedule"], dag["catchup"]) == ("@weekly", False)
+    assert dag["params"] == read["params"]
+    champion = 2  # (baseline, gate)
+    assert dag["tasks"] == [
+        ["plan", ["pull_data"], 0],
+        ["pull_data", ["generate"], 0],
+        ["generate", ["judge"], champion],
+        ["judge", ["watch"], champion],
+        ["watch", [], 0],
+    ]
+
+
+def test_housekeeping_looks_before_it_removes(read: dict[str, Any]) -> None:
+    dag = read["weekly"]["housekeeping"]
+    assert (dag["schedule"], dag["catchup"], dag["params"]) == ("@weekly", False, {"delete": None})
+    assert dag["tasks"] == [["look", ["remove"], None], ["remove", [], None]]
+
+
+def test_weekly_tasks_have_an_owner_retries_a_time_limit_and_a_description(read: dict[str, Any]) -> None:
+    for dag in read["weekly"].values():
+        assert dag["doc"]
+        assert all(facts == ["wmtp", 2, "ExceptionRetryPolicy", True, True] for facts in dag["facts"])

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +110,24 @@ def test_the_real_day_promotes_and_the_next_one_computes_nothing(place: Place) -
     # The baseline is the champion now, which is the candidate itself.
     assert "  already champion: version 1. " in second
     assert sorted(re.findall(r"(\S+): starts", second)) == ["plan", "promote[0]", "report[0]"]
+
+    with closing(sqlite3.connect(place.home / "airflow.db")) as database:
+        # Once: the second night has promoted nothing.
+        ((uri, extra),) = database.execute(
+            "SELECT uri, extra FROM asset_event JOIN asset ON asset.id = asset_event.asset_id"
+        ).fetchall()
+    event = json.loads(extra)
+    assert (uri, event["version"]) == ("wmtp://champion/tiny-coder", "1")
+    assert json.loads(Path(event["manifest"]).read_text())["digest"] == event["digest"]
+
+    code, week = place.airflow("evaluate_champion", {"recipe": str(recipe)})
+
+    assert code == 0, week
+    # The champion has been asked all of it by night, when it was the candidate.
+    hits = set(re.findall(r"(\w+\[\d\]): hit", week))
+    assert {"pull_data[0]", "generate[2]", "judge[2]"} <= hits and "watch[0]: starts" in week
+    held = json.loads(next((place.folder / "store/runs/toys/evaluate_champion").glob("*/watch.json")).read_text())
+    assert (held["detail"]["outcome"], held["detail"]["change"]["difference"]) == ("holds", 0.0)
 
 
 def test_the_screen_shows_our_lines_and_keeps_the_last_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +21,6 @@ from mlops_tasks.store import Store
 
 if TYPE_CHECKING:
     from conftest import Place
-
-RUN = """
-import subprocess, sys
-from scripts import airflow_home
-sys.exit(subprocess.run([airflow_home.BIN / "airflow", *sys.argv[1:]], env=airflow_home.variables()).returncode)
-"""
 
 
 def test_the_form_is_typed_and_described_and_asks_for_model_and_reason() -> None:
@@ -71,15 +62,13 @@ def test_the_process_is_told_all_that_the_form_says() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_rolls_back_once_and_says_why_it_does_not_do_so_twice(
-    place: Place, checkout: str, mlflow_database: Path
-) -> None:
+def test_a_run_rolls_back_once_and_says_why_it_does_not_do_so_twice(place: Place, mlflow_database: Path) -> None:
     shutil.copy(mlflow_database, place.folder / "mlflow.db")
     environment = load_environment(place.environment_file)
     three_versions(environment)
     moves.promote(environment, NAME, Order("promote", "2", by="night", reason="better"))
 
-    code, text = airflow_run(place, checkout, {"model": NAME, "reason": "writes nonsense"})
+    code, text = place.airflow("model_rollback", {"model": NAME, "reason": "writes nonsense"})
 
     assert code == 0, text
     assert registered(environment)[1] == {"champion": "1", "previous": "2"}
@@ -87,17 +76,8 @@ def test_a_run_rolls_back_once_and_says_why_it_does_not_do_so_twice(
     move = moves.history(Store.of(environment), NAME)[0]
     assert move.action == "rollback" and "(model_rollback/manual__" in move.by
 
-    code, text = airflow_run(place, checkout, {"model": NAME, "reason": "writes nonsense"})
+    code, text = place.airflow("model_rollback", {"model": NAME, "reason": "writes nonsense"})
 
     assert code != 0
     assert "The previous version 2 of coder was rolled back itself" in text
     assert registered(environment)[1] == {"champion": "1", "previous": "2"}
-
-
-def airflow_run(place: Place, checkout: str, conf: dict[str, str]) -> tuple[int, str]:
-    """`airflow dags test` of the rollback."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, "dags", "test", "model_rollback", "--conf", json.dumps(conf)],
-        cwd=checkout, env=place.variables, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr

@@ -1,0 +1,61 @@
+"""The step before a promotion: a person who is asked in Airflow's own form, or nobody.
+
+Both are the same task to the DAG; which it is, the environment file says. What the gates ask is `mlops_tasks.registry.gates`'.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import BaseOperator, Context
+
+from mlops_tasks import summary
+from mlops_tasks.config import PersonalApproval, load_environment
+from mlops_tasks.stage import Run
+
+log = logging.getLogger(__name__)
+
+
+class AutomaticApproval(BaseOperator):
+    """Nobody is asked."""
+
+    def execute(self, context: Context) -> dict[str, str]:
+        """Let it pass."""
+        log.info("approved: the environment file wants no person to be asked")
+        return {"approved_by": "nobody was asked"}
+
+
+class PersonApproval(ApprovalOperator):
+    """Asks a person, with the run's summary and what each gate said in the form; a candidate that a gate refuses is not worth a question.
+
+    A rejection, and no answer in time, skip the promotion: production stays as it is, and the report is written.
+    """
+
+    def __init__(self, *, environment_file: str, approval: PersonalApproval, **operator: Any) -> None:
+        super().__init__(
+            subject="Shall this model take the champion's place?",
+            defaults=self.REJECT,
+            response_timeout=timedelta(hours=approval.hours),
+            **operator,
+        )
+        self.environment_file = environment_file
+
+    def execute(self, context: Context) -> Any:
+        """Ask, unless the gates refuse it already."""
+        from mlops_tasks.registry.promotion import weigh  # numpy and pyarrow, which a DAG that is parsed must not load
+
+        environment = load_environment(self.environment_file)
+        run = Run.open(environment, Run.prefix_of(environment, self.dag_id, context["run_id"]))
+        candidate = run.artifact("train")
+        assert candidate is not None
+        weighed = weigh(run, candidate)
+        if not weighed.evidence.passed:
+            log.info("nobody is asked, for the gates refuse it: %s", weighed.in_words)
+            return {"approved_by": "nobody was asked: the gates refuse it"}
+        gates = [f"- **{gate.name}** {'holds' if gate.passed else 'fails'}: {gate.text}" for gate in weighed.gates]
+        self.body = "\n".join([*gates, "", "```", *summary.of_run(run), "```"])
+        self.subject = f"Shall the candidate of {run.name} be the champion of {run.spec.recipe.model.name}?"
+        return super().execute(context)
