@@ -1,10 +1,15 @@
-"""The pictures of the docs: `python -m scripts.screenshots` takes the report of the newest run; `make demo` makes one."""
+"""The pictures of the docs: `python -m scripts.screenshots` takes the report of the newest run; `make demo` makes one.
+
+With `--airflow URL`, beside `make ui`, it triggers a run in the browser too, watches it to its end and takes Airflow's pages.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +19,7 @@ from mlops_tasks.stage import runs
 from scripts import airflow_home, browser
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ViewportSize
+    from playwright.sync_api import Browser, Page, ViewportSize
 
 IMAGES = airflow_home.CHECKOUT / "docs" / "images"
 SIZES: dict[str, ViewportSize] = {"wide": {"width": 1280, "height": 1000}, "phone": {"width": 360, "height": 740}}
@@ -25,6 +30,7 @@ def main() -> int:
     """Write all of them anew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder that they go to")
+    parser.add_argument("--airflow", help="where `make ui` has Airflow, such as http://127.0.0.1:8080")
     options = parser.parse_args()
     options.images.mkdir(parents=True, exist_ok=True)
     environment = load_environment(airflow_home.variables()["WMTP_ENVIRONMENT"])
@@ -35,8 +41,10 @@ def main() -> int:
     with browser.chromium() as chromium, tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "report.html")
         path.write_text(page(run), encoding="utf-8")
-        for picture in report(chromium, path, options.images):
-            print(picture)
+        written = report(chromium, path, options.images)
+        if options.airflow:
+            written += airflow(chromium, options.airflow, options.images)
+    print(*written, sep="\n")
     return 0
 
 
@@ -59,6 +67,70 @@ def _picture(chromium: Browser, path: Path, picture: Path, *, size: str, scheme:
     tab.goto(f"{path.as_uri()}{place}")
     tab.screenshot(path=picture)
     tab.close()
+
+
+def airflow(chromium: Browser, url: str, images: Path) -> list[Path]:
+    """The trigger form filled in, the run that it starts when it has succeeded, the links of its report, the form of a rollback."""
+    tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    tab.set_default_timeout(60_000)
+    written = [images / f"airflow-{name}.png" for name in ("trigger", "run", "links", "rollback")]
+    run = f"pictures_{int(time.time())}"
+    fill(tab, url, "wmtp_daily", run, {"recipe": "demo"})
+    tab.screenshot(path=written[0])
+    submit(tab)
+    wait_for_success(tab, url, "wmtp_daily", run)
+    tab.screenshot(path=written[1])
+    open_task(tab, url, "wmtp_daily", run, "report")
+    tab.screenshot(path=written[2])
+    fill(tab, url, "model_rollback", None, {"model": "demo-coder", "reason": "It answers in Latin."})
+    tab.screenshot(path=written[3])
+    tab.close()
+    return written
+
+
+def fill(tab: Page, url: str, dag: str, run: str | None, params: Mapping[str, str]) -> None:
+    """Open the trigger form of a DAG and fill it in as a person does.
+
+    Args:
+        url: where Airflow is.
+        run: id of the run to be; None: Airflow chooses one.
+        params: texts by the name of the param; others keep what the form says.
+    """
+    tab.goto(f"{url}/dags/{dag}")
+    tab.get_by_role("button", name="Trigger Dag").click()
+    for name, text in params.items():
+        tab.fill(f"#element_{name}", text)
+    if run is not None:
+        options = tab.get_by_role("button", name="Advanced Options")
+        options.click()
+        tab.fill("input[name=dagRunId]", run)
+        options.click()
+        tab.locator("#element_recipe").scroll_into_view_if_needed()
+
+
+def submit(tab: Page) -> None:
+    """Send the form off, and wait until Airflow has taken it."""
+    tab.get_by_test_id("trigger-dag-submit").click()
+    tab.get_by_test_id("trigger-dag-submit").wait_for(state="detached")
+
+
+def wait_for_success(tab: Page, url: str, dag: str, run: str, *, seconds: float = 1200) -> None:
+    """Watch the page of a run until it says that the run has succeeded.
+
+    Raises:
+        TimeoutError: of Playwright's: the run has failed, or is not done in time.
+    """
+    tab.goto(f"{url}/dags/{dag}/runs/{run}")
+    # The state stands below the name; the tasks have states of their own further down.
+    tab.wait_for_function(
+        "run => document.body.innerText.includes(`${run}\\nSuccess`)", arg=run, timeout=1000 * seconds
+    )
+
+
+def open_task(tab: Page, url: str, dag: str, run: str, task: str) -> None:
+    """Open the details of a task that has ended, and wait for its links."""
+    tab.goto(f"{url}/dags/{dag}/runs/{run}/tasks/{task}/details")
+    tab.get_by_role("link", name="Report", exact=True).wait_for()
 
 
 if __name__ == "__main__":
