@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 IMAGES = airflow_home.CHECKOUT / "docs" / "images"
 SIZES: dict[str, ViewportSize] = {"wide": {"width": 1280, "height": 1000}, "phone": {"width": 360, "height": 740}}
-PARTS = {"weights": "#weights", "lineage": "#lineage"}
+# Anchors, and how much of each is shown; below the graph come the paths of whoever made the pictures.
+PARTS = {"weights": 1000, "lineage": 780}
 
 
 def main() -> int:
@@ -55,16 +56,23 @@ def report(chromium: Browser, path: Path, images: Path) -> list[Path]:
         for scheme in ("light", "dark"):
             written.append(images / f"report-{size}-{scheme}.png")
             _picture(chromium, path, written[-1], size=size, scheme=scheme)
-    for part, place in PARTS.items():
+    for part, height in PARTS.items():
         written.append(images / f"report-{part}.png")
-        _picture(chromium, path, written[-1], size="wide", scheme="light", place=place)
+        _picture(chromium, path, written[-1], size="wide", scheme="light", anchor=part, height=height)
     return written
 
 
-def _picture(chromium: Browser, path: Path, picture: Path, *, size: str, scheme: Any, place: str = "") -> None:
+def _picture(
+    chromium: Browser, path: Path, picture: Path, *, size: str, scheme: Any, anchor: str = "", height: int | None = None
+) -> None:
     scale = 2 if size == "phone" else 1
-    tab = chromium.new_page(viewport=SIZES[size], color_scheme=scheme, device_scale_factor=scale)
-    tab.goto(f"{path.as_uri()}{place}")
+    tab = chromium.new_page(
+        viewport={**SIZES[size], "height": height or SIZES[size]["height"]},
+        color_scheme=scheme,
+        device_scale_factor=scale,
+        reduced_motion="reduce",
+    )
+    tab.goto(f"{path.as_uri()}#{anchor}")
     tab.screenshot(path=picture)
     tab.close()
 
@@ -98,14 +106,13 @@ def fill(tab: Page, url: str, dag: str, run: str | None, params: Mapping[str, st
     """
     tab.goto(f"{url}/dags/{dag}")
     tab.get_by_role("button", name="Trigger Dag").click()
+    if run is not None:
+        # Of the two parts of the form one is open at a time.
+        tab.get_by_role("button", name="Advanced Options").click()
+        tab.fill("input[name=dagRunId]", run)
+        tab.get_by_role("button", name="Run Parameters").click()
     for name, text in params.items():
         tab.fill(f"#element_{name}", text)
-    if run is not None:
-        options = tab.get_by_role("button", name="Advanced Options")
-        options.click()
-        tab.fill("input[name=dagRunId]", run)
-        options.click()
-        tab.locator("#element_recipe").scroll_into_view_if_needed()
 
 
 def submit(tab: Page) -> None:

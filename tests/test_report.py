@@ -496,6 +496,17 @@ def test_lineage_leads_from_every_input_to_its_artifact_and_to_the_manifests(env
     assert all(manifest.is_file() for manifest in manifests)
 
 
+def test_what_an_earlier_run_made_stands_in_the_graph_under_its_stage(environment: Environment) -> None:
+    maker = Maker(environment, day=4)
+    shard = maker.commit("score_shard", {"s": b"s"}, {})
+    later = Maker(environment)
+    later.commit("score", {"s": b"s"}, {}, inputs={"shard0": shard}, outcome="hit")
+    found = re.search(r'aria-label="What was made of what".*?</svg>', page(later.run), re.DOTALL)
+    assert found is not None
+    assert Reader(found.group().partition(">")[2].removesuffix("</svg>")).shown == "score_shardscore"
+    assert found.group().count("<path") == 1
+
+
 def test_run_that_has_only_been_planned_says_what_is_missing(
     environment: Environment, caplog: pytest.LogCaptureFixture
 ) -> None:

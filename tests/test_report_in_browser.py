@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 SCHEMES = ("light", "dark")
+LONG = f"Promoted by laptop/wmtp_daily/manual__{'2026-11-24T20%3A57%3A14.650500%2B00%3A00' * 2}."
+"""With a name that no phone has room for in one line."""
 # Text against what lies behind it, all half-transparent layers mixed; WCAG 2.2, 1.4.3.
 TOO_PALE = """() => {
   const context = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
@@ -91,7 +93,11 @@ def report(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Seen:
 def written(folder: Path, **hostile: str) -> Path:
     environment = Environment(store=str(folder / "store"), mlflow_uri=f"sqlite:///{folder / 'mlflow.db'}")
     path = folder / "report.html"
-    path.write_text(page(finished_run(environment, **hostile)), encoding="utf-8")
+    run = finished_run(environment, **hostile)
+    promoted = run.pointer("promote")
+    assert promoted is not None
+    run.point(promoted.model_copy(update={"detail": {**promoted.detail, "reason": LONG}}))
+    path.write_text(page(run), encoding="utf-8")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,30 +30,33 @@ def lineage(facts: Facts) -> Markup:
         "lineage",
         "Lineage",
         element("p", text),
-        element("div", _graph(found, makers), class_="card"),
+        element("div", _graph(facts, found, makers), class_="card"),
         element("div", element("table", head, rows), class_="card scroll"),
         _registry(facts),
     )
 
 
-def _graph(found: Found, makers: Mapping[str, Pointer]) -> Markup:
-    """Tasks, the mapped ones as one each, with arrows to what is made of them."""
-    counts: dict[str, int] = {}
-    parents: dict[str, dict[str, None]] = {}
-    for pointer, artifact in found:
-        counts[pointer.task] = counts.get(pointer.task, 0) + 1
-        above = parents.setdefault(pointer.task, {})
-        for given in artifact.manifest.get("inputs", {}).values():
-            maker = makers.get(str(given.get("artifact")))
-            above[maker.task if maker else _OUTSIDE] = None
-    if any(_OUTSIDE in above for above in parents.values()):
-        parents, counts = {_OUTSIDE: {}, **parents}, {_OUTSIDE: 1, **counts}
+def _graph(facts: Facts, found: Found, makers: Mapping[str, Pointer]) -> Markup:
+    """Tasks, the mapped ones as one each, with lines to what is made of them."""
+    counts = Counter(pointer.task for pointer, _ in found)
     labels = {task: task if count == 1 else f"{task} ×{count}" for task, count in counts.items()}
+    parents: dict[str, dict[str, None]] = {task: {} for task in counts}
+    for pointer, artifact in found:
+        for given in artifact.manifest.get("inputs", {}).values():
+            prefix = str(given.get("artifact"))
+            maker = makers.get(prefix)
+            # What no task of this run has made, such as the shards of a merge that was a hit; a name that no task has.
+            above = maker.task if maker else f"earlier {prefix.partition('/')[0]}"
+            if maker is None:
+                labels[above] = _name_of_earlier(facts, prefix)
+                parents.setdefault(above, {})
+            parents[pointer.task][above] = None
     return charts.graph(labels, parents, title="What was made of what")
 
 
-_OUTSIDE = "champion"
-"""The only artifact that a run reads and none of its tasks has made."""
+def _name_of_earlier(facts: Facts, prefix: str) -> str:
+    champion = facts.run.spec.champion
+    return "champion" if champion and champion.prefix == prefix else prefix.partition("/")[0]
 
 
 def _artifact(facts: Facts, pointer: Pointer, artifact: Artifact, makers: Mapping[str, Pointer]) -> Markup:

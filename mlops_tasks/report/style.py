@@ -24,7 +24,7 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 s
 main, header .inner, nav .inner, footer { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
 a { color: var(--accent); text-decoration-thickness: 1px; text-underline-offset: 2px; }
 code, pre, .mono { font-family: ui-monospace, "SF Mono", "Cascadia Code", Menlo, "DejaVu Sans Mono", monospace; font-size: .86em; }
-header { padding: 44px 0 30px; }
+header { padding: 44px 0 30px; } header, footer, section > p { overflow-wrap: anywhere; }
 .eyebrow { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; color: var(--muted); font-size: 14px; }
 h1 { font-size: clamp(26px, 4.6vw, 40px); line-height: 1.15; letter-spacing: -.02em; margin: 14px 0 10px; text-wrap: balance; }
 h1 span { white-space: nowrap; }
@@ -110,5 +110,6 @@ details[open] > summary .task { white-space: normal; }
 .uri { overflow-wrap: anywhere; color: var(--muted); font-size: 12.5px; } .inputs { font-size: 13px; } :target > td { background: color-mix(in srgb, var(--accent) 12%, transparent); }
 footer { padding: 34px 24px 60px; color: var(--muted); font-size: 13.5px; }
 @media (max-width: 620px) { .time { display: none; } svg .tick, svg .axis, svg .label { font-size: 17px; } main, header .inner, nav .inner { padding: 0 16px; } header { padding-top: 26px; } .card { padding: 14px; } .estimates { grid-template-columns: 1fr max-content; column-gap: 14px; } .estimates .label { grid-column: 1 / -1; margin-top: 8px; } .track { height: 26px; } .track .whisker { top: 11px; } .track .dot { top: 7px; } .estimates > span:empty { display: none; } .estimates .axis { grid-column: 1; } td.where { white-space: nowrap; } pre { font-size: 12.5px; } }
+@media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print { nav { display: none; } body { background: #fff; } }
 """)
