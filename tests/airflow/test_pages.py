@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.models import import_all_models
 from fastapi.testclient import TestClient
 from wmtp import pages
 
 from mlops_tasks.config import Environment
 from mlops_tasks.store import Store
 
+# The API server loads all of Airflow's tables; some of them alone would break every other use of SQLAlchemy in this process.
+import_all_models()
 KEY = "ab" * 32
 
 
