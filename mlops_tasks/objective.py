@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlops_tasks.calibration import bin_sums
 from mlops_tasks.corpus import Lesson, MicroBatch
 from mlops_tasks.loss import at_tokens, head_balance, mtp_loss, shifted_weights, token_losses
 from mlops_tasks.model import MtpModel
@@ -66,6 +67,10 @@ class WeightedLoss(nn.Module):
     def weights_of(self, micro: MicroBatch) -> Tensor:
         """`weights` of a micro-batch alone."""
         return self.weights(micro, self.hidden(micro))
+
+    def sureness_of(self, micro: MicroBatch) -> Tensor:
+        """How sure each head is of a micro-batch, and how often right: see `calibration.bin_sums`."""
+        return bin_sums(self.model, self.hidden(micro), targets_HBS=micro.targets_HBS, chunk_rows=self.chunk_rows)
 
     def hidden(self, micro: MicroBatch) -> Tensor:
         """The trunk's output for a micro-batch."""

@@ -116,4 +116,5 @@ def _shard(loss: WeightedLoss) -> None:
     for layer in loss.model.layers():
         fully_shard(layer, mesh=mesh)
     fully_shard(loss, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(loss, "weights_of")
+    for name in ("weights_of", "sureness_of"):
+        register_fsdp_forward_method(loss, name)

@@ -479,8 +479,11 @@ def _version(distribution: str) -> str:
     return metadata.version(distribution).partition("+")[0]
 
 
-def log_report(environment: Environment, *, stage_key: str, experiment: str, page: str, name: str) -> None:
+def log_report(environment: Environment, *, stage_key: str, experiment: str, page: str, name: str) -> dict[str, str]:
     """Put a report beside the run that it is about; several DAG runs may have reports on one training.
+
+    Returns:
+        Ids of that run and of its experiment.
 
     Raises:
         WmtpError: see `connection`.
@@ -488,3 +491,4 @@ def log_report(environment: Environment, *, stage_key: str, experiment: str, pag
     with connection(environment) as client:
         run = find_or_create_run(client, environment, stage_key=stage_key, experiment=experiment)
         client.log_text(run.info.run_id, page, f"reports/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}/report.html")
+        return {"experiment_id": run.info.experiment_id, "run_id": run.info.run_id}

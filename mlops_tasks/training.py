@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from mlops_tasks import checkpoint, distributed
+from mlops_tasks.calibration import Bin, bins_of, no_sums
 from mlops_tasks.config import Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
@@ -42,8 +43,8 @@ from mlops_tasks.stage import Attempt
 log = logging.getLogger(__name__)
 
 MAX_CURVE_POINTS = 500
-NUM_SHOWN_EXAMPLES = 5
 NUM_WEIGHED_EXAMPLES = 64
+NUM_CALIBRATED_EXAMPLES = 256
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
@@ -408,7 +409,7 @@ class _Training:
 
     def _write(self, curves: Sequence[str]) -> None:
         # What every rank has to do: each may hold a part of the model.
-        state, report = self.parallel.weights(), self._weight_report()
+        state, report, sureness = self.parallel.weights(), self._weight_report(), self._calibration()
         if not self.is_first:
             return
         folder = self.attempt.folder
@@ -417,10 +418,22 @@ class _Training:
         (folder / "curves.jsonl").write_text("".join(f"{line}\n" for line in curves), encoding="utf-8")
         text = json.dumps(report, ensure_ascii=False, allow_nan=False)
         (folder / "weights.json").write_text(text, encoding="utf-8")
+        heads = json.dumps([[asdict(one) for one in bins] for bins in sureness], allow_nan=False)
+        (folder / "calibration.json").write_text(heads, encoding="utf-8")
+
+    @torch.no_grad()
+    def _calibration(self) -> list[list[Bin]]:
+        """Of the model that is kept, on some validation problems."""
+        sums_H3N = no_sums(self.lesson.train.num_heads)
+        for example in self.corpus.validation[:NUM_CALIBRATED_EXAMPLES]:
+            micro = self.corpus.micro_batch([Row((example,))], None).to(self.device)
+            with self._autocast():
+                sums_H3N += self.parallel.loss.sureness_of(micro)
+        return bins_of(sums_H3N)
 
     @torch.no_grad()
     def _weight_report(self) -> dict[str, Any]:
-        """How the weights of some examples are spread with the final model, and a few of them token by token."""
+        """How the weights of some examples are spread with the final model, all of them token by token."""
         examples = self.corpus.examples[:NUM_WEIGHED_EXAMPLES]
         weights = {example.problem_id: self._weights_of(example) for example in examples}
         of_targets = np.concatenate([weights[example.problem_id][example.is_target] for example in examples])
@@ -436,7 +449,7 @@ class _Training:
                         for weight, is_target in zip(weights[example.problem_id], example.is_target, strict=True)
                     ],
                 }
-                for example in examples[:NUM_SHOWN_EXAMPLES]
+                for example in examples
             ],
         }
 

@@ -29,8 +29,10 @@ def main() -> int:
     servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
         airflow_home.migrate()
-        servers["airflow"] = _start_airflow(options.airflow_port)
-        if environment.mlflow_uri.startswith("sqlite:"):
+        has_server = not environment.mlflow_uri.startswith("sqlite:")
+        mlflow = environment.mlflow_uri if has_server else f"http://127.0.0.1:{options.mlflow_port}"
+        servers["airflow"] = _start_airflow(options.airflow_port, mlflow)
+        if not has_server:
             servers["mlflow"] = _start_mlflow(options.mlflow_port, environment)
         _tell(options, environment, servers)
         while all(server.poll() is None for server in servers.values()):
@@ -66,8 +68,10 @@ def _free_port(wanted: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _start_airflow(port: int) -> subprocess.Popen[bytes]:
+def _start_airflow(port: int, mlflow: str) -> subprocess.Popen[bytes]:
     variables = {
+        # What a task's link to its run in MLflow begins with.
+        "WMTP_MLFLOW_UI": mlflow,
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         # Another Airflow on this machine may have the usual ones.

@@ -22,7 +22,8 @@ from mlops_tasks.config import Environment, Recipe
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
 from mlops_tasks.report import page, report
-from mlops_tasks.report.charts import Series, lines, ticks
+from mlops_tasks.report.charts import Series, layers, lines, ticks
+from mlops_tasks.report.lexemes import lexemes, token_classes
 from mlops_tasks.report.markup import Markup, element
 from mlops_tasks.stage import Champion, Pointer, Run, Spec
 from mlops_tasks.store import Artifact, Store
@@ -57,25 +58,28 @@ def problem(number: int, split: str, prompt: str | None = None) -> Problem:
 class Maker:
     """Fills a store with a finished run."""
 
-    def __init__(self, environment: Environment, champion: Champion | None = None) -> None:
+    def __init__(
+        self, environment: Environment, champion: Champion | None = None, *, day: int = 5, recipe: Recipe = RECIPE
+    ) -> None:
         self.store = Store.open(environment.store)
         fan_out = {"reference": 2, "score_shard": 2, "generate": 4, "judge": 4}
         spec = Spec(
-            recipe=RECIPE,
+            recipe=recipe,
             pins={"pull_data": "ab" * 32, "pull_model": "cd" * 32},
             champion=champion,
             fan_out=fan_out,
-            created="2026-01-05T03:00:00+00:00",
+            created=f"2026-01-{day:02}T03:00:00+00:00",
         )
-        prefix = Run.prefix_of(environment, "wmtp_daily", "scheduled__2026-01-05T03:00")
+        prefix = Run.prefix_of(environment, "wmtp_daily", f"scheduled__2026-01-{day:02}T03:00")
         self.store.write_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
         self.run = Run.open(environment, prefix)
 
     def commit(
         self, task: str, files: Mapping[str, bytes], metrics: Mapping[str, Any], *,
         index: int = 0, inputs: Mapping[str, Artifact] | None = None, outcome: str = "run", seconds: float = 2.0,
+        components: Mapping[str, Any] | None = None,
     ) -> Artifact:  # fmt: skip
-        key = hashlib.sha256(f"{task}{index}".encode()).hexdigest()
+        key = hashlib.sha256(f"{task}{index}{json.dumps(components)}".encode()).hexdigest()
         draft = self.store.begin(f"{task}/{key}")
         for name, data in files.items():
             (draft.folder / name).parent.mkdir(exist_ok=True)
@@ -83,9 +87,8 @@ class Maker:
         made_from = {
             name: {"artifact": one.prefix, "digest": one.digest, "files": ["*"]} for name, one in (inputs or {}).items()
         }
-        artifact = self.store.commit(
-            draft, {"key": key, "metrics": dict(metrics), "inputs": made_from, "seconds": seconds}
-        )
+        record = {"key": key, "metrics": dict(metrics), "inputs": made_from, "components": components or {}}
+        artifact = self.store.commit(draft, {**record, "seconds": seconds, "device_seconds": 2 * seconds})
         self.point(task, index, outcome, seconds if outcome == "run" else 0.02, artifact)
         return artifact
 
@@ -117,15 +120,16 @@ def finished_run(
 ) -> Run:
     """A whole night, with a candidate that is better than the base model; the arguments are put where text can come from outside."""
     maker = Maker(environment)
-    gate, shown = (
+    learnt, gate, shown = (
+        [problem(n, "train", prompt) for n in range(601, 611)],
         [problem(n, "validation", prompt) for n in range(511, 551)],
         [problem(n, "test", prompt) for n in range(11, 71)],
     )
     data = maker.commit(
         "pull_data",
-        {f"{split}.parquet": as_parquet(environment, rows) for split, rows in (("validation", gate), ("test", shown))}
+        {f"{rows[0].split}.parquet": as_parquet(environment, rows) for rows in (learnt, gate, shown)}
         | {"unsupported.json": b'{"1_A": "it accepts several answers: <any>"}'},
-        {},
+        {"num_dropped": 7, "num_unsupported": 1},
         outcome="hit",
         seconds=3.1,
     )
@@ -276,8 +280,17 @@ def training_files(token: str) -> dict[str, bytes]:
     return {
         "curves.jsonl": "".join(json.dumps(line) + "\n" for line in curves).encode(),
         "weights.json": json.dumps(tree).encode(),
+        "calibration.json": json.dumps([bins(head) for head in range(4)]).encode(),
         "model/w": b"trained",
     }
+
+
+def bins(head: int) -> list[dict[str, float]]:
+    """Of a head that is the surer than right the further ahead it looks; its bins 0 to 2 are empty."""
+    sure = [place / 10 + 0.05 for place in range(10)]
+    return [
+        {"count": 40 * (place > 2), "confidence": one, "accuracy": one - 0.04 * head} for place, one in enumerate(sure)
+    ]
 
 
 def training_metrics() -> dict[str, Any]:
@@ -317,7 +330,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attributes)))
-        if tag != "meta":
+        if tag not in ("input", "meta"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -443,7 +456,7 @@ def judged_rows(run: Run, index: int) -> dict[str, Any]:
 def test_program_that_reads_its_answer_is_shown_as_such(environment: Environment) -> None:
     seen = Reader(page(finished_run(environment)))
     assert "reads the answer off the prompt" in seen.shown
-    assert seen.of_class("reads")
+    assert seen.of_class("reads_answer")
 
 
 def test_token_weights_colour_the_code_and_the_prompt_has_none(environment: Environment) -> None:
@@ -481,6 +494,17 @@ def test_lineage_leads_from_every_input_to_its_artifact_and_to_the_manifests(env
     manifests = [Path(environment.store, run.prefix, link) for link in links if link.endswith("manifest.json")]
     assert len(manifests) == 16
     assert all(manifest.is_file() for manifest in manifests)
+
+
+def test_what_an_earlier_run_made_stands_in_the_graph_under_its_stage(environment: Environment) -> None:
+    maker = Maker(environment, day=4)
+    shard = maker.commit("score_shard", {"s": b"s"}, {})
+    later = Maker(environment)
+    later.commit("score", {"s": b"s"}, {}, inputs={"shard0": shard}, outcome="hit")
+    found = re.search(r'aria-label="What was made of what".*?</svg>', page(later.run), re.DOTALL)
+    assert found is not None
+    assert Reader(found.group().partition(">")[2].removesuffix("</svg>")).shown == "score_shardscore"
+    assert found.group().count("<path") == 1
 
 
 def test_run_that_has_only_been_planned_says_what_is_missing(
@@ -544,3 +568,189 @@ def test_lines_span_the_drawing_from_the_lowest_to_the_highest_point() -> None:
 def test_single_point_is_a_dot_and_a_constant_line_is_drawn() -> None:
     assert "<circle" in lines([Series("a", [(5, 1.0)])], x_label="step", y_label="", title="t")
     assert "nan" not in lines([Series("a", [(0, 0.0), (1, 0.0)])], x_label="step", y_label="", title="t")
+
+
+# What happened and why
+
+
+def test_task_that_ran_says_what_changed_since_its_last_result(environment: Environment) -> None:
+    other = RECIPE.model_copy(update={"train": RECIPE.train.model_copy(update={"steps": 200})})
+    first, second = Maker(environment, day=4, recipe=other), Maker(environment)
+    for maker, steps in ((first, 200), (second, 400)):
+        maker.commit("pull_data", {"w": b"d"}, {}, outcome="hit" if steps == 400 else "run")
+        maker.commit("train", training_files(" "), {}, components={"config": {"train": {"steps": steps}, "seed": 0}})
+    assert "no earlier result" in told(first, "tasks")
+    assert "It is the first run of the recipe demo" in told(first, "tasks")
+    assert "config.train.steps: 200 → 400" in told(second, "tasks")
+    assert "nothing that its key covers changed" in told(second, "tasks")
+    assert "wmtp_daily/scheduled__2026-01-04T03%3A00" in told(second, "tasks")
+
+
+def told(maker: Maker, id: str) -> str:
+    """What one section shows."""
+    found = re.search(rf'<section id="{id}">.*?</section>', page(maker.run), re.DOTALL)
+    assert found is not None
+    return Reader(found.group()).shown
+
+
+def test_configuration_says_what_differs_from_the_last_run_of_the_recipe(environment: Environment) -> None:
+    other = RECIPE.model_copy(update={"seed": 7})
+    old, same, new = Maker(environment, day=3), Maker(environment, day=4), Maker(environment, day=5, recipe=other)
+    assert "there is nothing to compare with" in told(old, "recipe")
+    assert "The same recipe, data, models and champion as in the last run" in told(same, "recipe")
+    assert "What differs from the last run: 1" in told(new, "recipe")
+    assert "recipe.seed0 → 7" in told(new, "recipe")
+
+
+def test_cost_tells_device_seconds_by_task_and_money_only_with_prices(environment: Environment) -> None:
+    run = finished_run(environment)
+    shown = Reader(page(run)).shown
+    # Two references of 31 s, on two devices each.
+    assert "reference2.1 min" in shown
+    assert "no prices, so no money is told" in shown
+
+
+def test_each_gate_is_shown_with_its_numbers_and_reason(environment: Environment) -> None:
+    maker = Maker(environment)
+    named = [
+        {"name": "score", "passed": True, "value": 0.25, "limit": 0.2, "text": "0.25 is above 0.2.", "interval": None},
+        {
+            "name": "no_regression.lists",
+            "passed": False,
+            "value": -0.5,
+            "limit": 0,
+            "text": "Worse.",
+            "interval": [-0.75, 0.5],
+        },
+    ]
+    detail = {"outcome": "refused", "version": "5", "reason": "Too slow.", "evidence": {}, "gates": named}
+    maker.point("promote", 0, "done", 1.0, detail=detail)
+    shown = told(maker, "gates")
+    assert "Not passed: 1 of 2 gates." in shown
+    assert "scorepassedvalue: 0.25limit: 0.20.25 is above 0.2." in shown
+    assert "no regression.listsnot passedvalue: -0.5limit: 0interval: -0.75 to 0.5Worse." in shown
+
+
+def test_decision_without_named_gates_shows_its_paired_comparison(environment: Environment) -> None:
+    run = finished_run(environment)
+    promoted = run.pointer("promote")
+    assert promoted is not None
+    shown = Reader(page(run)).shown
+    assert "Every gate is passed." in shown
+    assert f"lower bound: {promoted.detail['evidence']['lower_bound']:.4g}" in shown
+
+
+# Data
+
+
+def test_data_card_counts_lengths_licences_and_passing_references(environment: Environment) -> None:
+    maker = Maker(environment)
+    maker.run = finished_run(environment)
+    shown = told(maker, "data")
+    assert "110 problems from a source of the kind mbpp" in shown
+    assert "7 training problems were left out" in shown
+    # Prompts of 44 characters, solutions of three lines, two tests.
+    assert "trainlearnt from1044 (44)3 (3)2made up; CC-BY-4.0" in shown
+    assert "40 of 40 of the gate set (100.0%), 60 of 60 of the report set (100.0%)" in shown
+    assert SOLUTION.format(n=601) in shown
+
+
+# Weights and calibration
+
+
+def test_python_is_cut_into_classes_even_where_it_is_broken() -> None:
+    text = "def f(x):\n    return 'open  # none\n# two\n"
+    kinds = [(kind, text[start:end]) for kind, start, end in lexemes(text)]
+    assert kinds == [
+        ("keyword", "def"), ("name", "f"), ("operator", "("), ("name", "x"), ("operator", ")"), ("operator", ":"), ("indentation", "\n    "),
+        ("keyword", "return"), ("string", "'open  # none"), ("indentation", "\n"), ("comment", "# two"), ("indentation", "\n"),
+    ]  # fmt: skip
+
+
+def test_token_belongs_to_the_class_of_its_first_character_that_is_not_blank() -> None:
+    tokens = [
+        "    ",
+        "for",
+        " _",
+        "i",
+        " in",
+        ' "a',
+        ' b"',
+        "  ",
+        "# it",
+        "'s",
+        "\n",
+        "\t",
+        "x",
+        "1",
+        " =",
+        " 0x",
+        "F",
+        "<|end|>",
+    ]
+    assert token_classes(tokens) == [
+        "indentation", "keywords", "names", "names", "keywords", "literals", "literals", "other", "comments", "comments",
+        "indentation", "indentation", "names", "names", "operators", "literals", "literals", "other",
+    ]  # fmt: skip
+
+
+def test_mean_weight_of_each_token_class_is_shown(environment: Environment) -> None:
+    maker = Maker(environment)
+    weighed = {"problem_id": "1", "tokens": ["Say", "return", " x", " +", " y"], "weights": [None, 2.0, 0.5, 1.0, 0.7]}
+    files = {"curves.jsonl": b"", "weights.json": json.dumps({"histogram": None, "examples": [weighed]}).encode()}
+    maker.commit("train", files, {"steps": 1})
+    shown = told(maker, "weights")
+    assert "keywords, 25.0% of tokens2.00" in shown
+    assert "names, 50.0% of tokens0.60" in shown
+    assert "4 learnt tokens of 1 training problems" in shown
+
+
+def test_calibration_of_each_head_is_told_by_its_expected_error(environment: Environment) -> None:
+    maker = Maker(environment)
+    maker.run = finished_run(environment)
+    shown = told(maker, "training")
+    # Head 3 is right 8 points less often than it is sure, whatever the bin; seven bins of 40 tokens, in the mean 0.65 sure.
+    assert "328057.0%65.0%8.0 points" in shown
+
+
+def test_training_of_before_calibration_was_measured_says_so(environment: Environment) -> None:
+    maker = Maker(environment)
+    maker.commit("train", {"curves.jsonl": b"", "weights.json": b'{"examples": []}'}, {"steps": 1})
+    assert "The training measured no calibration" in told(maker, "training")
+
+
+# Programs
+
+
+def test_programs_are_marked_by_how_they_ended_and_counted(environment: Environment) -> None:
+    run = finished_run(environment)
+    rows = judged_rows(run, 1)
+    text = page(run)
+    seen = Reader(text)
+    for verdict in VERDICTS:
+        count = sum(row["verdict"] == verdict for row in rows.values())
+        assert len(seen.of_class(f"is-{verdict}")) == count
+        assert f'for="only-{verdict}">{verdict} <small>{count}</small>' in text
+        assert f"#only-{verdict}:checked" in text
+    assert "judges itself" not in seen.shown
+
+
+def test_program_whose_tests_rest_on_its_own_judgement_is_marked(environment: Environment) -> None:
+    maker = Maker(environment)
+    one = {**outcome(random.Random(0), problem(11, "test"), 1.0, None), "tests_inside": 1}
+    maker.commit("judge", {"outcomes.parquet": parquet([one])}, summary([one]), index=1)
+    maker.commit("pull_data", {"test.parquet": as_parquet(environment, [problem(11, "test")])}, {})
+    shown = told(maker, "programs")
+    assert "its own judgement is in its tests" in shown
+    assert "judges itself 1" in shown
+
+
+def test_page_of_a_run_with_huge_programs_stays_below_three_megabytes(environment: Environment) -> None:
+    long = "def f(a):\n" + "    return [1, 'x', a]\n" * 2000
+    text = page(finished_run(environment, completion=long, prompt="Write it. " * 5000, token="x = 1\n" * 400))
+    assert 1_000_000 < len(text.encode()) < 3_000_000
+
+
+def test_layers_follow_the_longest_way_and_keep_children_below_their_parents() -> None:
+    parents = {"b": [], "a": [], "of_a": ["a"], "of_b": ["b"], "last": ["b", "of_a", "of_b"]}
+    assert layers(parents) == [["b", "a"], ["of_b", "of_a"], ["last"]]

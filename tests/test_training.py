@@ -752,13 +752,38 @@ def test_weights_file_shows_tokens_and_a_histogram(given: Given) -> None:
     training.train(attempt)
     report = json.loads((attempt.folder / "weights.json").read_text())
     first = report["examples"][0]
-    assert len(report["examples"]) == 5
+    assert len(report["examples"]) == 20
     assert "return x" in "".join(first["tokens"])
     assert len(first["tokens"]) == len(first["weights"])
     assert first["weights"][0] is None
     assert first["weights"][-1] == 1.0
     assert len(report["histogram"]["edges"]) == len(report["histogram"]["counts"]) + 1
     assert sum(report["histogram"]["counts"]) == sum(int(one.is_target.sum()) for one in examples(given.inputs))
+
+
+def test_calibration_is_of_the_kept_model_on_validation_problems(given: Given) -> None:
+    attempt = given.attempt("calibrated")
+    training.train(attempt)
+    heads = json.loads((attempt.folder / "calibration.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(attempt.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(attempt.folder / "model")
+    sure, right = [], []
+    for example in encode(read_problems(given.inputs["data"].path("validation.parquet")), tokenizer, TEXT)[0]:
+        ids, targets = torch.from_numpy(example.token_ids), example.is_target.nonzero()[0]
+        with torch.no_grad():
+            confidences, guesses = model(input_ids=ids[None]).logits[0, targets - 1].softmax(-1).max(-1)
+        sure += confidences.tolist()
+        right += (guesses == ids[targets]).tolist()
+    assert len(heads) == 3 and all(len(bins) == 10 for bins in heads)
+    for place, one in enumerate(heads[0]):
+        inside = [number for number, confidence in enumerate(sure) if int(10 * confidence) == place]
+        assert one["count"] == len(inside)
+        assert one["confidence"] == pytest.approx(
+            sum(sure[number] for number in inside) / max(len(inside), 1), abs=1e-5
+        )
+        assert one["accuracy"] == pytest.approx(sum(right[number] for number in inside) / max(len(inside), 1), abs=1e-5)
+    # The prompt before is long enough for every head to have each target.
+    assert [sum(one["count"] for one in bins) for bins in heads] == [len(sure), len(sure), len(sure)]
 
 
 def test_curves_go_to_the_experiment_of_the_run(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:

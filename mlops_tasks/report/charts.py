@@ -1,4 +1,4 @@
-"""Charts of inline SVG and boxes: lines, histograms, intervals, shares. They take their colours from the page's style sheet.
+"""Charts of inline SVG and boxes: lines, histograms, intervals, bars, shares, graphs. They take their colours from the page's style sheet.
 
 Each has a size of its own and scales with its place. What is drawn is said in `sections`.
 """
@@ -6,7 +6,7 @@ Each has a size of its own and scales with its place. What is drawn is said in `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlops_tasks.report.markup import Child, Markup, element
@@ -36,6 +36,16 @@ class Estimate:
     """Lower and upper end."""
     kind: str = "candidate"
     """Class in the style sheet: candidate or baseline."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value as a bar from zero."""
+
+    label: str
+    value: float
+    detail: str
+    """What stands beside it."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,92 @@ def _estimate(row: Estimate, x: _Scale, behind: Sequence[Markup], *, is_signed: 
     ]
 
 
+def bars(rows: Sequence[Bar], *, mark: float | None = None) -> Markup:
+    """Bars one below the other on a common axis from zero; boxes, as `estimates` are; `mark` is a value with a line of its own."""
+    x = _Scale(0.0, max([row.value for row in rows] + ([mark] if mark else [])) or 1.0, 0.0, 100.0)
+    line = None if mark is None else element("i", class_="m", style=f"left:{x(mark):.2f}%")
+    return element(
+        "div",
+        [
+            [
+                element("span", row.label, class_="label"),
+                element("span", element("i", class_="bar", style=f"width:{x(row.value):.2f}%"), line, class_="track"),
+                element("b", row.detail),
+            ]
+            for row in rows
+        ],
+        class_="estimates",
+    )
+
+
+_NODE_WIDTH, _NODE_HEIGHT, _GAP, _ROW = 156.0, 34.0, 14.0, 66.0
+
+
+def graph(labels: Mapping[str, str], parents: Mapping[str, Iterable[str]], *, title: str) -> Markup:
+    """A directed graph without cycles, from what is made of nothing (top) to what all the rest leads to.
+
+    Args:
+        labels: by node, what stands in its box.
+        parents: by node, the nodes that lead to it.
+    """
+    rows = layers(parents)
+    middles = {
+        node: (_WIDTH / 2 + (place - (len(row) - 1) / 2) * (_NODE_WIDTH + _GAP), _NODE_HEIGHT / 2 + 2 + depth * _ROW)
+        for depth, row in enumerate(rows)
+        for place, node in enumerate(row)
+    }
+    edges = [_edge(middles[above], middles[node]) for node, found in parents.items() for above in found]
+    boxes = [_node(labels[node], *middle) for node, middle in middles.items()]
+    height = (len(rows) - 1) * _ROW + _NODE_HEIGHT + 4
+    return element("figure", element("figcaption", title), _svg(title, edges, boxes, height=height), class_="graph")
+
+
+def layers(parents: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Nodes by the length of the longest way to them; within a layer each near the middle of its parents.
+
+    >>> layers({"data": [], "model": [], "train": ["data", "model"], "judge": ["data", "train"]})
+    [['data', 'model'], ['train'], ['judge']]
+    """
+    depths: dict[str, int] = {}
+
+    def depth(node: str) -> int:
+        if node not in depths:
+            depths[node] = max((depth(above) + 1 for above in parents[node]), default=0)
+        return depths[node]
+
+    rows: list[list[str]] = [[] for _ in range(max(map(depth, parents), default=-1) + 1)]
+    for node in parents:
+        rows[depths[node]].append(node)
+    places: dict[str, float] = {}
+    for row in rows:
+        row.sort(key=lambda node: _mean([places[above] for above in parents[node]]))
+        places |= {node: place - (len(row) - 1) / 2 for place, node in enumerate(row)}
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
+    (x1, y1), (x2, y2) = (start[0], start[1] + _NODE_HEIGHT / 2), (end[0], end[1] - _NODE_HEIGHT / 2)
+    bend = (y2 - y1) / 2
+    return element("path", d=f"M{x1:g} {y1:g}C{x1:g} {y1 + bend:g} {x2:g} {y2 - bend:g} {x2:g} {y2:g}", class_="edge")
+
+
+def _node(label: str, x: float, y: float) -> Markup:
+    box = element(
+        "rect",
+        x=x - _NODE_WIDTH / 2,
+        y=y - _NODE_HEIGHT / 2,
+        width=_NODE_WIDTH,
+        height=_NODE_HEIGHT,
+        rx=8,
+        class_="node",
+    )
+    return element("g", box, element("text", label, x=x, y=y + 5, text_anchor="middle", class_="label"))
+
+
 def shares(parts: Sequence[tuple[str, int]]) -> Markup:
     """One bar cut by counts; each part's class is its name."""
     total = sum(count for _, count in parts) or 1
@@ -210,5 +306,5 @@ def number(value: float) -> str:
     return f"{value:g}"
 
 
-def _svg(title: str, *children: Child) -> Markup:
-    return element("svg", *children, viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}", role="img", aria_label=title)
+def _svg(title: str, *children: Child, height: float = _HEIGHT) -> Markup:
+    return element("svg", *children, viewBox=f"0 0 {_WIDTH:g} {height:g}", role="img", aria_label=title)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,14 +13,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from mlops_tasks.data.problems import Problem, read_problems
-from mlops_tasks.errors import Unavailable
-from mlops_tasks.pipeline import EVALUATIONS
-from mlops_tasks.report.markup import Child, Markup, element
-from mlops_tasks.stage import Pointer, Run
+from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.pipeline import EVALUATIONS, TASKS
+from mlops_tasks.report.markup import Child, Markup, element, join
+from mlops_tasks.stage import Pointer, Run, runs
 from mlops_tasks.store import Artifact
 
 VERDICTS = ("passed", "failed", "error", "timeout", "crashed")
 """How a program can end; the style sheet has a colour for each."""
+SHORT = 12
+"""Characters of a digest that are shown."""
+_NUM_EARLIER_RUNS = 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,39 @@ class Facts:
     def pointers(self) -> dict[tuple[str, int], Pointer]:
         """What the tasks that ended came to."""
         return {(pointer.task, pointer.index): pointer for pointer in self.run.pointers()}
+
+    def in_order(self) -> Iterator[Pointer]:
+        """Of the tasks that ended, in the order of the pipeline; without the report itself."""
+        for name in ("plan", *TASKS):
+            for index in range(self.run.spec.fan_out.get(name, 1)):
+                if name != "report" and (pointer := self.pointers.get((name, index))):
+                    yield pointer
+
+    def title(self, pointer: Pointer) -> Markup:
+        """A task's label, and of mapped evaluations whose and on which set they are."""
+        of = EVALUATIONS[pointer.index] if pointer.task in ("generate", "judge") else None
+        label = self.run.spec.label(pointer.task, pointer.index)
+        return join([label, element("small", f"{of[0]}, {of[1]} set") if of else None])
+
+    @cached_property
+    def earlier(self) -> list[Run]:
+        """The last runs of this recipe before this one, the newest first."""
+        spec = self.run.spec
+        before = (run for run in runs(self.run.environment, recipe=spec.recipe.name) if run.spec.created < spec.created)
+        return list(itertools.islice(before, _NUM_EARLIER_RUNS))
+
+    @property
+    def last_run(self) -> Run | None:
+        """The run of this recipe before this one."""
+        return next(iter(self.earlier), None)
+
+    def last_result(self, task: str, index: int) -> Artifact | None:
+        """What a task came to in the last of the earlier runs in which it came to something that is still whole."""
+        for run in self.earlier:
+            with suppress(Unavailable, UserError):  # it did not get so far, or is of another version
+                if artifact := run.artifact(task, index):
+                    return artifact
+        return None
 
     def artifact(self, task: str, index: int = 0) -> Artifact | None:
         """A task's artifact, or None if it was skipped, has not ended, or is not whole."""
@@ -100,6 +139,11 @@ class Facts:
 
 def _place(who: str, where: str) -> int:
     return next(place for place, one in enumerate(EVALUATIONS) if one == (who, where))
+
+
+def anchor_of(pointer: Pointer) -> str:
+    """Where on the page the artifact of a task is told of."""
+    return f"artifact-{pointer.task}-{pointer.index}"
 
 
 def section(anchor: str, title: str, *children: Child) -> Markup:

@@ -1,7 +1,8 @@
-"""The part of a report on how the model learnt: loss curves, token weights, the heat map."""
+"""The part of a report on how the model learnt: curves of each head, and whether a head is right as often as it is sure."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,7 @@ from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Series
 from mlops_tasks.report.facts import Facts, absent, percent, section
 from mlops_tasks.report.markup import Markup, element, join
-
-_HEAT = 0.85
-"""Opacity of the top of the scale."""
-_TOP = 3.0
-"""The scale reaches at least so far, so that uniform weights look pale and runs can be compared."""
+from mlops_tasks.store import Artifact
 
 
 def training(facts: Facts) -> Markup:
@@ -35,6 +32,7 @@ def training(facts: Facts) -> Markup:
         "training", "Training", element("p", text),
         element("div", shown, class_="grid2") if shown else absent("The training logged no curves."),
         _figures(train.metrics),
+        _calibration(train),
     )  # fmt: skip
 
 
@@ -78,84 +76,42 @@ def _plain(value: Any) -> str:
     return f"{value:,.0f}" if value >= 1000 or isinstance(value, int) else f"{value:.4g}"
 
 
-def weights(facts: Facts) -> Markup:
-    """How the tokens were weighed: spread, effective sample size over time, and token by token on real code."""
-    train = facts.artifact("train")
-    if train is None:
-        return section("weights", "Token weights", absent(facts.why_absent("train")))
-    text = (
-        "The weight that the loss gives a token; the mean over a document is 1. The effective sample size says how many equally weighted "
-        f"tokens would count as much, as a share of all: {_share(train.metrics, 'weight_ess')} at the end, with an entropy of "
-        f"{_share(train.metrics, 'weight_entropy')} of the uniform one."
-    )
-    if facts.run.spec.recipe.scoring.scorer == "uniform":
-        text = "The scorer is uniform: every token has the weight 1. What follows is what that looks like."
-    histogram = facts.weights.get("histogram") or {}
-    spread = (
-        charts.histogram(
-            histogram["edges"],
-            histogram["counts"],
-            x_label="weight",
-            y_label="tokens",
-            title="How the weights are spread",
-            mark=1.0,
-        )
-        if histogram.get("counts")
-        else absent("The training kept no histogram of its weights.")
-    )
-    over_time = [
-        Series(label, points, is_dashed=is_dashed)
-        for name, label, is_dashed in (
-            ("weight_ess", "effective sample size", False),
-            ("weight_entropy", "entropy", True),
-        )
-        if (points := [(line["step"], line[name]) for line in facts.curves if line.get(name) is not None])
+def _calibration(train: Artifact) -> Markup:
+    """Is a head right as often as it is sure?"""
+    heading = element("h3", "Calibration of the heads")
+    if "calibration.json" not in train.names:
+        return join([heading, absent("The training measured no calibration; it was made by an earlier version.")])
+    heads = json.loads(train.path("calibration.json").read_text(encoding="utf-8"))
+    series = [
+        Series(f"head {place + 1}", points, emphasis=1.0 - 0.7 * place / max(len(heads) - 1, 1))
+        for place, head in enumerate(heads)
+        if (points := [(one["confidence"], one["accuracy"]) for one in head if one["count"]])
     ]
-    figure = (
-        charts.lines(over_time, x_label="step", y_label="share", title="Effective sample size and entropy")
-        if over_time
-        else None
+    if not series:
+        return join([heading, absent("There were no validation problems to measure it on.")])
+    chart = charts.lines(
+        [*series, Series("as sure as right", [(0.0, 0.0), (1.0, 1.0)], is_dashed=True, emphasis=0.5)],
+        x_label="mean probability of the likeliest token",
+        y_label="share in which it is the right one",
+        title="Right as often as sure?",
     )
-    return section(
-        "weights",
-        "Token weights",
-        element("p", text),
-        element("div", spread, figure, class_="grid2"),
-        _heat_map(facts.weights.get("examples") or []),
+    note = (
+        "On validation problems, with the model that is kept: tokens by how probable each head holds its likeliest one. "
+        "Above the dashed line a head is better than it believes, below it is too sure. The expected calibration error is the mean distance."
     )
+    table = element("div", _sureness(heads), class_="card scroll")
+    return join([heading, element("p", note, class_="note"), element("div", chart, table, class_="grid2")])
 
 
-def _share(metrics: Mapping[str, Any], name: str) -> str:
-    value = metrics.get(name)
-    return "an unknown share" if value is None else percent(value)
-
-
-def _heat_map(shown: Sequence[Mapping[str, Any]]) -> Markup:
-    heading = element("h3", "On real code")
-    if not shown:
-        return join([heading, absent("The training kept no weighed examples.")])
-    top = max([_TOP, *(weight for one in shown for weight in one["weights"] if weight is not None)])
-    scale = element(
-        "p",
-        "0",
-        element("span", class_="ramp"),
-        f"{top:.2f}. Grey is the prompt, which is given and not learnt; point at a token for its weight.",
-        class_="message",
-    )
-    return join([heading, scale, element("div", [_weighed(one, top) for one in shown], class_="grid2")])
-
-
-def _weighed(one: Mapping[str, Any], top: float) -> Markup:
-    tokens = [
-        element("span", token, class_="given")
-        if weight is None
-        else element(
-            "span", token.replace("\n", "↵\n"), style=f"--w:{_HEAT * weight / top:.3f}", title=f"weight {weight:.2f}"
-        )
-        for token, weight in zip(one["tokens"], one["weights"], strict=True)
-    ]
-    return element(
-        "div",
-        element("div", f"training problem {one['problem_id']}", class_="who"),
-        element("pre", tokens, class_="heat"),
-    )
+def _sureness(heads: Sequence[Sequence[Mapping[str, Any]]]) -> Markup:
+    words = ("tokens", "right", "mean probability", "calibration error")
+    head = element("tr", element("th", "head"), [element("th", word, class_="n") for word in words])
+    rows = []
+    for number, bins in enumerate(heads, start=1):
+        total = sum(one["count"] for one in bins) or 1
+        right = sum(one["count"] * one["accuracy"] for one in bins) / total
+        sure = sum(one["count"] * one["confidence"] for one in bins) / total
+        error = sum(one["count"] * abs(one["accuracy"] - one["confidence"]) for one in bins) / total
+        cells = (f"{total:,}", percent(right), percent(sure), f"{100 * error:.1f} points")
+        rows.append(element("tr", element("td", number), [element("td", cell, class_="n") for cell in cells]))
+    return element("table", head, rows)

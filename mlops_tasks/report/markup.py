@@ -18,7 +18,7 @@ class Markup(str):
 
 Child: TypeAlias = "str | int | Iterable[Child] | None"
 
-_VOID = frozenset({"br", "meta"})
+_VOID = frozenset({"br", "input", "meta"})
 
 
 def element(tag: str, *children: Child, **attributes: str | float | bool | None) -> Markup:

@@ -1,13 +1,13 @@
-"""The part of a report on single programs: problems won and lost, with both programs, and examples of every way to end."""
+"""The part of a report on single programs: problems won and lost, with both programs, and what was written, by how it ended."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.report.facts import VERDICTS, Facts, absent, pill, section
+from mlops_tasks.report.lexemes import lexemes
 from mlops_tasks.report.markup import Markup, element, join
 
 Row: TypeAlias = Mapping[str, Any]
@@ -16,13 +16,16 @@ Row: TypeAlias = Mapping[str, Any]
 _MAX_FLIPS = 6
 _MAX_MESSAGE = 400
 _MAX_IO_TESTS = 5
-_EXAMPLES_A_KIND = {"passed": 3, "reads": 3, "failed": 2, "error": 2, "timeout": 1, "crashed": 1}
-_PYTHON = re.compile(
-    r"""(?P<c>\#[^\n]*)"""
-    r"""|(?P<s>"{3}[\s\S]*?(?:"{3}|\Z)|'{3}[\s\S]*?(?:'{3}|\Z)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)"""
-    r"""|(?P<k>\b(?:and|as|assert|break|class|continue|def|del|elif|else|except|False|finally|for|from|if|import|in|is|lambda|None"""
-    r"""|not|or|pass|raise|return|True|try|while|with|yield)\b)|(?P<d>\b\d[\w.]*)"""
-)
+_MAX_CODE = 6000
+_MAX_PROMPT = 2000
+_MAX_CHARACTERS = 1_000_000
+"""Of all programs that can be filtered."""
+_FLAGS = {"reads_answer": "reads the answer off the prompt", "tests_inside": "its own judgement is in its tests"}
+"""Columns of outcomes that make a pass worth less, and how that is said; an older judge has not all of them."""
+_SHORT_FLAGS = {"reads_answer": "read off", "tests_inside": "judges itself"}
+_FILTERS = {**{verdict: verdict for verdict in VERDICTS}, "other": "other", **_SHORT_FLAGS}
+_MARKS = {"comment": "c", "string": "s", "keyword": "k", "number": "d"}
+"""Classes in the style sheet, by kind of lexeme."""
 
 
 def flips(facts: Facts) -> Markup:
@@ -82,30 +85,34 @@ def flip(problem: Problem | None, badge: Markup, sides: Sequence[tuple[str, Row]
         sides: whose program, and the program.
     """
     shown = [element("div", _program(row, who)) for who, row in sides]
-    return _folded(problem, sides[0][1]["problem_id"], badge, element("div", shown, class_="sides"), is_open=is_open)
+    return folded(problem, sides[0][1]["problem_id"], badge, element("div", shown, class_="sides"), is_open=is_open)
 
 
-def _folded(problem: Problem | None, id: str, badge: Markup, body: Markup, *, is_open: bool) -> Markup:
+def folded(
+    problem: Problem | None, id: str, badge: Markup, body: Markup, *, is_open: bool, class_: str | None = None
+) -> Markup:
+    """A problem as one line that opens: its badge, id and prompt, then a body, then its tests."""
     tests = element("details", element("summary", "tests"), element("div", _tests(problem))) if problem else None
-    title = element("span", problem.prompt, class_="task") if problem else None
+    title = element("span", _cut(problem.prompt, _MAX_PROMPT), class_="task") if problem else None
     return element(
         "details",
         element("summary", badge, element("span", id, class_="id"), title),
         element("div", body, tests),
         open=is_open,
+        class_=class_,
     )
 
 
 def _tests(problem: Problem) -> Markup:
     if problem.tests:
-        return _code("\n".join(problem.tests))
+        return code(_cut("\n".join(problem.tests), _MAX_CODE))
     shown = [f"{_cut(test.input)}\n→ {_cut(test.output)}" for test in problem.io_tests[:_MAX_IO_TESTS]]
     left = len(problem.io_tests) - len(shown)
     return element("pre", "\n\n".join([*shown, *([f"… and {left} more"] if left else [])]))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}…"
+def _cut(text: str, length: int = _MAX_MESSAGE) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _program(row: Row, who: str) -> Markup:
@@ -113,7 +120,7 @@ def _program(row: Row, who: str) -> Markup:
     tests = (
         f"{row['tests_passed']} of {row['num_tests']} tests{f', in {marked} the program had a say' if marked else ''}"
     )
-    flag = pill("reads the answer off the prompt", "reads") if row["reads_answer"] else None
+    flags = [pill(label, name) for name, label in _FLAGS.items() if row.get(name)]
     message = row["message"] or ""
     shown = _cut(message)
     return join(
@@ -122,11 +129,11 @@ def _program(row: Row, who: str) -> Markup:
                 "div",
                 element("span", who),
                 pill(row["verdict"], _kind(row)),
-                flag,
+                flags,
                 element("span", tests),
                 class_="who",
             ),
-            _code(row["completion"]) if row["completion"].strip() else absent("It wrote nothing."),
+            code(_cut(row["completion"], _MAX_CODE)) if row["completion"].strip() else absent("It wrote nothing."),
             element("p", shown, class_="message mono") if shown else None,
         ]
     )
@@ -137,41 +144,78 @@ def _kind(row: Row) -> str:
     return verdict if verdict in VERDICTS else "other"
 
 
-def _code(text: str) -> Markup:
+def code(text: str) -> Markup:
     """Python with its strings, comments, keywords and numbers marked; of broken code too."""
     pieces: list[str] = []
-    end = 0
-    for found in _PYTHON.finditer(text):
-        pieces += [text[end : found.start()], element("span", found.group(), class_=found.lastgroup)]
-        end = found.end()
-    return element("pre", element("code", pieces, text[end:]))
+    done = 0
+    for kind, start, end in lexemes(text):
+        if kind in _MARKS:
+            pieces += [text[done:start], element("span", text[start:end], class_=_MARKS[kind])]
+            done = end
+    return element("pre", element("code", pieces, text[done:]))
 
 
-def examples(facts: Facts) -> Markup:
-    """Some programs of the candidate on the report set, of every way to end."""
+def programs(facts: Facts) -> Markup:
+    """What the candidate wrote for the report set, to be filtered by how it ended; without a script, by radio buttons."""
     rows = facts.outcomes("candidate", "report")
     if rows is None:
-        return section("examples", "What it writes", absent(facts.why_unjudged("report")))
+        return section("programs", "What it writes", absent(facts.why_unjudged("report")))
     problems = facts.problems("report")
-    chosen = _one_of_each_kind(rows)
-    shown = [
-        _folded(
+    shown = list(_within_budget(_by_turns(rows), problems))
+    counts = {kind: sum(kind in _kinds(row) for row in rows) for kind in _FILTERS}
+    text = (
+        f"Programs of the candidate on the report set, the first of each way to end, not the best: {len(shown)} of {len(rows)}."
+        " Choose which to see; the arrow keys do it too."
+    )
+    return section(
+        "programs",
+        "What it writes",
+        element("p", text),
+        element(
+            "fieldset",
+            element("legend", "Show"),
+            _choice("all", "all", len(rows), is_chosen=True),
+            [_choice(kind, label, counts[kind]) for kind, label in _FILTERS.items() if counts[kind]],
+            element("div", shown, class_="group"),
+            class_="filter",
+        ),
+    )
+
+
+def _choice(kind: str, label: str, count: int, *, is_chosen: bool = False) -> Markup:
+    button = element("input", type="radio", name="only", id=f"only-{kind}", checked=is_chosen)
+    return join([button, element("label", f"{label} ", element("small", count), for_=f"only-{kind}")])
+
+
+def _kinds(row: Row) -> list[str]:
+    return [_kind(row), *(name for name in _FLAGS if row.get(name))]
+
+
+def _by_turns(rows: Sequence[Row]) -> list[Row]:
+    """One of each verdict, then the second one of each, and so on."""
+    counts: dict[str, int] = {}
+    turns = []
+    for place, row in enumerate(rows):
+        kind = _kind(row)
+        counts[kind] = counts.get(kind, 0) + 1
+        turns.append((counts[kind], list(_FILTERS).index(kind), place))
+    return [rows[place] for _, _, place in sorted(turns)]
+
+
+def _within_budget(rows: Iterable[Row], problems: Mapping[str, Problem]) -> Iterable[Markup]:
+    """Programs until the page would grow too large."""
+    size = 0
+    for row in rows:
+        kinds = _kinds(row)
+        shown = folded(
             problems.get(row["problem_id"]),
             row["problem_id"],
-            join([pill(row["verdict"], _kind(row)), pill("read off", "reads flag") if row["reads_answer"] else None]),
+            join([pill(row["verdict"], kinds[0]), [pill(_SHORT_FLAGS[kind], f"{kind} flag") for kind in kinds[1:]]]),
             _program(row, "candidate"),
-            is_open=place < 2,
+            is_open=size == 0,
+            class_=" ".join(f"is-{kind}" for kind in kinds),
         )
-        for place, row in enumerate(chosen)
-    ]
-    text = "Programs of the candidate on the report set: the first ones of each way to end, not the best ones."
-    return section("examples", "What it writes", element("p", text), element("div", shown, class_="group"))
-
-
-def _one_of_each_kind(rows: Sequence[Row]) -> list[Row]:
-    taken: dict[str, list[Row]] = {kind: [] for kind in _EXAMPLES_A_KIND}
-    for row in rows:
-        kind = "reads" if row["reads_answer"] else row["verdict"]
-        if len(taken.setdefault(kind, [])) < _EXAMPLES_A_KIND.get(kind, 1):
-            taken[kind].append(row)
-    return [row for kind in taken.values() for row in kind]
+        size += len(shown)
+        if size > _MAX_CHARACTERS:
+            return
+        yield shown

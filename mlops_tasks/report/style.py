@@ -6,16 +6,16 @@ STYLE = Markup("""
 :root {
   color-scheme: light dark;
   --paper: #fbfbf9; --card: #ffffff; --ink: #1c2024; --muted: #646b73; --line: #e3e4e1; --code: #f5f5f2;
-  --accent: #2f5fd0; --candidate: #2f5fd0; --baseline: #8a8f98; --good: #17804f; --warn: #a86400; --bad: #b9362c; --odd: #7b4bb3;
+  --accent: #2f5fd0; --candidate: #2f5fd0; --baseline: #80858e; --good: #17804f; --warn: #985a00; --bad: #b9362c; --odd: #7b4bb3;
   --heat: 222 118 16; --shadow: 0 1px 2px rgb(0 0 0 / .05), 0 4px 16px rgb(0 0 0 / .04);
-  --keyword: #8a3ea8; --string: #17724a; --comment: #868c93; --number: #9a5b00;
+  --keyword: #8a3ea8; --string: #17724a; --comment: #6a7179; --number: #9a5b00;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14161a; --card: #1b1e24; --ink: #e7e9ec; --muted: #9aa2ac; --line: #2c3139; --code: #16191e;
     --accent: #86a8ff; --candidate: #86a8ff; --baseline: #8e96a1; --good: #4cc38a; --warn: #f0b04a; --bad: #ff7b6e; --odd: #c39af0;
-    --heat: 255 159 64; --shadow: none;
-    --keyword: #d3a2ec; --string: #8fd6ae; --comment: #7d858f; --number: #eebf78;
+    --heat: 184 92 0; --shadow: none;
+    --keyword: #d3a2ec; --string: #8fd6ae; --comment: #8d95a0; --number: #eebf78;
   }
 }
 * { box-sizing: border-box; }
@@ -24,7 +24,7 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 s
 main, header .inner, nav .inner, footer { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
 a { color: var(--accent); text-decoration-thickness: 1px; text-underline-offset: 2px; }
 code, pre, .mono { font-family: ui-monospace, "SF Mono", "Cascadia Code", Menlo, "DejaVu Sans Mono", monospace; font-size: .86em; }
-header { padding: 44px 0 30px; }
+header { padding: 44px 0 30px; } header, footer, section > p { overflow-wrap: anywhere; }
 .eyebrow { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; color: var(--muted); font-size: 14px; }
 h1 { font-size: clamp(26px, 4.6vw, 40px); line-height: 1.15; letter-spacing: -.02em; margin: 14px 0 10px; text-wrap: balance; }
 h1 span { white-space: nowrap; }
@@ -42,7 +42,7 @@ section > p { max-width: 74ch; margin: 4px 0 16px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; box-shadow: var(--shadow); padding: 18px 20px; margin: 14px 0; }
 .pill { display: inline-block; border-radius: 99px; padding: 1px 10px; font-size: 12.5px; font-weight: 600; border: 1px solid currentColor; white-space: nowrap; }
 .promoted, .passed, .run { color: var(--good); } .refused, .failed { color: var(--warn); } .error, .crashed { color: var(--bad); }
-.timeout, .reads { color: var(--odd); } .skipped, .hit, .done, .none, .other { color: var(--muted); } .already { color: var(--accent); }
+.timeout, .reads_answer, .tests_inside { color: var(--odd); } .skipped, .hit, .done, .none, .other { color: var(--muted); } .already { color: var(--accent); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px; margin: 26px 0 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px; box-shadow: var(--shadow); }
 .tile dt { color: var(--muted); font-size: 13px; } .tile dd { margin: 0; }
@@ -50,7 +50,7 @@ section > p { max-width: 74ch; margin: 4px 0 16px; }
 .tile .small { color: var(--muted); font-size: 13px; font-variant-numeric: tabular-nums; }
 .grid2 { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px 12px; box-shadow: var(--shadow); }
-.card figure { border: 0; box-shadow: none; padding: 0; background: none; }
+.graph { max-width: 640px; margin: 0 auto; } .card figure { border: 0; box-shadow: none; padding: 0; background: none; }
 figcaption { font-weight: 600; font-size: 14.5px; margin-bottom: 6px; }
 figcaption small { font-weight: 400; color: var(--muted); margin-left: 8px; font-size: 13px; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 14px 20px; margin: 18px 4px 0; }
@@ -60,6 +60,7 @@ svg .grid { stroke: var(--line); stroke-width: 1; } svg .tick { fill: var(--mute
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; } svg .dashed .line { stroke-dasharray: 5 4; }
 svg .bar { fill: var(--accent); opacity: .85; } svg .mark { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
 svg .dot { fill: var(--accent); }
+svg .edge { fill: none; stroke: var(--muted); stroke-width: 1.4; opacity: .55; } svg .node { fill: var(--code); stroke: var(--line); } svg .label { fill: var(--ink); font-size: 14px; }
 .estimates { display: grid; grid-template-columns: max-content 1fr max-content; column-gap: 26px; align-items: center; font-size: 14.5px; }
 .estimates b { text-align: right; font-variant-numeric: tabular-nums; } .track, .axis { position: relative; height: 32px; display: block; } .axis { height: 20px; margin-top: 3px; color: var(--muted); font-size: 12.5px; }
 .axis span { position: absolute; transform: translateX(-50%); } .track i { position: absolute; display: block; top: 0; bottom: 0; }
@@ -67,6 +68,7 @@ svg .dot { fill: var(--accent); }
 .track .whisker { top: 14px; bottom: auto; height: 4px; border-radius: 2px; opacity: .45; background: currentColor; }
 .track .dot { top: 10px; bottom: auto; width: 12px; height: 12px; margin-left: -6px; border-radius: 50%; background: currentColor; }
 .track.candidate { color: var(--candidate); } .track.baseline { color: var(--baseline); }
+.track .bar { top: 11px; bottom: auto; height: 10px; border-radius: 5px; min-width: 2px; background: var(--accent); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 0; margin: 6px 0 0; font-size: 13px; color: var(--muted); }
 .legend i { display: inline-block; width: 18px; border-top: 2.5px solid var(--accent); margin-right: 6px; vertical-align: middle; } .legend i.dashed { border-top-style: dashed; }
 .legend b { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
@@ -97,9 +99,17 @@ details > div { padding: 0 16px 14px; min-width: 0; } details details { margin: 
 summary .pill { min-width: 68px; text-align: center; } summary .flag { min-width: 0; }
 summary .id { min-width: 2.2em; font-variant-numeric: tabular-nums; } summary .task { flex: 1 1 0; min-width: 0; color: var(--muted); font-weight: 400; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 details[open] > summary .task { white-space: normal; }
+.filter { border: 0; padding: 0; margin: 0; min-width: 0; } .filter legend { font-size: 13px; color: var(--muted); padding: 0; }
+.filter input { position: absolute; opacity: 0; width: 1px; height: 1px; margin: 0; }
+.filter label { display: inline-block; border: 1px solid var(--line); border-radius: 99px; padding: 5px 13px; margin: 6px 6px 0 0; font-size: 14px; cursor: pointer; background: var(--card); } .filter label small { color: var(--muted); }
+.filter input:checked + label { border-color: var(--accent); color: var(--accent); font-weight: 600; } .filter input:focus-visible + label { outline: 3px solid var(--accent); outline-offset: 2px; }
+#only-passed:checked ~ .group > :not(.is-passed), #only-failed:checked ~ .group > :not(.is-failed), #only-error:checked ~ .group > :not(.is-error), #only-timeout:checked ~ .group > :not(.is-timeout), #only-crashed:checked ~ .group > :not(.is-crashed), #only-other:checked ~ .group > :not(.is-other), #only-reads_answer:checked ~ .group > :not(.is-reads_answer), #only-tests_inside:checked ~ .group > :not(.is-tests_inside) { display: none; }
+.why { font-size: 13px; min-width: 190px; overflow-wrap: anywhere; } .numbers { font-size: 13.5px; white-space: nowrap; } .words { min-width: 220px; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; } summary:focus-visible { outline-offset: -2px; }
 .card > h3:first-child { margin-top: 0; } .card > .note { margin: 0 0 14px; max-width: 90ch; font-size: 14.5px; }
 .uri { overflow-wrap: anywhere; color: var(--muted); font-size: 12.5px; } .inputs { font-size: 13px; } :target > td { background: color-mix(in srgb, var(--accent) 12%, transparent); }
 footer { padding: 34px 24px 60px; color: var(--muted); font-size: 13.5px; }
-@media (max-width: 620px) { main, header .inner, nav .inner { padding: 0 16px; } header { padding-top: 26px; } .card { padding: 14px; } .estimates { grid-template-columns: 1fr max-content; column-gap: 14px; } .estimates .label { grid-column: 1 / -1; margin-top: 8px; } .track { height: 26px; } .track .whisker { top: 11px; } .track .dot { top: 7px; } .estimates > span:empty { display: none; } .estimates .axis { grid-column: 1; } td.where { white-space: nowrap; } pre { font-size: 12.5px; } }
+@media (max-width: 620px) { .time { display: none; } svg .tick, svg .axis, svg .label { font-size: 17px; } main, header .inner, nav .inner { padding: 0 16px; } header { padding-top: 26px; } .card { padding: 14px; } .estimates { grid-template-columns: 1fr max-content; column-gap: 14px; } .estimates .label { grid-column: 1 / -1; margin-top: 8px; } .track { height: 26px; } .track .whisker { top: 11px; } .track .dot { top: 7px; } .estimates > span:empty { display: none; } .estimates .axis { grid-column: 1; } td.where { white-space: nowrap; } pre { font-size: 12.5px; } }
+@media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print { nav { display: none; } body { background: #fff; } }
 """)

@@ -22,6 +22,7 @@ from mlops_tasks.config import load_environment
 from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Unavailable, UserError, WmtpError
 from mlops_tasks.stage import Pointer, Run, Task
 from mlops_tasks.store import MANIFEST, Store
+from wmtp.links import ManifestLink, MlflowLink, ReportLink, links_of
 from wmtp.notices import ChampionDecayed
 from wmtp.process import Process
 from wmtp.trigger import Cleaning, Rollback, Trigger
@@ -99,10 +100,12 @@ class LocalStage(LocalProcess):
     """
 
     template_fields = ("index",)
+    operator_extra_links = (ManifestLink(), ReportLink(), MlflowLink())
 
     def __init__(self, *, index: int = 0, **operator: Any) -> None:
         super().__init__(**operator)
         self.index = index
+        self.links: dict[str, str] = {}
 
     def execute(self, context: Context) -> Any:
         """Look up, or run, and say where the result is."""
@@ -112,6 +115,7 @@ class LocalStage(LocalProcess):
         if self.index >= run.spec.fan_out.get(task.id, 1):
             raise AirflowSkipException(f"The spec of this run wants {run.spec.fan_out[task.id]} of {task.id}.")
         pointer = self._pointer(run, task)
+        self.links = links_of(run, pointer)
         if pointer.outcome == "skipped":
             raise AirflowSkipException("This run does not need it.")
         if pointer.outcome == "done":

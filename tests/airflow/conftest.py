@@ -115,6 +115,7 @@ class Toys(Place):
             "AIRFLOW__CORE__DAGS_FOLDER": str(here / "toys" / "dags"),
             "PYTHONPATH": os.pathsep.join([str(here), str(CHECKOUT / "plugins")]),
             "TOYS": str(self.folder),
+            "WMTP_MLFLOW_UI": "http://mlflow.test/",
         }
 
     def start(self, *tasks: str, conf: object = None) -> subprocess.Popen[str]:

@@ -40,11 +40,11 @@ def ended(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in lines if line.startswith('{"task"')], output
 
 
-def test_a_task_returns_a_reference_and_a_hit_or_a_skipped_one_starts_no_process(toys: Toys) -> None:
+def test_a_task_returns_a_reference_and_links_to_it_and_a_hit_or_a_skipped_one_starts_no_process(toys: Toys) -> None:
     told, log = ended(toys.start("pull_data", "score", "train", "train", "report"))
 
     assert [one["told"]["state"] for one in told] == ["success", "skipped", "success", "success", "success"], log
-    references = [one["xcoms"]["return_value"] for one in told if one["xcoms"]]
+    references = [one["xcoms"]["return_value"] for one in told if "return_value" in one["xcoms"]]
     assert [reference["cache"] for reference in references] == ["run", "run", "hit", "done"]
     assert references[1] | {"cache": "hit"} == references[2]
     assert all(set(reference) == {"stage", "key", "uri", "cache"} for reference in references)
@@ -53,6 +53,13 @@ def test_a_task_returns_a_reference_and_a_hit_or_a_skipped_one_starts_no_process
     assert processes == ["pull_data[0]", "train[0]", "report[0]"]
     assert "train works" in log
     assert json.loads(next(toys.folder.rglob("score.json")).read_text())["outcome"] == "skipped"
+    links = [{name: url for name, url in one["xcoms"].items() if name.startswith("_link")} for one in told]
+    manifest = f"/wmtp/pull_data/{references[0]['key']}/manifest.json"
+    assert links[0]["_link_ManifestLink"].endswith(manifest)
+    assert set(links[1].values()) == {""}
+    # The run is called "a run": quoted in the store, and once more in an address.
+    assert links[-1]["_link_ReportLink"].endswith("/wmtp/runs/toys/wmtp_daily/a%2520run/report.html")
+    assert links[-1]["_link_MlflowLink"] == "http://mlflow.test/#/experiments/7/runs/abc"
 
 
 def test_the_exit_code_decides_about_the_retry_and_the_sentence_is_kept(toys: Toys) -> None:

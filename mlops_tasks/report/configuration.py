@@ -1,0 +1,61 @@
+"""The part of a report on what the run was told: what differs from the last run, and all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from mlops_tasks.keys import differences
+from mlops_tasks.report.facts import Facts, section
+from mlops_tasks.report.markup import Markup, element
+from mlops_tasks.stage import Run
+
+
+def recipe(facts: Facts) -> Markup:
+    """The recipe as it was resolved, what was pinned, and what of both is new."""
+    spec = facts.run.spec
+    parts = {
+        "Recipe: what was learnt": spec.recipe.model_dump(mode="json"),
+        "Pinned by plan": {**_pinned(facts.run), "force": list(spec.force), "fan_out": dict(spec.fan_out)},
+        "Environment: where it ran (in no key)": facts.run.environment.model_dump(mode="json"),
+    }
+    return section("recipe", "Configuration", _changed(facts), [_yaml(title, body) for title, body in parts.items()])
+
+
+def _pinned(run: Run) -> dict[str, Any]:
+    champion = run.spec.champion
+    return {"pins": dict(run.spec.pins), "champion": champion.model_dump(mode="json") if champion else None}
+
+
+def _changed(facts: Facts) -> Markup:
+    last = facts.last_run
+    if last is None:
+        return element(
+            "p", f"The first run of the recipe {facts.run.spec.recipe.name}: there is nothing to compare with."
+        )
+    old, new = ({"recipe": run.spec.recipe.model_dump(mode="json"), **_pinned(run)} for run in (last, facts.run))
+    lines = differences(old, new)
+    if not lines:
+        return element("p", f"The same recipe, data, models and champion as in the last run, {last.name}.")
+    rows = [element("tr", element("td", _place(line)), element("td", _values(line), class_="mono")) for line in lines]
+    return element(
+        "div",
+        element("h3", f"What differs from the last run: {len(lines)}"),
+        element("p", f"Against {last.name}.", class_="note"),
+        element("div", element("table", rows), class_="scroll"),
+        class_="card",
+    )
+
+
+def _place(line: str) -> str:
+    return line.partition(": ")[0]
+
+
+def _values(line: str) -> str:
+    return line.partition(": ")[2]
+
+
+def _yaml(title: str, tree: Any) -> Markup:
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return element("details", element("summary", title), element("div", element("pre", element("code", text))))

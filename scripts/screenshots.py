@@ -1,0 +1,144 @@
+"""The pictures of the docs: `python -m scripts.screenshots` takes the report of the newest run; `make demo` makes one.
+
+With `--airflow URL`, beside `make ui`, it triggers a run in the browser too, watches it to its end and takes Airflow's pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_tasks.config import load_environment
+from mlops_tasks.report import page
+from mlops_tasks.stage import runs
+from scripts import airflow_home, browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, ViewportSize
+
+IMAGES = airflow_home.CHECKOUT / "docs" / "images"
+SIZES: dict[str, ViewportSize] = {"wide": {"width": 1280, "height": 1000}, "phone": {"width": 360, "height": 740}}
+# Anchors, and how much of each is shown; below the graph come the paths of whoever made the pictures.
+PARTS = {"weights": 1000, "lineage": 780}
+
+
+def main() -> int:
+    """Write all of them anew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, default=IMAGES, help="folder that they go to")
+    parser.add_argument("--airflow", help="where `make ui` has Airflow, such as http://127.0.0.1:8080")
+    options = parser.parse_args()
+    options.images.mkdir(parents=True, exist_ok=True)
+    environment = load_environment(airflow_home.variables()["WMTP_ENVIRONMENT"])
+    run = next(runs(environment), None)
+    if run is None:
+        print(f"There is no run in {environment.store}. Make one: make demo", file=sys.stderr)
+        return 1
+    with browser.chromium() as chromium, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "report.html")
+        path.write_text(page(run), encoding="utf-8")
+        written = report(chromium, path, options.images)
+        if options.airflow:
+            written += airflow(chromium, options.airflow, options.images)
+    print(*written, sep="\n")
+    return 0
+
+
+def report(chromium: Browser, path: Path, images: Path) -> list[Path]:
+    """The top of a report at two widths in both schemes, and some parts of it."""
+    written = []
+    for size in SIZES:
+        for scheme in ("light", "dark"):
+            written.append(images / f"report-{size}-{scheme}.png")
+            _picture(chromium, path, written[-1], size=size, scheme=scheme)
+    for part, height in PARTS.items():
+        written.append(images / f"report-{part}.png")
+        _picture(chromium, path, written[-1], size="wide", scheme="light", anchor=part, height=height)
+    return written
+
+
+def _picture(
+    chromium: Browser, path: Path, picture: Path, *, size: str, scheme: Any, anchor: str = "", height: int | None = None
+) -> None:
+    scale = 2 if size == "phone" else 1
+    tab = chromium.new_page(
+        viewport={**SIZES[size], "height": height or SIZES[size]["height"]},
+        color_scheme=scheme,
+        device_scale_factor=scale,
+        reduced_motion="reduce",
+    )
+    tab.goto(f"{path.as_uri()}#{anchor}")
+    tab.screenshot(path=picture)
+    tab.close()
+
+
+def airflow(chromium: Browser, url: str, images: Path) -> list[Path]:
+    """The trigger form filled in, the run that it starts when it has succeeded, the links of its report, the form of a rollback."""
+    tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    tab.set_default_timeout(60_000)
+    written = [images / f"airflow-{name}.png" for name in ("trigger", "run", "links", "rollback")]
+    run = f"pictures_{int(time.time())}"
+    fill(tab, url, "wmtp_daily", run, {"recipe": "demo"})
+    tab.screenshot(path=written[0])
+    submit(tab)
+    wait_for_success(tab, url, "wmtp_daily", run)
+    tab.screenshot(path=written[1])
+    open_task(tab, url, "wmtp_daily", run, "report")
+    tab.screenshot(path=written[2])
+    fill(tab, url, "model_rollback", None, {"model": "demo-coder", "reason": "It answers in Latin."})
+    tab.screenshot(path=written[3])
+    tab.close()
+    return written
+
+
+def fill(tab: Page, url: str, dag: str, run: str | None, params: Mapping[str, str]) -> None:
+    """Open the trigger form of a DAG and fill it in as a person does.
+
+    Args:
+        url: where Airflow is.
+        run: id of the run to be; None: Airflow chooses one.
+        params: texts by the name of the param; others keep what the form says.
+    """
+    tab.goto(f"{url}/dags/{dag}")
+    tab.get_by_role("button", name="Trigger Dag").click()
+    if run is not None:
+        # Of the two parts of the form one is open at a time.
+        tab.get_by_role("button", name="Advanced Options").click()
+        tab.fill("input[name=dagRunId]", run)
+        tab.get_by_role("button", name="Run Parameters").click()
+    for name, text in params.items():
+        tab.fill(f"#element_{name}", text)
+
+
+def submit(tab: Page) -> None:
+    """Send the form off, and wait until Airflow has taken it."""
+    tab.get_by_test_id("trigger-dag-submit").click()
+    tab.get_by_test_id("trigger-dag-submit").wait_for(state="detached")
+
+
+def wait_for_success(tab: Page, url: str, dag: str, run: str, *, seconds: float = 1200) -> None:
+    """Watch the page of a run until it says that the run has succeeded.
+
+    Raises:
+        TimeoutError: of Playwright's: the run has failed, or is not done in time.
+    """
+    tab.goto(f"{url}/dags/{dag}/runs/{run}")
+    # The state stands below the name; the tasks have states of their own further down.
+    tab.wait_for_function(
+        "run => document.body.innerText.includes(`${run}\\nSuccess`)", arg=run, timeout=1000 * seconds
+    )
+
+
+def open_task(tab: Page, url: str, dag: str, run: str, task: str) -> None:
+    """Open the details of a task that has ended, and wait for its links."""
+    tab.goto(f"{url}/dags/{dag}/runs/{run}/tasks/{task}/details")
+    tab.get_by_role("link", name="Report", exact=True).wait_for()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
