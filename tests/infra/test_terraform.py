@@ -189,6 +189,13 @@ def test_the_platform_page_names_every_service_account_that_has_a_role_and_the_o
     assert named == workloads | controllers | {"wmtp-judge"}
 
 
+def test_the_chart_makes_the_accounts_that_roles_are_for_and_the_one_that_has_none() -> None:
+    accounts = (ROOT / "charts/ml-platform/templates/accounts.yaml").read_text()
+    [made] = re.findall(r"range \$account := list (.*?) }}", accounts)
+    stages = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
+    assert set(re.findall(r'"([\w-]+)"', made)) == {*re.findall(r"^    ([\w-]+) = \{", stages, re.M), "wmtp-judge"}
+
+
 def test_nodes_carry_the_tag_that_the_budget_goes_by() -> None:
     assert 'tag_key     = "deployment"' in HCL[TERRAFORM / "modules/stack/main.tf"]
     nodes = (ROOT / "charts/ml-platform/templates/nodes.yaml").read_text()
