@@ -7,9 +7,11 @@ BIN := .venv/bin
 LOCK := mlops_tasks/requirements.lock
 READY := .venv/installed
 INFRA_READY := .venv-infra/installed
+# Whoever plans, on what: CI, and the team's machines.
+PLATFORMS := linux_amd64 linux_arm64 darwin_arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check check-infra docs smollm2 lock clean
+.PHONY: help setup demo ui test check check-infra pins docs smollm2 lock clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +41,7 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-check-infra: $(READY) $(INFRA_READY) ## judge terraform/ and charts/ without an account; WORDS="checkov" runs the steps whose names hold one
+check-infra: $(READY) $(INFRA_READY) ## judge terraform/ and charts/ without an account; WORDS="checkov" runs the steps whose names hold one, WORDS=--production refuses what is not pinned
 	@$(BIN)/python -m scripts.check_infra $(WORDS)
 
 $(INFRA_READY): scripts/infra-requirements.txt
@@ -49,6 +51,11 @@ $(INFRA_READY): scripts/infra-requirements.txt
 	  && mv unpacked/usr/bin/promtool bin/ && rm -r unpacked prometheus_*.deb)) || echo "No promtool: put Prometheus's on PATH."
 	@command -v helm || echo "No helm: install it (https://helm.sh, 3.17 or later)."
 	@touch $@
+
+pins: $(READY) ## pin what others publish: providers (needs terraform) and upstream charts (needs helm); look at it, then commit it
+	@for root in terraform/bootstrap terraform/live/*; do \
+	  terraform -chdir=$$root init -backend=false -input=false && terraform -chdir=$$root providers lock $(PLATFORMS:%=-platform=%) || exit 1; done
+	$(BIN)/python -m scripts.upstream_charts fetch
 
 docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py
 	$(BIN)/python -m scripts.configuration_page > docs/configuration.md

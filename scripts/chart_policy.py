@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from typing import Any
 
 from scripts.charts import pods
@@ -16,6 +17,9 @@ _SECRET_KEY = re.compile(r"(?i)(password|passphrase|token|secret_?key|private_?k
 _SECRET_TEXT = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@")
 # A name or a variable of a template, filled in where the secret is read.
 _REFERENCE = re.compile(r"\{\{.*\}\}|.*\$\(.*\)")
+# The policies that may open the internet, and for which pods.
+_WAYS_OUT = {("wmtp", "pull"): {"matchLabels": {"wmtp.io/stage": "pull"}}, ("airflow", "outside"): {}}
+_PRIVATE = {"10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"}
 
 
 def violations(items: list[Object]) -> list[str]:
@@ -146,6 +150,25 @@ def _workload_namespaces(items: list[Object]) -> Iterator[str]:
             yield f"Namespace {name} does not deny everything by default"
 
 
+def _ways_out(items: list[Object]) -> Iterator[str]:
+    for policy in _kind(items, "NetworkPolicy"):
+        spec, place = policy["spec"], (policy["metadata"]["namespace"], policy["metadata"]["name"])
+        name = f"{_name(policy)} of {place[0]}"
+        for rule in spec.get("egress", ()):
+            if not rule.get("to"):
+                yield f"{name} lets out into the whole world"
+            blocks = [peer["ipBlock"] for peer in rule.get("to", ()) if "ipBlock" in peer]
+            for block in (block for block in blocks if ip_network(block["cidr"]).prefixlen < 8):
+                if _WAYS_OUT.get(place) != spec["podSelector"]:
+                    yield f"{name} opens the internet ({block['cidr']})"
+                if not set(block.get("except", ())) >= _PRIVATE:
+                    yield f"{name} opens private networks with the internet"
+            if spec["podSelector"] == {"matchLabels": {"wmtp.io/profile": "sandbox"}} and (
+                len(blocks) < len(rule.get("to", ())) or any(ip_network(block["cidr"]).is_private for block in blocks)
+            ):
+                yield f"{name} lets generated code reach what is inside"
+
+
 def _exposure(items: list[Object]) -> Iterator[str]:
     for service in _kind(items, "Service"):
         if service["spec"].get("type", "ClusterIP") != "ClusterIP":
@@ -211,5 +234,5 @@ def _rights(items: list[Object]) -> Iterator[str]:
 
 RULES: tuple[Callable[[list[Object]], Iterator[str]], ...] = (
     _restricted_pods, _restricted_containers, _tokens, _images, _resources, _secrets, _namespaces, _workload_namespaces,
-    _exposure, _ray, _nodes, _rights,
+    _ways_out, _exposure, _ray, _nodes, _rights,
 )  # fmt: skip

@@ -19,7 +19,7 @@ import yaml
 
 from scripts import chart_policy, upstream_charts
 from scripts.charts import KUBERNETES, objects, releases, render
-from scripts.infra_step import CHECKOUT, Fault, Skipped, run, tool
+from scripts.infra_step import CHECKOUT, Fault, Skipped, Unpinned, run, tool
 
 # Their definitions are not in tests/infra/schemas: what can be known of them is held to the policy and to promtool.
 _WITHOUT_SCHEMA = ("ServiceMonitor", "PrometheusRule", "ExternalSecret", "ClusterSecretStore", "Password")
@@ -29,9 +29,10 @@ _SCHEMAS = CHECKOUT / "tests" / "infra" / "schemas"
 
 
 def check_yaml(root: Path) -> str:
-    """yamllint over all YAML but templates."""
+    """yamllint over all YAML of charts and of the checks but templates."""
     yamllint = tool("yamllint")
-    run([yamllint, "--strict", "--config-file", str(CHECKOUT / ".yamllint.yaml"), "charts"], cwd=root)
+    folders = [folder for folder in ("charts", "tests/infra", ".github") if (root / folder).exists()]
+    run([yamllint, "--strict", "--config-file", str(CHECKOUT / ".yamllint.yaml"), *folders], cwd=root)
     for release in releases(root):
         try:
             run([yamllint, "--config-data", "{rules: {key-duplicates: enable}}", "-"], input=render(release))
@@ -137,8 +138,13 @@ def check_upstream(root: Path) -> str:
         found += [f"{layers[-1]}: the chart knows no {key}" for key in set(values) - set(schema["properties"])]
     if found:
         raise Fault("\n".join(found))
-    empty = sum(not entry.digest for entry in upstream_charts.locked(root))
-    return f"{len(upstream_charts.locked(root))} charts locked, {empty} still without a digest; Airflow's values fit"
+    entries = upstream_charts.locked(root)
+    if empty := [entry.name for entry in entries if not entry.digest]:
+        raise Unpinned(
+            f"NOT PINNED YET: no digest of {len(empty)} of {len(entries)} charts ({', '.join(empty)}); `make pins` fills it in, "
+            "review the archives and commit it. Airflow's values fit"
+        )
+    return f"{len(entries)} charts locked; Airflow's values fit"
 
 
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scripts import terraform_pages
-from scripts.infra_step import CHECKOUT, Fault, Skipped, run, tool
+from scripts.infra_step import CHECKOUT, Fault, Skipped, Unpinned, run, tool
 
 # A program that takes module folders and does fmt, init, validate and test without network, where there is one. It comes first:
 # Terraform itself needs a registry for the provider.
@@ -58,7 +58,7 @@ def _judge_online(program: str, module: Path) -> None:
     top = next(folder for folder in module.parents if folder.name == "terraform")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "terraform"
-        shutil.copytree(top, copy, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*"))
+        shutil.copytree(top, copy, ignore=shutil.ignore_patterns(".terraform", "*.tfstate*"))
         where = copy / module.relative_to(top)
         run([program, "fmt", "-check", "-diff"], cwd=where)
         init = [program, "init", "-backend=false", "-input=false", "-no-color"]
@@ -94,6 +94,28 @@ def check_reasons(root: Path) -> str:
     return f"{len(skips)} skips, each with its reason"
 
 
+def check_locks(root: Path) -> str:
+    """Whoever applies runs the providers that were reviewed: each root module has them in its lock, as their registry signed them."""
+    terraform = root / "terraform"
+    roots = [terraform / "bootstrap", *sorted(file.parent for file in terraform.glob("live/*/versions.tf"))]
+    unlocked = [folder for folder in roots if not (folder / ".terraform.lock.hcl").exists()]
+    locked = [folder for folder in roots if folder not in unlocked]
+    if bad := [f"{folder.relative_to(root)}: {name}" for folder in locked for name in sorted(_unsigned(folder))]:
+        raise Fault(f"Locked without a registry's checksum (zh:…): {', '.join(bad)}. `make pins` writes the lock anew.")
+    if unlocked:
+        names = ", ".join(str(folder.relative_to(root)) for folder in unlocked)
+        raise Unpinned(f"NOT PINNED YET: no .terraform.lock.hcl in {names}; `make pins` writes it, commit it")
+    return f"{len(roots)} root modules have their providers locked"
+
+
+def _unsigned(folder: Path) -> set[str]:
+    """The providers that a root module requires and its lock does not hold by a checksum of their registry."""
+    required = set(re.findall(r'source\s+= "hashicorp/(\w+)"', (folder / "versions.tf").read_text()))
+    lock = (folder / ".terraform.lock.hcl").read_text()
+    blocks = re.findall(r'^provider "registry\.[a-z.]+/hashicorp/(\w+)" {\n(.*?)^}', lock, re.M | re.S)
+    return required - {name for name, block in blocks if '"zh:' in block}
+
+
 def check_pages(root: Path) -> str:
     """The tables of the READMEs are what modules and prices say."""
     old = [page for page, text in terraform_pages.pages(root).items() if not page.exists() or page.read_text() != text]
@@ -109,5 +131,6 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "terraform: fmt, validate, test": check_modules,
     "terraform: checkov": check_checkov,
     "terraform: skips have reasons": check_reasons,
+    "terraform: provider locks": check_locks,
     "terraform: READMEs": check_pages,
 }

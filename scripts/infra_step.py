@@ -16,6 +16,10 @@ class Fault(Exception):
     """What a step found."""
 
 
+class Unpinned(Exception):
+    """What of others' work is not pinned yet, and what pins it. It fails a check for production only."""
+
+
 class Skipped(Exception):
     """What a step lacks, and how to get it."""
 

@@ -64,7 +64,7 @@ def refresh(client: Any, path: Path, region: str, today: str) -> list[str]:
     kept = []
     for item in prices["items"]:
         try:
-            item.update(usd=price(client, item, region), source="AWS price list", date=today)
+            item.update(usd=price(client, item, region), source=terraform_pages.AWS, date=today)
         except DataError as error:
             kept.append(str(error))
     prices["region"] = region

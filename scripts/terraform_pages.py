@@ -16,6 +16,7 @@ from typing import Any
 
 from scripts.infra_step import CHECKOUT
 
+AWS = "AWS price list"  # where a price comes from that `scripts.refresh_prices` has asked for
 _BLOCK = r'^{kind} "(?P<name>\w+)" \{{\n(?P<body>.*?)^\}}'
 _ARGUMENT = r"^  {name}\s*= (?P<value>.*?)(?=^  \w|^\n|\Z)"
 
@@ -107,7 +108,12 @@ def cost_table(prices: dict[str, Any]) -> str:
         what = item["what"] + (" (assumed)" if item.get("is_assumed") else "")
         lines.append(f"| {what} | {item['usd']:g} / {item['unit']} | {amounts} | {item['source']}, {item['date']} |")
     total = " | ".join(f" | **{sum_:.0f}**" for sum_ in sums.values())
-    head = ["", f"USD in {prices['region']}, {prices['hours']} hours a month, without tax and free tiers.", ""]
+    asked = sum(item["source"] == AWS for item in prices["items"])
+    head = ["", f"USD in {prices['region']}, {prices['hours']} hours a month, without tax and free tiers."]
+    head += [
+        f"**Checked against AWS: {asked} of {len(prices['items'])} prices**; the others are as old as their date says.",
+        "",
+    ]
     head += [
         "| what | price | dev: amount | dev: USD | prod: amount | prod: USD | price from |",
         "|---|---|---|---|---|---|---|",

@@ -84,13 +84,9 @@ resource "aws_iam_role_policy" "plan" {
   })
 }
 
-# Apply: one role for each environment, which GitHub gives after its reviewers agreed. It names that deployment's resources only, but
-# the boundary of the roles that it makes is shared: who may apply to one environment can reach the others' data through a role of
-# his making. Environments that must not trust one another belong into accounts of their own.
-
-locals {
-  deployments = { for environment in var.environments : environment => "${var.prefix}-${environment}" }
-}
+# Apply: one role for each environment, which GitHub gives after its reviewers agreed. It names that deployment's resources only, and so
+# does the boundary of the roles that it makes. What it shares with the others is the account: quotas, and whatever carries neither
+# name nor tag. Environments that must not trust one another at all belong into accounts of their own.
 
 resource "aws_iam_role" "apply" {
   for_each = local.deployments
@@ -135,7 +131,7 @@ resource "aws_iam_role_policy" "apply_iam" {
           "iam:PutRolePolicy",
         ]
         Resource  = "${local.iam}:role/${each.value}-*"
-        Condition = { StringEquals = { "iam:PermissionsBoundary" = aws_iam_policy.boundary.arn } }
+        Condition = { StringEquals = { "iam:PermissionsBoundary" = "${local.iam}:policy/${aws_iam_policy.boundary[each.key].name}" } }
       },
       {
         Sid    = "KeepOwnRoles"
@@ -205,9 +201,10 @@ resource "aws_iam_role_policy" "apply_resources" {
         Action = ["ecr:*", "eks:*", "events:*", "logs:*", "rds:*", "sqs:*"]
         Resource = concat(
           ["arn:${local.partition}:ecr:${var.region}:${local.account_id}:repository/${each.value}/*"],
-          [for kind in ["access-entry", "addon", "cluster", "nodegroup", "podidentityassociation"] : "arn:${local.partition}:eks:${var.region}:${local.account_id}:${kind}/${each.value}*"],
+          ["arn:${local.partition}:eks:${var.region}:${local.account_id}:cluster/${each.value}"],
+          [for kind in ["access-entry", "addon", "nodegroup", "podidentityassociation"] : "arn:${local.partition}:eks:${var.region}:${local.account_id}:${kind}/${each.value}/*"],
           ["arn:${local.partition}:events:${var.region}:${local.account_id}:rule/${each.value}-*"],
-          [for group in ["eks", "rds/instance", "vpc"] : "arn:${local.partition}:logs:${var.region}:${local.account_id}:log-group:/aws/${group}/${each.value}*"],
+          [for group in ["eks/${each.value}/*", "rds/instance/${each.value}-*", "vpc/${each.value}/*"] : "arn:${local.partition}:logs:${var.region}:${local.account_id}:log-group:/aws/${group}"],
           ["arn:${local.partition}:rds:${var.region}:${local.account_id}:og:default*"],
           [for kind in ["db", "pg", "snapshot", "subgrp"] : "arn:${local.partition}:rds:${var.region}:${local.account_id}:${kind}:${each.value}-*"],
           ["arn:${local.partition}:sqs:${var.region}:${local.account_id}:${each.value}-*"],
@@ -233,10 +230,14 @@ resource "aws_iam_role_policy" "apply_resources" {
           "secretsmanager:ListSecretVersionIds", "secretsmanager:PutSecretValue", "secretsmanager:RestoreSecret", "secretsmanager:TagResource",
           "secretsmanager:UntagResource", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage", "secretsmanager:RotateSecret",
         ]
-        Resource = [
-          "arn:${local.partition}:secretsmanager:${var.region}:${local.account_id}:secret:${each.value}/*",
-          "arn:${local.partition}:secretsmanager:${var.region}:${local.account_id}:secret:rds!*",
-        ]
+        Resource = "arn:${local.partition}:secretsmanager:${var.region}:${local.account_id}:secret:${each.value}/*"
+      },
+      {
+        # RDS makes its master secret as whoever makes the database; it names it by number, so only making is allowed.
+        Sid      = "MasterSecret"
+        Effect   = "Allow"
+        Action   = ["secretsmanager:CreateSecret", "secretsmanager:DescribeSecret", "secretsmanager:TagResource"]
+        Resource = "arn:${local.partition}:secretsmanager:${var.region}:${local.account_id}:secret:rds!*"
       },
       {
         Sid       = "MakeKeys"

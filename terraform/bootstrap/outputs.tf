@@ -7,9 +7,9 @@ output "backend_config" {
   EOT
 }
 
-output "permissions_boundary_arn" {
+output "permissions_boundary_arns" {
   description = "For `permissions_boundary_arn` of each environment."
-  value       = aws_iam_policy.boundary.arn
+  value       = { for environment, boundary in aws_iam_policy.boundary : environment => boundary.arn }
 }
 
 output "plan_role_arn" {

@@ -20,8 +20,8 @@ variable "environments" {
   default     = ["dev", "prod"]
 
   validation {
-    condition     = alltrue([for name in var.environments : can(regex("^[a-z][a-z0-9]{1,7}$", name)) && name != "plan" && name != "ci"])
-    error_message = "2 to 8 lower-case letters and digits each, and neither plan nor ci."
+    condition     = alltrue([for name in var.environments : can(regex("^[a-z][a-z0-9]{1,7}$", name)) && !contains(["ci", "plan", "state"], name)])
+    error_message = "2 to 8 lower-case letters and digits each, and neither ci, plan nor state: bootstrap has these names itself."
   }
 }
 
@@ -55,6 +55,17 @@ variable "github_oidc_provider_arn" {
 variable "route53_zone_ids" {
   description = "Zones in which deployments may write records."
   type        = set(string)
+}
+
+variable "data_buckets" {
+  description = "Buckets, also of other accounts, that deployments may be let read: what their own `data_buckets` name must be here."
+  type        = set(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for bucket in var.data_buckets : !strcontains(bucket, "*")])
+    error_message = "Name each bucket in full."
+  }
 }
 
 variable "service_linked_roles" {

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from scripts.check_charts import STEPS
-from scripts.infra_step import CHECKOUT, Fault, Skipped
+from scripts.check_charts import STEPS, check_upstream
+from scripts.infra_step import CHECKOUT, Fault, Skipped, Unpinned
 from scripts.upstream_charts import faults
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("helm")]
@@ -67,6 +68,14 @@ SEEDS = (
     Seed("charts: policy", "upstream/airflow.values.yaml", "data: {metadataSecretName: airflow-metadata}", "data: {metadataConnection: {pass: x, uri: 'postgresql://me:word@host/airflow'}}", "looks like a secret"),
     Seed("charts: policy", _DEPLOYMENT, '- {name: MLFLOW_LOGGING_LEVEL, value: {{ .Values.server.logLevel }}}', '- {name: MLFLOW_AUTH_ADMIN_PASSWORD, value: hunter2hunter2}', "is written out"),
     Seed("charts: policy", _POLICIES, "  name: default-deny\n  namespace: {{ $namespace }}\n  labels: {{- include \"platform.labels\" $ | nindent 4 }}\nspec:\n  podSelector: {}\n  policyTypes: [Ingress, Egress]", "  name: default-deny\n  namespace: {{ $namespace }}\nspec:\n  podSelector: {}\n  policyTypes: [Egress]", "Namespace mlflow has no policy for what may come in"),
+    Seed("charts: policy", "ml-platform/templates/_helpers.tpl", "{cidr: {{ .Values.network.vpcCidr }}}", "{cidr: 0.0.0.0/0}", "NetworkPolicy stages of wmtp opens the internet"),
+    Seed("charts: policy", "ml-platform/templates/_helpers.tpl", "{cidr: {{ .Values.network.vpcCidr }}}", "{cidr: 0.0.0.0/1}", "NetworkPolicy aws of ray opens the internet"),
+    Seed("charts: policy", "mlflow/templates/networkpolicy.yaml", "- ipBlock: {cidr: {{ . }}}\n        {{- end }}\n      ports: [{port: 443}]", "- ipBlock: {cidr: 0.0.0.0/0}\n        {{- end }}\n      ports: [{port: 443}]", "NetworkPolicy mlflow of mlflow opens the internet"),
+    Seed("charts: policy", _POLICIES, "{matchLabels: {wmtp.io/stage: pull}}", "{}", "NetworkPolicy pull of wmtp opens the internet"),
+    Seed("charts: policy", "ml-platform/templates/_helpers.tpl", "except: [10.0.0.0/8, ", "except: [", "opens private networks"),
+    Seed("charts: policy", _POLICIES, 'egress: {{- include "platform.s3Egress" . | nindent 4 }}', 'egress: {{- include "platform.awsEgress" . | nindent 4 }}', "lets generated code reach what is inside"),
+    Seed("charts: policy", _POLICIES, "    - to: [{podSelector: {matchLabels: {wmtp.io/profile: gpu-multinode}}}]", "    - {}", "ranks of wmtp lets out into the whole world"),
+    Seed("charts: helm lint --strict", "ml-platform/ci/prod-values.yaml", "vpcCidr: 10.0.0.0/16", "vpcCidr: 0.0.0.0/0", "network/vpcCidr"),
     Seed("charts: policy", "ml-platform/templates/_helpers.tpl", "level: restricted, ports: [10250]", "level: '', ports: [10250]", "has no level of Pod Security"),
     Seed("charts: policy", "mlflow/templates/service.yaml", "type: ClusterIP", "type: LoadBalancer", "is a LoadBalancer"),
     Seed("charts: policy", "mlflow/templates/ingress.yaml", 'ssl-redirect: "443"', 'ssl-redirect: ""', "answers without TLS"),
@@ -80,7 +89,7 @@ SEEDS = (
     Seed("charts: policy", "ml-platform/templates/storage.yaml", 'encrypted: "true"', 'encrypted: "false"', "makes disks that are not encrypted"),
     Seed("charts: policy", _NODES, "limits: {nvidia.com/gpu: {{ $pool.limit }}}", "limits: {}", "may grow without end"),
     Seed("charts: policy", "ml-platform/templates/accounts.yaml", "resources: [pods/log]", "resources: [pods/log, secrets]", "reads secrets"),
-    Seed("charts: policy", "ml-platform/templates/accounts.yaml", "verbs: [create, get, delete]", "verbs: ['*']", "allows everything"),
+    Seed("charts: policy", "ml-platform/templates/accounts.yaml", "verbs: [create, get, list, delete]", "verbs: ['*']", "allows everything"),
     Seed("charts: policy", "ml-platform/templates/accounts.yaml", "subjects:\n", "subjects:\n  - {kind: ServiceAccount, name: wmtp-judge, namespace: wmtp}\n", "runs generated code"),
     Seed("charts: checkov", _HELPERS, "capabilities: {drop: [ALL]}", "capabilities: {add: [SYS_ADMIN]}", "CKV_K8S_39"),
     Seed("charts: checkov", _DEPLOYMENT, "    checkov.io/skip1: CKV_K8S_35=MLflow reads the administrator's name and Flask's key from the environment only\n", "    note: none\n", "CKV_K8S_35"),
@@ -100,7 +109,8 @@ SEEDS = (
 @pytest.mark.parametrize("name", STEPS)
 def test_the_charts_pass(name: str) -> None:
     try:
-        STEPS[name](CHECKOUT)
+        with suppress(Unpinned):
+            STEPS[name](CHECKOUT)
     except Skipped as reason:
         pytest.skip(str(reason))
 
@@ -109,7 +119,10 @@ def test_the_charts_pass(name: str) -> None:
     "seed", SEEDS, ids=lambda seed: f"{seed.step.removeprefix('charts: ')}: {seed.new[:40].strip()}"
 )
 def test_a_seeded_fault_is_found_by_its_step(tmp_path: Path, seed: Seed) -> None:
-    shutil.copytree(CHECKOUT / "charts", tmp_path / "charts")
+    # The other charts have no part in it, and rendering them is what takes long.
+    chart = Path(seed.file).parts[0].removesuffix(".lock.yaml")
+    shutil.copytree(CHECKOUT / "charts" / chart, tmp_path / "charts" / chart)
+    shutil.copy(CHECKOUT / "charts" / "upstream.lock.yaml", tmp_path / "charts")
     file = tmp_path / "charts" / seed.file
     text = file.read_text()
     assert seed.old in text, "the seed no longer fits the file"
@@ -125,6 +138,20 @@ def test_a_seeded_fault_is_found_by_its_step(tmp_path: Path, seed: Seed) -> None
 
 def test_every_step_has_a_seeded_fault() -> None:
     assert {seed.step for seed in SEEDS} == set(STEPS)
+
+
+def test_a_chart_whose_archive_nobody_has_hashed_is_told(tmp_path: Path) -> None:
+    shutil.copytree(CHECKOUT / "charts", tmp_path / "charts")
+    lock = tmp_path / "charts" / "upstream.lock.yaml"
+    lock.write_text(re.sub(r'digest: "[^"]*"', f'digest: "sha256:{"a" * 64}"', lock.read_text()))
+    assert check_upstream(tmp_path) == "10 charts locked; Airflow's values fit"
+
+    lock.write_text(re.sub(r'(name: kueue, .*digest: )"[^"]*"', r'\1""', lock.read_text()))
+
+    with pytest.raises(
+        Unpinned, match=r"NOT PINNED YET: no digest of 1 of 10 charts \(kueue\); `make pins` fills it in"
+    ):
+        check_upstream(tmp_path)
 
 
 def test_production_refuses_a_chart_whose_archive_nobody_has_hashed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mlops_tasks.errors import DataError
 from mlops_tasks.pipeline import TASKS
 from mlops_tasks.stage import Stage
 from scripts import check_infra, check_terraform, refresh_prices, seed_faults, terraform_pages
-from scripts.infra_step import Fault, Skipped
+from scripts.infra_step import Fault, Skipped, Unpinned
 
 ROOT = Path(__file__).parents[2]
 TERRAFORM = ROOT / "terraform"
@@ -108,6 +108,61 @@ def test_each_environment_has_a_locked_encrypted_state_and_a_tag_of_its_own(envi
     assert f'deployment = "wmtp-{environment}"' in text
 
 
+def test_hcl_keeps_to_what_opentofu_has_too() -> None:
+    only_terraform = r'^\s*(parallel|state_key|override_during)\s*=|^(action|list|component) "|provider::terraform::'
+    files = [*HCL, *TERRAFORM.rglob("*.tftest.hcl")]
+    assert [file for file in files if re.search(only_terraform, file.read_text(), re.M)] == []
+    for file in TERRAFORM.rglob("*.tftest.hcl"):
+        mocks = re.findall(r'^mock_provider "\w+" \{\n.*?^\}', file.read_text(), re.M | re.S)
+        assert [mock for mock in mocks if "override_" in mock] == [], file
+        assert not re.search(r"^\s*target\s*=.*\[", file.read_text(), re.M), file
+
+
+def test_actions_of_ci_are_pinned_to_commits() -> None:
+    used = [
+        line
+        for file in (ROOT / ".github/workflows").glob("*.yaml")
+        for line in re.findall(r"uses: (.*)", file.read_text())
+    ]
+    assert used and [line for line in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[0-9.]+", line)] == []
+
+
+SIGNED = 'provider "registry.terraform.io/hashicorp/{}" {{\n  version = "6.66.0"\n  hashes = [\n    "h1:a",\n    "zh:b",\n  ]\n}}\n'
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Path:
+    """A tree whose root modules have locks."""
+    for name, providers in {"bootstrap": ["aws"], "live/dev": ["aws", "random"]}.items():
+        folder = tmp_path / "terraform" / name
+        folder.mkdir(parents=True)
+        (folder / "versions.tf").write_text("".join(f'source  = "hashicorp/{one}"\n' for one in providers))
+        (folder / ".terraform.lock.hcl").write_text("".join(map(SIGNED.format, providers)))
+    return tmp_path
+
+
+def test_providers_are_locked_by_their_registrys_checksums(locked: Path) -> None:
+    assert check_terraform.check_locks(locked) == "2 root modules have their providers locked"
+    lock = locked / "terraform/live/dev/.terraform.lock.hcl"
+
+    # As a mirror leaves it, which has no signature.
+    lock.write_text(SIGNED.format("aws") + SIGNED.format("random").replace('    "zh:b",\n', ""))
+    with pytest.raises(Fault, match=r"zh:….*: terraform/live/dev: random\. `make pins`"):
+        check_terraform.check_locks(locked)
+
+    lock.write_text(SIGNED.format("aws"))
+    with pytest.raises(Fault, match="terraform/live/dev: random"):
+        check_terraform.check_locks(locked)
+
+
+def test_providers_without_a_lock_are_told(locked: Path) -> None:
+    (locked / "terraform/bootstrap/.terraform.lock.hcl").unlink()
+    with pytest.raises(
+        Unpinned, match=r"NOT PINNED YET: no \.terraform\.lock\.hcl in terraform/bootstrap; `make pins`"
+    ):
+        check_terraform.check_locks(locked)
+
+
 def test_prod_is_highly_available_and_protected() -> None:
     text = HCL[TERRAFORM / "live/prod/main.tf"]
     assert re.search(r"is_highly_available\s+= true", text) and re.search(r"deletion_protection\s+= true", text)
@@ -132,6 +187,13 @@ def test_the_platform_page_names_every_service_account_that_has_a_role_and_the_o
     workloads = set(re.findall(r"^    ([\w-]+)\s+= \{", stack, re.M))
     controllers = {name for text in HCL.values() for name in re.findall(r'service_account\s+= "([\w-]+)"', text)}
     assert named == workloads | controllers | {"wmtp-judge"}
+
+
+def test_the_chart_makes_the_accounts_that_roles_are_for_and_the_one_that_has_none() -> None:
+    accounts = (ROOT / "charts/ml-platform/templates/accounts.yaml").read_text()
+    [made] = re.findall(r"range \$account := list (.*?) }}", accounts)
+    stages = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
+    assert set(re.findall(r'"([\w-]+)"', made)) == {*re.findall(r"^    ([\w-]+) = \{", stages, re.M), "wmtp-judge"}
 
 
 def test_nodes_carry_the_tag_that_the_budget_goes_by() -> None:
@@ -187,15 +249,23 @@ def step(end: Exception | None) -> Callable[[Path], str]:
 
 
 @pytest.mark.parametrize(
-    ("end", "strict", "code"),
-    [(None, "", 0), (Fault("bad"), "", 1), (Skipped("no program"), "", 0), (Skipped("no program"), "1", 1)],
-)
-def test_a_fault_fails_the_check_and_a_skip_only_where_it_is_strict(
-    end: Exception | None, strict: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ("end", "asked", "code"),
+    [
+        (None, [], 0), (None, ["strict", "--production"], 0), (Fault("bad"), [], 1),
+        (Skipped("no program"), ["--production"], 0), (Skipped("no program"), ["strict"], 1),
+        (Unpinned("no digest"), ["strict"], 0), (Unpinned("no digest"), ["--production"], 1),
+    ],
+)  # fmt: skip
+def test_a_fault_fails_the_check_and_a_skip_or_what_is_not_pinned_where_that_is_asked(
+    end: Exception | None,
+    asked: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(check_infra, "STEPS", {"a step": step(end)})
-    monkeypatch.setenv("CI_INFRA_STRICT", strict)
-    assert check_infra.main([]) == code
+    monkeypatch.setenv("CI_INFRA_STRICT", "1" if "strict" in asked else "")
+    assert check_infra.main([word for word in asked if word.startswith("--")]) == code
     assert (str(end) if end else "seen") in capsys.readouterr().out
 
 
@@ -282,9 +352,19 @@ def test_spot_prices_are_told_as_lowest_newest_and_highest(aws: Callable[[str], 
 def test_the_cost_table_sums_amounts_times_prices() -> None:
     items = [
         {**ITEM, "unit": "hour", "usd": 0.5, "dev": 10, "prod": 30},
-        {**ITEM, "what": "disk", "unit": "GiB-month", "usd": 2.0, "dev": 1, "prod": 2, "is_assumed": True},
+        {
+            **ITEM,
+            "what": "disk",
+            "unit": "GiB-month",
+            "usd": 2.0,
+            "dev": 1,
+            "prod": 2,
+            "is_assumed": True,
+            "source": "AWS price list",
+        },
     ]
     table = terraform_pages.cost_table({"region": "r", "hours": 730, "items": items})
     assert "| node | 0.5 / hour | 10 | 5 | 30 | 15 | s, then |" in table
-    assert "| disk (assumed) | 2 / GiB-month | 1 | 2 | 2 | 4 | s, then |" in table
+    assert "| disk (assumed) | 2 / GiB-month | 1 | 2 | 2 | 4 | AWS price list, then |" in table
+    assert "**Checked against AWS: 1 of 2 prices**" in table
     assert "| **a month** | |  | **7** |  | **19** | |" in table

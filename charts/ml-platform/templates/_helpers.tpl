@@ -19,12 +19,33 @@ monitoring: {level: privileged, ports: [10250], metrics: []}
 gpu-system: {level: privileged, ports: [], metrics: [9400]}
 {{- end }}
 
-{{/* Egress to AWS: S3's gateway endpoint has public addresses, and Pod Identity's agent is on the node. */}}
+{{/* S3: its gateway endpoint gives it no address of the VPC. */}}
+{{- define "platform.s3Egress" -}}
+- to:
+    {{- range .Values.network.s3Cidrs }}
+    - ipBlock: {cidr: {{ . }}}
+    {{- end }}
+  ports: [{port: 443}]
+{{- end }}
+
+{{/* S3; the API server, endpoints and internal load balancers, which are in the VPC; Pod Identity's agent, which is on the node. */}}
 {{- define "platform.awsEgress" -}}
-- to: [{ipBlock: {cidr: 0.0.0.0/0, except: [169.254.0.0/16]}}]
+{{ include "platform.s3Egress" . }}
+- to: [{ipBlock: {cidr: {{ .Values.network.vpcCidr }}}}]
   ports: [{port: 443}]
 - to: [{ipBlock: {cidr: 169.254.170.23/32}}]
   ports: [{port: 80}]
+{{- end }}
+
+{{/* Networks outside, a list under .cidrs; the whole internet is without what is private. */}}
+{{- define "platform.outside" -}}
+{{- range .cidrs }}
+- ipBlock:
+    cidr: {{ . }}
+    {{- if eq . "0.0.0.0/0" }}
+    except: [10.0.0.0/8, 100.64.0.0/10, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16]
+    {{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "platform.databaseEgress" -}}

@@ -11,9 +11,6 @@ mock_provider "aws" {
   mock_resource "aws_iam_openid_connect_provider" {
     defaults = { arn = "arn:aws:iam::111122223333:oidc-provider/token.actions.githubusercontent.com" }
   }
-  mock_resource "aws_iam_policy" {
-    defaults = { arn = "arn:aws:iam::111122223333:policy/wmtp-boundary" }
-  }
 }
 
 override_resource {
@@ -30,6 +27,7 @@ variables {
   region            = "eu-central-1"
   github_repository = "team/wmtp"
   route53_zone_ids  = ["Z1"]
+  data_buckets      = ["team-data"]
 }
 
 run "ci_is_trusted_by_repository_branch_and_environment" {
@@ -84,13 +82,13 @@ run "roles_are_made_within_the_boundary_only" {
 
   assert {
     condition = alltrue(flatten([
-      for policy in aws_iam_role_policy.apply_iam : [
+      for environment, policy in aws_iam_role_policy.apply_iam : [
         for one in jsondecode(policy.policy).Statement :
-        one.Condition.StringEquals["iam:PermissionsBoundary"] == "arn:aws:iam::111122223333:policy/wmtp-boundary"
+        one.Condition.StringEquals["iam:PermissionsBoundary"] == "arn:aws:iam::111122223333:policy/wmtp-${environment}-boundary"
         if anytrue([for action in ["iam:CreateRole", "iam:PutRolePolicy", "iam:AttachRolePolicy", "iam:PutRolePermissionsBoundary"] : contains(flatten([one.Action]), action)])
       ]
     ]))
-    error_message = "A role without the boundary could do anything."
+    error_message = "A role without the boundary could do anything, and one with another environment's could reach that one."
   }
 
   assert {
@@ -106,12 +104,53 @@ run "roles_are_made_within_the_boundary_only" {
   }
 
   assert {
-    condition = alltrue([
-      for one in jsondecode(aws_iam_policy.boundary.policy).Statement : alltrue([
-        for action in flatten([one.Action]) : !contains(["*", "iam:*", "kms:*", "s3:*", "secretsmanager:*"], action) && !startswith(action, "iam:CreateRole") && !startswith(action, "iam:CreateUser")
-      ])
-    ]) && length(aws_iam_policy.boundary.policy) < 6144
-    error_message = "The boundary lets nobody make users or roles, and fits into a policy."
+    condition = alltrue(flatten([
+      for boundary in aws_iam_policy.boundary : [
+        for one in jsondecode(boundary.policy).Statement : [
+          for action in flatten([one.Action]) :
+          !contains(["*", "iam:*", "kms:*", "s3:*", "secretsmanager:*", "ssm:*"], action) && !startswith(action, "iam:CreateRole") && !startswith(action, "iam:CreateUser")
+        ] if one.Effect == "Allow"
+      ]
+    ]))
+    error_message = "The boundary lets nobody make users or roles, and nobody read all parameters or enter other nodes."
+  }
+
+  assert {
+    condition     = alltrue([for boundary in aws_iam_policy.boundary : length(boundary.policy) < 6144])
+    error_message = "A policy holds 6144 characters."
+  }
+}
+
+run "a_boundary_ends_at_its_own_deployment" {
+  command = apply
+
+  # What has a name of ours is named; a key tells whose it is, and so whose a secret of RDS is.
+  assert {
+    condition = alltrue(flatten([
+      for environment, boundary in aws_iam_policy.boundary : [
+        for one in jsondecode(boundary.policy).Statement : [
+          for resource in flatten([one.Resource]) :
+          length(regexall("[:/]wmtp-${environment}([-/]|$)", resource)) > 0 ||
+          contains(["team-data", "team-data/*"], trimprefix(resource, "arn:aws:s3:::")) ||
+          endswith(resource, ":secret:rds!*") || endswith(resource, ":log-group:RDSOSMetrics*") ||
+          jsonencode(try(one.Condition, null)) == jsonencode({ StringEquals = { "aws:ResourceTag/deployment" = "wmtp-${environment}" } })
+        ] if one.Effect == "Allow" && length(regexall("\"(eks|eks-auth|kms|logs|s3|secretsmanager|sqs):|PassRole", jsonencode(one.Action))) > 0
+      ]
+    ]))
+    error_message = "A role of one environment must not reach objects, secrets, keys, logs, queues, nodes' roles or the cluster of another."
+  }
+
+  assert {
+    condition = alltrue(flatten([
+      for environment, boundary in aws_iam_policy.boundary : [
+        for one in jsondecode(boundary.policy).Statement : one.Condition == {
+          Null            = { "aws:ResourceTag/deployment" = "false" }
+          StringNotEquals = { "aws:ResourceTag/deployment" = "wmtp-${environment}" }
+        } && alltrue([for service in ["autoscaling", "ec2", "ecr", "elasticloadbalancing"] : contains(one.Action, "${service}:*")])
+        if one.Effect == "Deny"
+      ]
+    ])) && alltrue([for boundary in aws_iam_policy.boundary : strcontains(boundary.policy, "\"Deny\"")])
+    error_message = "What has no name of ours is told apart by its tag."
   }
 }
 
@@ -141,6 +180,16 @@ run "an_apply_reaches_its_own_deployment_and_no_secret" {
     error_message = "Dev's role must not reach prod."
   }
 
+  # `wmtp-dev*` would be `wmtp-dev2` too.
+  assert {
+    condition = alltrue(flatten([
+      for one in jsondecode(aws_iam_role_policy.apply_resources["dev"].policy).Statement : [
+        for resource in flatten([one.Resource]) : !strcontains(resource, "wmtp-dev*")
+      ]
+    ]))
+    error_message = "Names end where the deployment's name ends."
+  }
+
   assert {
     condition = alltrue([
       for environment in ["dev", "prod"] :
@@ -157,6 +206,26 @@ run "state_is_encrypted_with_its_own_key" {
     condition     = strcontains(output.backend_config, "kms_key_id = \"arn:aws:kms:eu-central-1:111122223333:key/state\"") && strcontains(output.backend_config, "bucket     = \"S\"")
     error_message = "The backend's settings name bucket and key."
   }
+}
+
+run "an_environment_named_as_bootstraps_own_is_refused" {
+  command = plan
+
+  variables {
+    environments = ["dev", "state"]
+  }
+
+  expect_failures = [var.environments]
+}
+
+run "all_buckets_are_refused_as_data" {
+  command = plan
+
+  variables {
+    data_buckets = ["team-*"]
+  }
+
+  expect_failures = [var.data_buckets]
 }
 
 run "any_repository_is_refused" {

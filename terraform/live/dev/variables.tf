@@ -9,7 +9,7 @@ variable "zones" {
 }
 
 variable "permissions_boundary_arn" {
-  description = "Output of bootstrap."
+  description = "Of bootstrap's output `permissions_boundary_arns`, the one of dev."
   type        = string
 }
 
@@ -36,7 +36,7 @@ variable "dns" {
 }
 
 variable "data_buckets" {
-  description = "Buckets from which recipes pull data and models."
+  description = "Buckets from which recipes pull data and models; bootstrap must name them too."
   type        = set(string)
   default     = []
 }

@@ -19,6 +19,11 @@ output "database_cidrs" {
   value       = local.database_blocks
 }
 
+output "s3_cidrs" {
+  description = "Addresses of S3 in this region, for NetworkPolicies: the gateway endpoint gives it none of the VPC's own."
+  value       = sort(aws_vpc_endpoint.s3.cidr_blocks)
+}
+
 output "nat_addresses" {
   description = "Addresses from which nodes reach the internet, for allow-lists of others."
   value       = [for zone in local.nat_zones : aws_eip.nat[zone].public_ip]

@@ -23,6 +23,11 @@ output "database_cidrs" {
   value       = module.network.database_cidrs
 }
 
+output "s3_cidrs" {
+  description = "Addresses of S3 in this region, for NetworkPolicies. AWS adds some now and then: look again before each upgrade of the charts."
+  value       = module.network.s3_cidrs
+}
+
 output "zones" {
   description = "The three zones."
   value       = var.zones

@@ -9,12 +9,12 @@ variable "name" {
 }
 
 variable "permissions_boundary_arn" {
-  description = "Boundary of all roles that are made here: the output of bootstrap."
+  description = "Boundary of all roles that are made here: this environment's of bootstrap's output `permissions_boundary_arns`."
   type        = string
 
   validation {
     condition     = can(regex("^arn:[a-z-]+:iam::[0-9]{12}:policy/", var.permissions_boundary_arn))
-    error_message = "The ARN of an IAM policy: `terraform output permissions_boundary_arn` in bootstrap."
+    error_message = "The ARN of an IAM policy: `terraform output permissions_boundary_arns` in bootstrap."
   }
 }
 
@@ -125,7 +125,7 @@ variable "password_version" {
 }
 
 variable "data_buckets" {
-  description = "Buckets, also of other accounts, from which recipes pull data and models."
+  description = "Buckets, also of other accounts, from which recipes pull data and models; bootstrap must name them too."
   type        = set(string)
   default     = []
 

@@ -8,6 +8,9 @@ mock_provider "aws" {
   mock_data "aws_region" {
     defaults = { region = "eu-central-1" }
   }
+  mock_resource "aws_vpc_endpoint" {
+    defaults = { cidr_blocks = ["52.219.0.0/16", "3.5.0.0/19"] }
+  }
 }
 
 variables {
@@ -88,6 +91,11 @@ run "images_tokens_and_objects_stay_inside" {
   assert {
     condition     = aws_vpc_endpoint.s3.vpc_endpoint_type == "Gateway" && length(aws_vpc_endpoint.s3.route_table_ids) == 3
     error_message = "The S3 endpoint must be in every private route table."
+  }
+
+  assert {
+    condition     = output.s3_cidrs == tolist(["3.5.0.0/19", "52.219.0.0/16"])
+    error_message = "NetworkPolicies need the addresses of S3."
   }
 
   assert {
