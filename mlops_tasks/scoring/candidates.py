@@ -6,7 +6,7 @@ Owns its format and what a reward is worth within its problem. Making candidates
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -65,6 +65,11 @@ def standardised(rewards: Sequence[float]) -> list[float]:
         return [0.0] * len(rewards)
     scaled: list[float] = ((values - values.mean()) / values.std()).tolist()
     return scaled
+
+
+def telling(rows: Iterable[Rewarded]) -> frozenset[str]:
+    """Ids of the problems that teach something: their candidates have different rewards."""
+    return frozenset(row.problem_id for row in rows if row.standardised)
 
 
 def write_rewards(path: Path, rows: Sequence[Rewarded]) -> None:

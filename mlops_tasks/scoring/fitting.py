@@ -15,8 +15,9 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -28,8 +29,9 @@ from mlops_tasks.errors import DataError
 from mlops_tasks.logs import watched
 from mlops_tasks.machine import accelerator
 from mlops_tasks.model import MtpModel
+from mlops_tasks.parts import Parts
 from mlops_tasks.pretrained import load_tokenizer
-from mlops_tasks.scoring.candidates import Rewarded, as_problem, read_rewards
+from mlops_tasks.scoring.candidates import Rewarded, as_problem, read_rewards, telling
 from mlops_tasks.scoring.critic import (
     HEADS_FILE,
     ValueNetwork,
@@ -49,6 +51,7 @@ BATCH_ROWS = 16
 BATCH_CANDIDATES = 64
 WEIGHT_DECAY = 0.01
 _POSITION_FEATURES = 64
+_STATES = pa.schema({"start": pa.int32(), "states": pa.large_binary()})
 
 
 class FitConfig(Settings):
@@ -101,60 +104,76 @@ def fit_critic(attempt: Attempt) -> dict[str, Any]:
     started = time.monotonic()
     config = FitConfig.model_validate(attempt.config)
     settings = config.value_head
-    rewarded = read_rewards(attempt.inputs["rewards"].path("rewards.parquet"))
-    # Where all candidates of a problem have one reward, their standardised rewards are all 0 and teach nothing.
-    telling = {row.problem_id for row in rewarded if row.standardised}
-    rows = [row for row in rewarded if row.problem_id in telling]
-    folds = {fold_of(config.seed, problem_id, settings.num_folds) for problem_id in telling}
-    measured: Mapping[str, Any] = {"explained_variance": None, "position_explained_variance": None}
+    rows = read_rewards(attempt.inputs["rewards"].path("rewards.parquet"))
+    examples, rewards = _examples(attempt, config, rows)
+    problem_ids = {example.problem_id for example in examples}
     heads: list[ValueNetwork] = []
-    if len(folds) == settings.num_folds:
-        episodes = _episodes(attempt, config, rows)
+    measured: Mapping[str, Any] = {"explained_variance": None, "position_explained_variance": None}
+    if len({fold_of(config.seed, one, settings.num_folds) for one in problem_ids}) == settings.num_folds:
+        states = _states(attempt, config, examples)
+        episodes = Episodes(tuple(one.problem_id for one in examples), tuple(states), torch.tensor(rewards))
         heads, measured = learn(episodes, settings, seed=config.seed)
     save_heads(attempt.folder / HEADS_FILE, heads)
     found = {name: measured[name] for name in ("explained_variance", "position_explained_variance")}
-    verdict = Verdict(num_problems=len(telling), num_folds=settings.num_folds, seed=config.seed, **found)
+    verdict = Verdict(num_problems=len(problem_ids), num_folds=settings.num_folds, seed=config.seed, **found)
     verdict.write(attempt.folder)
     seconds = time.monotonic() - started
     log.info(
-        "fitted value heads on %d candidates of %d problems in %.1f s: %s", len(rows), len(telling), seconds, found
+        "fitted value heads on %d candidates of %d problems in %.1f s: %s",
+        len(examples),
+        len(problem_ids),
+        seconds,
+        found,
     )
-    return {**measured, "num_problems": len(telling), "num_candidates": len(rows), "seconds": seconds}
-
-
-def _episodes(attempt: Attempt, config: FitConfig, rows: Sequence[Rewarded]) -> Episodes:
-    model = attempt.inputs["model"]
-    examples, rewards = _examples(attempt, config, rows)
-    base = MtpModel.load(model.folder("model"), num_heads=1, seed=0)
-    base.check_length(config.text.max_length)
-    base.to(accelerator())
-    batches = [examples[start : start + BATCH_ROWS] for start in range(0, len(examples), BATCH_ROWS)]
-    states = [
-        one
-        for batch in watched(batches, "states of the candidates", len(batches), unit="batch")
-        for one in target_states(base, batch, batch_rows=BATCH_ROWS)
-    ]
-    broken = next((example for example, one in zip(examples, states, strict=True) if not one.isfinite().all()), None)
-    if broken is not None:
-        raise DataError(
-            f"The base model {model.uri} gives a candidate of problem {broken.problem_id} hidden states that are not finite. "
-            "Its weights are broken: pull it again."
-        )
-    return Episodes(tuple(one.problem_id for one in examples), tuple(states), torch.tensor(rewards))
+    return {**measured, "num_problems": len(problem_ids), "num_candidates": len(examples), "seconds": seconds}
 
 
 def _examples(attempt: Attempt, config: FitConfig, rows: Sequence[Rewarded]) -> tuple[list[Example], list[float]]:
-    """Candidates as tokens, those of like length together, with their rewards; those that are too long are left out."""
-    data = attempt.inputs["data"]
+    """Candidates as tokens with their rewards, those of like length together; but for those that are too long, or teach nothing."""
+    data, is_telling = attempt.inputs["data"], telling(rows)
     by_id = {problem.id: problem for problem in read_problems(data.path("train.parquet"))}
     shots = shots_of(read_problems(data.path("prompt.parquet")), config.text.prompt)
     tokenizer = load_tokenizer(attempt.inputs["model"].folder("model"))
     found: list[tuple[Example, float]] = []
     for row in rows:
-        examples, _ = encode([as_problem(by_id[row.problem_id], row.solution)], tokenizer, config.text, shots)
-        found += [(example, row.standardised) for example in examples]
+        if row.problem_id in is_telling:
+            examples, _ = encode([as_problem(by_id[row.problem_id], row.solution)], tokenizer, config.text, shots)
+            found += [(example, row.standardised) for example in examples]
     found.sort(key=lambda one: len(one[0]))
     return [example for example, _ in found], [reward for _, reward in found]
+
+
+def _states(attempt: Attempt, config: FitConfig, examples: Sequence[Example]) -> list[Tensor]:
+    """States of candidates, in their order; whole batches are put away meanwhile, so a killed stage goes on where it was.
+
+    Raises:
+        DataError: one is not finite.
+    """
+    model = attempt.inputs["model"]
+    base = MtpModel.load(model.folder("model"), num_heads=1, seed=0)
+    base.check_length(config.text.max_length)
+    base.to(accelerator())
+    parts = Parts(attempt.store, attempt.prefix, _STATES, token=attempt.token)
+    earlier = {row["start"]: row["states"] for row in parts.read()}
+    starts = range(0, len(examples), BATCH_ROWS)
+    found: list[Tensor] = []
+    for start in watched(starts, "states of the candidates", len(starts), unit="batch"):
+        batch = examples[start : start + BATCH_ROWS]
+        if start in earlier:
+            lengths = [int(one.is_target.sum()) for one in batch]
+            together = torch.frombuffer(bytearray(earlier[start]), dtype=torch.float32)
+            states = list(torch.split(together.view(sum(lengths), -1), lengths))
+        else:
+            states = target_states(base, batch, batch_rows=BATCH_ROWS)
+            parts.add({"start": start, "states": torch.cat(states).numpy().tobytes()})
+        found += states
+    broken = next((example for example, one in zip(examples, found, strict=True) if not one.isfinite().all()), None)
+    if broken is not None:
+        raise DataError(
+            f"The base model {model.uri} gives a candidate of problem {broken.problem_id} hidden states that are not finite. "
+            "Its weights are broken: pull it again."
+        )
+    return found
 
 
 def learn(episodes: Episodes, settings: ValueHead, *, seed: int) -> tuple[list[ValueNetwork], dict[str, Any]]:
@@ -240,7 +259,7 @@ def value_loss(head: ValueNetwork, episodes: Episodes, *, lam: float) -> Tensor:
 @torch.no_grad()
 def values_of(head: ValueNetwork, episodes: Episodes) -> Tensor:
     """Values of all states, in the order of `returns_N`."""
-    return torch.cat([head(states) for states in episodes.states])
+    return cast(Tensor, head(torch.cat(episodes.states)))
 
 
 def _error(head: ValueNetwork, episodes: Episodes) -> float:

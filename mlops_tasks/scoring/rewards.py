@@ -20,7 +20,7 @@ from mlops_tasks.data.protocols import protocol_named
 from mlops_tasks.evaluation.generation import COMPLETIONS, Row, Writing, load, write
 from mlops_tasks.evaluation.referee import Referee
 from mlops_tasks.parts import Parts
-from mlops_tasks.scoring.candidates import ORIGINS, Origin, Rewarded, as_problem, standardised, write_rewards
+from mlops_tasks.scoring.candidates import ORIGINS, Origin, Rewarded, as_problem, standardised, telling, write_rewards
 from mlops_tasks.scoring.mutations import mutants
 from mlops_tasks.scoring.reward_model import model_rewards
 from mlops_tasks.scoring.scorers import generator_of
@@ -194,12 +194,11 @@ def _rows(candidates: Sequence[Candidate], rewards: Rewards) -> list[Rewarded]:
 
 
 def _metrics(rows: Sequence[Rewarded]) -> dict[str, Any]:
-    telling = {row.problem_id for row in rows if row.standardised}
     num_problems = len({row.problem_id for row in rows})
     by_origin = {origin: [row.reward for row in rows if row.origin == origin] for origin in ORIGINS}
     return {
         "num_problems": num_problems,
-        "num_without_signal": num_problems - len(telling),
+        "num_without_signal": num_problems - len(telling(rows)),
         "num_candidates": {origin: len(found) for origin, found in by_origin.items()},
         "mean_reward": {origin: sum(found) / len(found) for origin, found in by_origin.items() if found},
     }

@@ -27,7 +27,7 @@ from mlops_tasks.machine import accelerator
 from mlops_tasks.model import MtpModel
 from mlops_tasks.pretrained import load_tokenizer
 from mlops_tasks.scoring import scorers
-from mlops_tasks.scoring.candidates import read_rewards
+from mlops_tasks.scoring.candidates import read_rewards, telling
 from mlops_tasks.scoring.critic import HEADS_FILE, load_heads, target_states, token_scores
 from mlops_tasks.scoring.gate import VERDICT_FILE, Verdict
 from mlops_tasks.scoring.scorers import ScoreRow, excess, generator_of, write_scores
@@ -195,7 +195,8 @@ def _critic_scores(attempt: Attempt, config: ShardConfig, blocks: Sequence[Seque
     if not verdict.is_used(config.scoring.min_gain):
         return {}
     rewarded = read_rewards(attempt.inputs["rewards"].path("rewards.parquet"))
-    rewards = {row.problem_id: row.standardised for row in rewarded if row.origin == "reference" and row.standardised}
+    own = {row.problem_id: row.standardised for row in rewarded if row.origin == "reference"}
+    rewards = {problem_id: own[problem_id] for problem_id in telling(rewarded)}
     heads = load_heads(attempt.inputs["critic"].path(HEADS_FILE))
     model = _load(attempt.inputs["model"], config)
     found: Nats = {}

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_models import write_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mlops_tasks.config import SoftWeights, ValueHead
+from mlops_tasks import parts
+from mlops_tasks.config import Environment, SoftWeights, ValueHead
+from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.data.tokens import Example, fold_of
 from mlops_tasks.model import MtpModel
-from mlops_tasks.scoring.critic import ValueNetwork, explained_variance, target_states, token_scores
-from mlops_tasks.scoring.fitting import Episodes, fit, learn, value_loss, values_of
+from mlops_tasks.scoring import fitting
+from mlops_tasks.scoring.candidates import Rewarded, write_rewards
+from mlops_tasks.scoring.critic import (
+    HEADS_FILE,
+    ValueNetwork,
+    explained_variance,
+    load_heads,
+    target_states,
+    token_scores,
+)
+from mlops_tasks.scoring.fitting import Episodes, fit, fit_critic, learn, value_loss, values_of
 from mlops_tasks.scoring.gate import VERDICT_FILE, Verdict
 from mlops_tasks.scoring.weights import document_weights
+from mlops_tasks.stage import Attempt
+from mlops_tasks.store import Artifact, Store
 
 SETTINGS = ValueHead(num_folds=3, learning_rate=1e-2)
 NUM_PROBLEMS, NUM_PROMPT, NUM_TARGETS = 100, 2, 8
@@ -200,3 +217,79 @@ def test_the_verdict_in_words_has_both_variances_and_what_comes_of_them() -> Non
         .in_words(0.05)
         .startswith("critic used: ")
     )
+
+
+def fitted(
+    environment: Environment, folder: Path, rows: list[Rewarded], *, num_folds: int = 3
+) -> tuple[Attempt, dict[str, Any]]:
+    """The stage on twelve problems with two candidates each."""
+    store = Store.open(environment.store)
+
+    def committed(name: str, write: Callable[[Path], object]) -> Artifact:
+        draft = store.begin(f"{name}/{folder.name}")
+        write(draft.folder)
+        return store.commit(draft, {"metrics": {}})
+
+    def write_data(to: Path) -> None:
+        write_problems(to / "train.parquet", [problem_numbered(number) for number in range(12)])
+        write_problems(to / "prompt.parquet", [])
+
+    inputs = {
+        "data": committed("data", write_data),
+        "model": committed("model", lambda to: write_model(to / "model", 0)),
+        "rewards": committed("rewards", lambda to: write_rewards(to / "rewards.parquet", rows)),
+    }
+    head = SETTINGS.model_copy(update={"num_folds": num_folds})
+    config = {"value_head": head.model_dump(), "text": {"max_length": 120}, "seed": 0}
+    folder.mkdir()
+    attempt = Attempt(config, inputs, folder, environment, store, "key", "fit_critic/key")
+    metrics = fit_critic(attempt)
+    assert json.loads(json.dumps(metrics)) == metrics
+    return attempt, metrics
+
+
+def problem_numbered(number: int) -> Problem:
+    return Problem(
+        id=str(number), prompt=f"Add {number}.", solution=f"def add(a):\n    return a + {number}\n", tests=("assert add(0) != 99",),
+        entry_point="add", split="train", source="test", licence="MIT",
+    )  # fmt: skip
+
+
+def two_candidates(number: int) -> list[Rewarded]:
+    own = problem_numbered(number).solution
+    return [
+        Rewarded(str(number), "reference", own, 1.0, 1.0),
+        Rewarded(str(number), "operator", own.replace("+", "-"), 0.0, -1.0),
+    ]
+
+
+ROWS = [row for number in range(12) for row in two_candidates(number)]
+
+
+def test_states_that_were_put_away_before_a_kill_are_not_computed_again(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SECONDS_BETWEEN_PARTS", 0)
+    first, _ = fitted(environment, tmp_path / "first", ROWS)
+    assert len(load_heads(first.folder / HEADS_FILE)) == 3
+    monkeypatch.setattr(fitting, "target_states", None)  # a call would fail
+    again, _ = fitted(environment, tmp_path / "again", ROWS)
+    for name in (HEADS_FILE, VERDICT_FILE):
+        assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes()
+
+
+def test_problems_without_signal_and_candidates_that_are_too_long_are_left_out(
+    environment: Environment, tmp_path: Path
+) -> None:
+    dull = [replace(row, reward=0.5, standardised=0.0) for row in ROWS[2:4]]
+    long = replace(ROWS[5], solution=ROWS[5].solution + "# long" * 40)
+    attempt, metrics = fitted(environment, tmp_path / "one", [*ROWS[:2], *dull, ROWS[4], long, *ROWS[6:]])
+    assert Verdict.read(attempt.folder / VERDICT_FILE).num_problems == metrics["num_problems"] == 11
+    assert metrics["num_candidates"] == 21
+
+
+def test_too_few_problems_make_no_heads(environment: Environment, tmp_path: Path) -> None:
+    attempt, _ = fitted(environment, tmp_path / "one", ROWS[:4], num_folds=5)
+    verdict = Verdict.read(attempt.folder / VERDICT_FILE)
+    assert (verdict.num_problems, verdict.explained_variance, verdict.gain) == (2, None, None)
+    assert load_heads(attempt.folder / HEADS_FILE) == []
