@@ -359,15 +359,15 @@ class Candidates(Settings):
 
 
 class ValueHead(Settings):
-    """How the value head learns; K of them, each without one fold of the problems, which it then scores."""
+    """How values of hidden states are learnt: by K heads, each without the fold of the problems that it then scores."""
 
     num_folds: int = Field(5, ge=3, le=20)
     """K; fold = SHA-256(seed, id) mod K. Each head learns from K - 2 folds and stops by another one."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of AdamW."""
-    max_epochs: int = Field(30, ge=1)
+    max_epochs: int = Field(100, ge=1)
     """Most passes over the candidates, for each λ of the advantages."""
-    patience: int = Field(3, ge=1)
+    patience: int = Field(5, ge=1)
     """Passes without a new best before the learning stops."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
     """λ of the advantages that make the value targets, once the values have been learnt with 1."""

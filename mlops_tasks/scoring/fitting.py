@@ -48,7 +48,7 @@ from mlops_tasks.stage import Attempt
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 16
-BATCH_CANDIDATES = 64
+BATCH_CANDIDATES = 32
 WEIGHT_DECAY = 0.01
 _POSITION_FEATURES = 64
 _STATES = pa.schema({"start": pa.int32(), "states": pa.large_binary()})
