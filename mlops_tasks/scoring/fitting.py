@@ -120,11 +120,8 @@ def fit_critic(attempt: Attempt) -> dict[str, Any]:
     seconds = time.monotonic() - started
     log.info(
         "fitted value heads on %d candidates of %d problems in %.1f s: %s",
-        len(examples),
-        len(problem_ids),
-        seconds,
-        found,
-    )
+        len(examples), len(problem_ids), seconds, found,
+    )  # fmt: skip
     return {**measured, "num_problems": len(problem_ids), "num_candidates": len(examples), "seconds": seconds}
 
 

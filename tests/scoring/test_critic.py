@@ -110,6 +110,15 @@ def test_a_new_head_values_everything_at_nothing() -> None:
     assert head.values([drawn(4, 6), drawn(2, 6)]).tolist() == [[0.0] * 4] * 2
 
 
+def test_features_are_standardised_and_one_that_never_changes_does_no_harm() -> None:
+    head = ValueNetwork(3)
+    head.standardise(torch.tensor([[1.0, 500.0, 7.0], [3.0, -500.0, 7.0]]))
+    assert head.mean_D.tolist() == [2, 0, 7]
+    assert head.deviation_D.tolist() == pytest.approx([1, 500, 1e-6])
+    head.outer.weight.data.fill_(1)
+    assert head(torch.tensor([[2.0, 0.0, 7.0]])).tolist() == [0]
+
+
 def test_scores_of_a_solution_are_its_differences() -> None:
     head = ValueNetwork(3)
     torch.nn.init.ones_(head.outer.weight)

@@ -17,12 +17,13 @@ from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from mlops_tasks import parts
-from mlops_tasks.config import Environment
+from mlops_tasks.config import Environment, Text
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.evaluation import generation
+from mlops_tasks.scoring import rewards
 from mlops_tasks.scoring.candidates import Rewarded, read_rewards, standardised, write_rewards
-from mlops_tasks.scoring.rewards import RewardConfig, edited, reward
+from mlops_tasks.scoring.rewards import Candidate, RewardConfig, edited, reward
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 
@@ -144,6 +145,16 @@ def test_samples_are_judged_in_the_form_in_which_solutions_are_learnt(workplace:
     assert metrics["mean_reward"]["sampled"] == 0
     same, _ = workplace.rewarded(candidates={"num_samples": 2, "num_mutants": 1, "num_problems": 2})
     assert same == rows
+
+
+@needs_sandbox
+def test_a_model_that_writes_the_problems_own_solution_adds_no_candidate(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = Candidate.of(PROBLEMS[1], SAME, "sampled", Text())
+    monkeypatch.setattr(rewards, "_sampled", lambda *_: [same])
+    rows, _ = workplace.rewarded(candidates={"num_samples": 1, "num_mutants": 1})
+    assert [row.origin for row in rows if row.problem_id == "2"] == ["reference", "line"]
 
 
 @needs_sandbox
