@@ -228,7 +228,7 @@ def with_critic(workplace: Workplace, *, explained: float) -> list[ValueNetwork]
         Verdict(num_problems=40, num_folds=2, seed=3, **found).write(to)
 
     rows = [Rewarded(number, "reference", "x", 1.0, value) for number, value in REWARDED.items()]
-    others = [Rewarded(number, "sampled", "y", 0.0, -7.0) for number in REWARDED]
+    others = [Rewarded(number, "sampled", "y", 0.0, -7.0 if value else 0.0) for number, value in REWARDED.items()]
     workplace.commit("critic", write)
     workplace.commit("rewards", lambda to: write_rewards(to / "rewards.parquet", [*rows, *others]))
     return heads
