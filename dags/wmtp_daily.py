@@ -28,8 +28,7 @@ with DAG(
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,
-    # Each task uses the whole machine.
-    max_active_tasks=1,
+    max_active_tasks=1,  # each uses the whole machine
     params=params(),
     tags=["wmtp"],
     default_args={
@@ -45,15 +44,15 @@ with DAG(
     plan = stage("plan", doc_md="Resolves the recipe once, with data, models and champion pinned, into the run's spec.")
     pull_data = stage("pull_data", doc_md="Problems to learn from and held-out ones, checked, without contamination.")
     pull_model = stage("pull_model", doc_md="The base model and its tokenizer.")
-    pull_reference = stage(
-        "pull_reference", doc_md="Model of the reference that the scorer trusts, or data for it that it will not score."
-    )
+    pull_reference = stage("pull_reference", doc_md="A model that the scorer trusts, or data for one.")
     reference = stage(
         "reference",
         index=plan.output,
         execution_timeout=timedelta(hours=12),
         doc_md="Trains the reference model, one for each fold where the recipe cross-fits.",
     )
+    reward = stage("reward", execution_timeout=timedelta(hours=6), doc_md="Candidates for a critic, and their rewards.")
+    fit_critic = stage("fit_critic", execution_timeout=timedelta(hours=6), doc_md="Value heads, and what they explain.")
     score_shard = stage(
         "score_shard",
         index=range(environment().score.num_shards),
@@ -76,4 +75,5 @@ with DAG(
     promote = stage("promote", doc_md="Registers the candidate and, if it is better, makes it the champion.")
     report = stage("report", doc_md="Writes one page about the run.")
     chain(plan, [pull_data, pull_model], reference)
-    chain(pull_data, pull_reference, reference, score_shard, score, train, generate, judge, approve, promote, report)
+    chain(pull_data, pull_reference, reference, reward, fit_critic, score_shard, score)
+    chain(score, train, generate, judge, approve, promote, report)

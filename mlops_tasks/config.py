@@ -18,7 +18,7 @@ from mlops_tasks.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
 Price = Annotated[float, Field(ge=0)]
-Priced = Literal["default", "pull", "train", "score_shard", "score", "generate", "judge"]
+Priced = Literal["default", "pull", "train", "reward", "fit_critic", "score_shard", "score", "generate", "judge"]
 Split = Literal["prompt", "train", "validation", "test"]
 ProblemKind = Literal["asserts", "completion", "stdio"]
 """`asserts`: write a function that asserts call; `completion`: go on with code; `stdio`: write a script."""
@@ -319,7 +319,73 @@ class Position(Settings):
     scorer: Literal["position"]
 
 
-Scoring = Annotated[Uniform | Rho1 | Shuffled | Random | Position, Field(discriminator="scorer")]
+class TestsReward(Settings):
+    """The share of the problem's tests that a candidate passes."""
+
+    kind: Literal["tests"]
+
+
+class ModelReward(Settings):
+    """What a reward model says of a candidate: sequence classification with one label. Nothing is run."""
+
+    kind: Literal["model"]
+    model: Annotated[FolderModel | HubModel, Field(discriminator="kind")]
+
+
+Reward = Annotated[TestsReward | ModelReward, Field(discriminator="kind")]
+
+
+class Candidates(Settings):
+    """Solutions of the training problems, good and bad, that the critic learns from; each problem's own is one of them."""
+
+    num_samples: int = Field(4, ge=0)
+    """Programs that the base model writes for a problem; as long as `evaluation.max_new_tokens` at most."""
+    temperature: float = Field(0.8, gt=0)
+    """Of these."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Of these."""
+    num_mutants: int = Field(4, ge=0)
+    """Programs made of a problem's own solution by one mistake: an operator, a constant, a line."""
+    num_problems: int | None = Field(None, ge=1)
+    """The first so many training problems by id, tokens of all others weigh 1; None: all."""
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if self.num_samples + self.num_mutants == 0:
+            raise ValueError(
+                "num_samples and num_mutants are both 0: a critic needs good and bad solutions of a problem"
+            )
+        return self
+
+
+class ValueHead(Settings):
+    """How values of hidden states are learnt: by K heads, each without the fold of the problems that it then scores."""
+
+    num_folds: int = Field(5, ge=3, le=20)
+    """K; fold = SHA-256(seed, id) mod K. Each head learns from K - 2 folds and stops by another one."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of AdamW."""
+    max_epochs: int = Field(100, ge=1)
+    """Most passes over the candidates, for each λ of the advantages."""
+    patience: int = Field(5, ge=1)
+    """Passes without a new best before the learning stops."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """λ of the advantages that make the value targets, once the values have been learnt with 1."""
+
+
+class Critic(Settings):
+    """How much each token changes the expected reward of a solution, by a value head on the base model's hidden states."""
+
+    scorer: Literal["critic"]
+    reward: Reward = TestsReward(kind="tests")
+    candidates: Candidates = Candidates()
+    value_head: ValueHead = ValueHead()
+    min_gain: float = Field(0.05, ge=0, le=1)
+    """The gate: the values' explained variance on problems that they were not learnt from must beat that of the position alone by
+    this much, or every token weighs 1."""
+
+
+Scoring = Annotated[Uniform | Rho1 | Shuffled | Random | Position | Critic, Field(discriminator="scorer")]
 
 
 class SoftWeights(Settings):

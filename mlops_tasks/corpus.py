@@ -47,7 +47,7 @@ class Fold(Settings):
 class Scorer(Settings):
     """The recipe's scoring without the reference, whose work is done when a training starts."""
 
-    scorer: Literal["uniform", "rho1", "shuffled", "random", "position"]
+    scorer: Literal["uniform", "rho1", "shuffled", "random", "position", "critic"]
     mode: Literal["dynamic", "static"] | None = None
     excess: Literal["signed", "abs", "relative"] = "signed"
 

@@ -18,15 +18,18 @@ from typing import Any, Literal
 
 from mlops_tasks import stage as runtime
 from mlops_tasks.config import (
+    Critic,
     CrossFittedReference,
     Environment,
     EvaluationSet,
     GivenReference,
     HubModel,
+    ModelReward,
     ModelSource,
     Recipe,
     Rho1,
     S3Access,
+    TestsReward,
     TrainedReference,
     Uniform,
     load_recipe,
@@ -44,6 +47,8 @@ _MODEL_PACKAGES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "tr
 
 PULL = Stage("pull", "mlops_tasks.data.pull:pull", _MODEL_PACKAGES)
 TRAIN = Stage("train", "mlops_tasks.training:train", _MODEL_PACKAGES)
+REWARD = Stage("reward", "mlops_tasks.scoring.rewards:reward", _MODEL_PACKAGES)
+FIT_CRITIC = Stage("fit_critic", "mlops_tasks.scoring.fitting:fit_critic", _MODEL_PACKAGES)
 SCORE_SHARD = Stage("score_shard", "mlops_tasks.scoring.shards:score_shard", _MODEL_PACKAGES)
 SCORE = Stage("score", "mlops_tasks.scoring.merging:score", ("pyarrow",))
 GENERATE = Stage("generate", "mlops_tasks.evaluation.generation:generate", _MODEL_PACKAGES)
@@ -88,8 +93,16 @@ def _pull_reference(spec: Spec, index: int) -> dict[str, Any] | None:
             "on_contamination": spec.recipe.data.on_contamination,
             "pin": spec.pins["pull_reference"],
         }
-    if isinstance(reference, GivenReference):
-        return {"model": reference.model.model_dump(mode="json"), "pin": spec.pins["pull_reference"]}
+    trusted = _trusted_model(spec.recipe)
+    return {"model": trusted.model_dump(mode="json"), "pin": spec.pins["pull_reference"]} if trusted else None
+
+
+def _trusted_model(recipe: Recipe) -> ModelSource | None:
+    """A model that is taken as it is to say what is good: a given reference, or a reward model."""
+    if isinstance(recipe.reference, GivenReference):
+        return recipe.reference.model
+    if isinstance(recipe.scoring, Critic) and isinstance(recipe.scoring.reward, ModelReward):
+        return recipe.scoring.reward.model
     return None
 
 
@@ -127,12 +140,52 @@ def _reference_inputs(spec: Spec, index: int) -> dict[str, Input]:
     return {"data": Input(data, files=_TRAINING_DATA), "model": Input("pull_model", files=("model/*",))}
 
 
+def _reward(spec: Spec, index: int) -> dict[str, Any] | None:
+    recipe, scoring = spec.recipe, spec.recipe.scoring
+    if not isinstance(scoring, Critic):
+        return None
+    judged = {"min_seconds", "reference_factor"} if isinstance(scoring.reward, TestsReward) else set()
+    return {
+        "reward": scoring.reward.kind,
+        "candidates": scoring.candidates.model_dump(mode="json"),
+        "text": recipe.text.model_dump(mode="json"),
+        **recipe.evaluation.model_dump(mode="json", include={"max_new_tokens", "precision", *judged}),
+        "seed": recipe.seed,
+    }
+
+
+def _reward_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    inputs = _learnt_from(("model/*",))
+    return inputs | (
+        {"reward_model": Input("pull_reference", files=("model/*",))} if _trusted_model(spec.recipe) else {}
+    )
+
+
+def _fit_critic(spec: Spec, index: int) -> dict[str, Any] | None:
+    recipe, scoring = spec.recipe, spec.recipe.scoring
+    if not isinstance(scoring, Critic):
+        return None
+    head = scoring.value_head.model_dump(mode="json")
+    return {"value_head": head, "text": recipe.text.model_dump(mode="json"), "seed": recipe.seed}
+
+
+def _fit_critic_inputs(spec: Spec, index: int) -> dict[str, Input]:
+    return _learnt_from(("model/*",)) | {"rewards": Input("reward")}
+
+
+def _learnt_from(model_files: tuple[str, ...]) -> dict[str, Input]:
+    return {
+        "data": Input("pull_data", files=("train.parquet", "prompt.parquet")),
+        "model": Input("pull_model", files=model_files),
+    }
+
+
 def _score(spec: Spec, index: int) -> dict[str, Any] | None:
     recipe = spec.recipe
     if isinstance(recipe.scoring, Uniform):
         return None
     # What is made of the scores (excess, weighting, heads) belongs to `train`, so that a sweep over it finds them ready.
-    scoring = recipe.scoring.model_dump(mode="json", exclude={"reference", "excess"})
+    scoring = recipe.scoring.model_dump(mode="json", include={"scorer", "mode", "min_gain"})
     return {"scoring": scoring, "text": recipe.text.model_dump(mode="json"), "seed": recipe.seed, "fold": _fold(spec)}
 
 
@@ -143,11 +196,10 @@ def _score_shard(spec: Spec, index: int) -> dict[str, Any] | None:
 
 def _score_inputs(spec: Spec, index: int) -> dict[str, Input]:
     scoring, reference = spec.recipe.scoring, spec.recipe.reference
-    needs_base = scoring.scorer == "shuffled" or (isinstance(scoring, Rho1) and scoring.mode == "static")
-    inputs = {
-        "data": Input("pull_data", files=("train.parquet", "prompt.parquet")),
-        "model": Input("pull_model", files=("model/*",) if needs_base else _TOKENIZER_FILES),
-    }
+    needs_base = scoring.scorer in ("shuffled", "critic") or (isinstance(scoring, Rho1) and scoring.mode == "static")
+    inputs = _learnt_from(("model/*",) if needs_base else _TOKENIZER_FILES)
+    if isinstance(scoring, Critic):
+        inputs |= {"rewards": Input("reward"), "critic": Input("fit_critic")}
     if isinstance(reference, GivenReference):
         inputs["reference0"] = Input("pull_reference", files=("model/*",))
     elif reference is not None:
@@ -167,7 +219,7 @@ def _train(spec: Spec, index: int) -> dict[str, Any]:
         "train": recipe.train.model_dump(mode="json"),
         "text": recipe.text.model_dump(mode="json"),
         "seed": recipe.seed,
-        "scoring": recipe.scoring.model_dump(mode="json", exclude={"reference"}),
+        "scoring": recipe.scoring.model_dump(mode="json", include={"scorer", "mode", "excess"}),
         "fold": None,
         "weighting": recipe.weighting.model_dump(mode="json") if is_weighted else None,
     }
@@ -249,6 +301,8 @@ TASKS: dict[str, Task] = {
             modules=_text_protocol,
             num_devices=lambda environment: environment.train.num_ranks,
         ),
+        Task("reward", REWARD, _reward_inputs, _reward, modules=_text_protocol),
+        Task("fit_critic", FIT_CRITIC, _fit_critic_inputs, _fit_critic, modules=_text_protocol),
         Task(
             "score_shard",
             SCORE_SHARD,
@@ -405,13 +459,11 @@ def _pinned(recipe: Recipe, access: S3Access) -> tuple[Recipe, dict[str, str]]:
     scoring, reference = recipe.scoring, recipe.reference
     if isinstance(reference, TrainedReference):
         pins["pull_reference"] = digest_of_source(reference.data, access)
-    elif isinstance(reference, GivenReference):
-        pins["pull_reference"] = digest_of_model(reference.model, access)
-        scoring = scoring.model_copy(
-            update={
-                "reference": reference.model_copy(update={"model": _at_commit(reference.model, pins["pull_reference"])})
-            }
-        )
+    elif trusted := _trusted_model(recipe):
+        pins["pull_reference"] = digest_of_model(trusted, access)
+        name = "reference" if reference else "reward"
+        pinned = getattr(scoring, name).model_copy(update={"model": _at_commit(trusted, pins["pull_reference"])})
+        scoring = scoring.model_copy(update={name: pinned})
     return recipe.model_copy(update={"model": model, "scoring": scoring}), pins
 
 

@@ -28,6 +28,7 @@ def of_run(run: Run) -> Iterator[str]:
     ]:
         yield _work_done(stages)
     yield from _scores(run, found)
+    yield from _critic(run, found)
     yield from _verdict(found)
     yield ""
     yield f"  {ledger.of_run(run, found.values()).in_words()}"
@@ -54,6 +55,12 @@ def _scores(run: Run, found: dict[tuple[str, int], Pointer]) -> Iterator[str]:
     for role, part, metrics in rows:
         low, high = metrics["pass_at_k_interval"]["1"]
         yield f"  {role:<11}{part:<8}{metrics['num_problems']:>8}  {metrics['pass_at_k']['1']:.3f}   {low:.3f} to {high:.3f}"
+
+
+def _critic(run: Run, found: dict[tuple[str, int], Pointer]) -> Iterator[str]:
+    scores = run.artifact("score") if ("score", 0) in found else None
+    if scores and "critic_verdict" in scores.metrics:
+        yield f"\n  {scores.metrics['critic_verdict']}"
 
 
 def _verdict(found: dict[tuple[str, int], Pointer]) -> Iterator[str]:

@@ -89,6 +89,10 @@ def test_an_override_of_a_kind_starts_that_part_anew() -> None:
         ),
         ("model.source.hidden_size=100", "Input should be a multiple of 32"),
         ("train.learning_rate=.inf", "Input should be a finite number"),
+        (
+            "scoring={scorer: critic, candidates: {num_samples: 0, num_mutants: 0}}",
+            "num_samples and num_mutants are both 0: a critic needs good and bad solutions",
+        ),
         ("seed=-1", "seed is -1: Input should be greater than or equal to 0"),
         ("name=a b", "name is 'a b': String should match pattern"),
         ("gate.min_score=70", r"gate\.min_score is 70: Input should be less than or equal to 1"),
@@ -207,6 +211,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"scoring": {"scorer": "random"}, "train": {"epochs": 2.0}, "model": {"name": "m", "source": {"kind": "hub", "repo": "a/b"}}},
     {"scoring": {"scorer": "position"}, "data": {"source": {"kind": "mbpp", "path": "/x"}}, "model": {"name": "m", "source": {"kind": "folder", "path": "/y"}}},
     {"scoring": {"scorer": "random"}, "data": {"source": {"kind": "table", "path": "/x", "columns": {"tests": "t"}}}},
+    {"scoring": {"scorer": "critic"}},
+    {"scoring": {"scorer": "critic", "reward": {"kind": "model", "model": {"kind": "hub", "repo": "a/b"}}}},
     {"scoring": {"scorer": "position"}, "data": {"source": {"kind": "table", "path": "/x", "columns": {"inputs": "i", "outputs": "o"}}}},
 ]  # fmt: skip
 

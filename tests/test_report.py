@@ -116,7 +116,12 @@ class Maker:
 
 
 def finished_run(
-    environment: Environment, *, completion: str | None = None, prompt: str | None = None, token: str = "    "
+    environment: Environment,
+    *,
+    completion: str | None = None,
+    prompt: str | None = None,
+    token: str = "    ",
+    scored: Mapping[str, Any] | None = None,
 ) -> Run:
     """A whole night, with a candidate that is better than the base model; the arguments are put where text can come from outside."""
     maker = Maker(environment)
@@ -150,7 +155,9 @@ def finished_run(
             inputs={"data": data, **references},
             seconds=6.0 + index,
         )
-    scores = maker.commit("score", {"scores.parquet": b"s"}, {}, inputs={"data": data, **references}, seconds=0.6)
+    scores = maker.commit(
+        "score", {"scores.parquet": b"s"}, scored or {}, inputs={"data": data, **references}, seconds=0.6
+    )
     train = maker.commit(
         "train",
         training_files(token),
@@ -469,6 +476,11 @@ def test_token_weights_colour_the_code_and_the_prompt_has_none(environment: Envi
     learnt = [weight for weight in one["weights"] if weight is not None]
     assert heats[: len(learnt)] == pytest.approx([0.85 * weight / 3.0 for weight in learnt], abs=1e-3)
     assert len(seen.of_class("given")) == 2 * one["weights"].count(None)
+
+
+def test_a_critics_verdict_is_told(environment: Environment) -> None:
+    verdict = "critic refused, every token weighs 1: explained variance 0.071 against 0.052"
+    assert f"<p>The {verdict}.</p>" in page(finished_run(environment, scored={"critic_verdict": verdict}))
 
 
 def test_loss_of_each_head_has_a_line(environment: Environment) -> None:

@@ -2,16 +2,21 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -60,3 +65,25 @@ def requests_of(count: int, *, num_samples: int = 1) -> list[Request]:
 
 def by_request(done: list[Completed]) -> dict[tuple[str, int], tuple[list[int], bool]]:
     return {(one.request.problem_id, one.request.sample): (one.token_ids, one.is_ended) for one in done}
+
+
+def bytes_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: number for number, piece in enumerate(["<end>", "<pad>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast: Any = PreTrainedTokenizerFast
+    made: PreTrainedTokenizerFast = fast(
+        tokenizer_object=tokenizer, **{"eos_token": "<end>", "pad_token": "<pad>", **special}
+    )
+    return made
+
+
+def write_model(folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {
+        "vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24
+    }  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=256)).save_pretrained(folder)
+    (tokenizer or bytes_tokenizer()).save_pretrained(folder)

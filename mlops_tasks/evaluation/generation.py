@@ -46,7 +46,7 @@ from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
 
-_COMPLETIONS = pa.schema(
+COMPLETIONS = pa.schema(
     {
         "problem_id": pa.string(),
         "sample": pa.int32(),
@@ -63,8 +63,8 @@ Row = Mapping[str, Any]
 """Of `completions.parquet`."""
 
 
-class GenerateConfig(Settings):
-    """The part of the recipe that `generate` is keyed by; see `mlops_tasks.config.Evaluation`."""
+class Writing(Settings):
+    """How a model is asked, and how it chooses what it writes; see `mlops_tasks.config.Evaluation`."""
 
     protocol: ProtocolId
     num_samples: int
@@ -72,9 +72,14 @@ class GenerateConfig(Settings):
     top_p: float
     max_new_tokens: int
     precision: Literal["float32", "bfloat16"]
-    problems: EvaluationSet
     seed: int | None
     """None where nothing is drawn."""
+
+
+class GenerateConfig(Writing):
+    """The part of the recipe that `generate` is keyed by."""
+
+    problems: EvaluationSet
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def generate(attempt: Attempt, on_row: Callable[[Row], None] = lambda row: None)
     writer = load(attempt.inputs["model"].folder("model"), precision=config.precision, heads=_heads(attempt))
     prompts = {problem.id: render_prompt(problem, config.protocol, shots, writer.tokenizer) for problem in problems}
     identity = ("problem_id", "sample")
-    parts = Parts(attempt.store, attempt.prefix, _COMPLETIONS, identity=identity, token=attempt.token)
+    parts = Parts(attempt.store, attempt.prefix, COMPLETIONS, identity=identity, token=attempt.token)
     earlier = parts.read()
     speculation = Speculation(attempt.environment.generate.speculation)
     loaded = time.monotonic()
@@ -133,7 +138,7 @@ def generate(attempt: Attempt, on_row: Callable[[Row], None] = lambda row: None)
     tokens_per_second = num_new_tokens / (time.monotonic() - loaded)
     writing_seconds = time.monotonic() - started
     known = likelihoods(writer, problems, prompts, config.protocol, batch_size=batch_size)
-    for name, table, schema in (("completions", rows, _COMPLETIONS), ("likelihoods", known, _LIKELIHOODS)):
+    for name, table, schema in (("completions", rows, COMPLETIONS), ("likelihoods", known, _LIKELIHOODS)):
         path = attempt.folder / f"{name}.parquet"
         pq.write_table(pa.Table.from_pylist(table, schema=schema), path, compression="zstd")
     seconds = time.monotonic() - started
@@ -179,7 +184,7 @@ def load(folder: Path, *, precision: Literal["float32", "bfloat16"], heads: Path
 def write(
     writer: Writer,
     prompts: dict[str, str],
-    config: GenerateConfig,
+    config: Writing,
     *,
     batch_size: int,
     speculation: Speculation | None = None,
@@ -229,7 +234,7 @@ def write(
     return [rows[request.problem_id, request.sample] for request in requests]
 
 
-def _requests(writer: Writer, prompts: dict[str, str], config: GenerateConfig) -> Iterator[Request]:
+def _requests(writer: Writer, prompts: dict[str, str], config: Writing) -> Iterator[Request]:
     num_shortened = 0
     encoded = encode_prompts(list(prompts.values()), writer.tokenizer, is_chat=is_chat(config.protocol))
     for problem_id, ids in zip(prompts, map(tuple, encoded), strict=True):
@@ -244,7 +249,7 @@ def _requests(writer: Writer, prompts: dict[str, str], config: GenerateConfig) -
         )  # fmt: skip
 
 
-def _room(writer: Writer, problem_id: str, num_prompt_tokens: int, config: GenerateConfig) -> int:
+def _room(writer: Writer, problem_id: str, num_prompt_tokens: int, config: Writing) -> int:
     if writer.max_positions is None:
         return config.max_new_tokens
     room = min(config.max_new_tokens, writer.max_positions - num_prompt_tokens)

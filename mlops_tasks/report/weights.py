@@ -31,6 +31,8 @@ def weights(facts: Facts) -> Markup:
     )
     if facts.run.spec.recipe.scoring.scorer == "uniform":
         text = "The scorer is uniform: every token has the weight 1. What follows is what that looks like."
+    scores = facts.artifact("score")
+    critic = scores.metrics.get("critic_verdict") if scores else None
     histogram = facts.weights.get("histogram") or {}
     spread = (
         charts.histogram(
@@ -61,6 +63,7 @@ def weights(facts: Facts) -> Markup:
         "weights",
         "Token weights",
         element("p", text),
+        element("p", f"The {critic}.") if critic else None,
         element("div", spread, figure, class_="grid2"),
         _by_class(facts.weights.get("examples") or []),
         _heat_map((facts.weights.get("examples") or [])[:_NUM_SHOWN]),

@@ -5,6 +5,7 @@ Owns the check that every training problem is there once. How values came about 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -13,9 +14,12 @@ import numpy as np
 
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.errors import DataError
+from mlops_tasks.scoring.gate import VERDICT_FILE, Verdict
 from mlops_tasks.scoring.scorers import ScoreRow, read_scores, write_scores
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact
+
+log = logging.getLogger(__name__)
 
 
 def score(attempt: Attempt) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def score(attempt: Attempt) -> dict[str, Any]:
         "too_long": too_long,
         "num_targets": int(sum(row.is_target.sum() for row in rows.values())),
         **_means(rows.values()),
+        **_critics_verdict(attempt, rows.values()),
     }
 
 
@@ -49,6 +54,25 @@ def _require_each_once(data: Artifact, found: Iterable[str]) -> None:
                 f"{len(ids)} training problems of {data.uri} are {fault} the shards, the first are {shown}. "
                 "Run all tasks of score_shard again."
             )
+
+
+def _critics_verdict(attempt: Attempt, rows: Collection[ScoreRow]) -> dict[str, Any]:
+    """Whether the critic's values weigh the tokens, for the manifest and whoever reads it."""
+    if "critic" not in attempt.inputs:
+        return {}
+    min_gain = attempt.config["scoring"]["min_gain"]
+    verdict = Verdict.read(attempt.inputs["critic"].path(VERDICT_FILE))
+    is_used, words = verdict.is_used(min_gain), verdict.in_words(min_gain)
+    log.log(logging.INFO if is_used else logging.WARNING, "%s", words)
+    num_weighed = sum(row.score is not None and bool(row.score.any()) for row in rows)
+    return {
+        "critic_is_used": is_used,
+        "critic_verdict": words,
+        "explained_variance": verdict.explained_variance,
+        "position_explained_variance": verdict.position_explained_variance,
+        "min_gain": min_gain,
+        "num_weighed_problems": num_weighed,
+    }
 
 
 def _means(rows: Collection[ScoreRow]) -> dict[str, float]:

@@ -8,7 +8,7 @@ could otherwise depend on the number of shards.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,9 @@ from mlops_tasks.machine import accelerator
 from mlops_tasks.model import MtpModel
 from mlops_tasks.pretrained import load_tokenizer
 from mlops_tasks.scoring import scorers
+from mlops_tasks.scoring.candidates import read_rewards, telling
+from mlops_tasks.scoring.critic import HEADS_FILE, load_heads, target_states, token_scores
+from mlops_tasks.scoring.gate import VERDICT_FILE, Verdict
 from mlops_tasks.scoring.scorers import ScoreRow, excess, generator_of, write_scores
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact
@@ -42,8 +45,10 @@ Nats = dict[str, npt.NDArray[np.float32]]
 class Scored(Settings):
     """The part of a recipe's scoring that changes raw values."""
 
-    scorer: Literal["rho1", "shuffled", "random", "position"]
+    scorer: Literal["rho1", "shuffled", "random", "position", "critic"]
     mode: Literal["dynamic", "static"] = "dynamic"
+    min_gain: float | None = None
+    """The critic's gate."""
 
     @property
     def needs_reference(self) -> bool:
@@ -84,7 +89,8 @@ def score_shard(attempt: Attempt) -> dict[str, Any]:
     examples = [example for block in blocks for example in block]
     reference = _reference_nats(attempt, config, blocks) if config.scoring.needs_reference else None
     base = _model_nats(attempt.inputs["model"], blocks, config, "base") if config.scoring.needs_base else None
-    rows = {example.problem_id: _row(example, config, reference, base) for example in examples}
+    values = _critic_scores(attempt, config, blocks) if config.scoring.scorer == "critic" else None
+    rows = {example.problem_id: _row(example, config, reference, base, values) for example in examples}
     write_scores(attempt.folder / "scores.parquet", rows)
     return {"num_problems": len(rows), "num_too_long": len(too_long), "too_long": too_long}
 
@@ -178,12 +184,40 @@ def _reference_nats(attempt: Attempt, config: ShardConfig, blocks: Sequence[Sequ
     return found
 
 
+def _critic_scores(attempt: Attempt, config: ShardConfig, blocks: Sequence[Sequence[Example]]) -> Nats:
+    """What each token of a problem's own solution changes of the reward that is expected; nothing where the gate refuses.
+
+    Each problem is valued by the head that did not learn from it. One whose candidates all have one reward, or that has none, is
+    left out: there is nothing that a token could have changed.
+    """
+    assert config.scoring.min_gain is not None
+    verdict = Verdict.read(attempt.inputs["critic"].path(VERDICT_FILE))
+    if not verdict.is_used(config.scoring.min_gain):
+        return {}
+    rewarded = read_rewards(attempt.inputs["rewards"].path("rewards.parquet"))
+    own = {row.problem_id: row.standardised for row in rewarded if row.origin == "reference"}
+    rewards = {problem_id: own[problem_id] for problem_id in telling(rewarded)}
+    heads = load_heads(attempt.inputs["critic"].path(HEADS_FILE))
+    model = _load(attempt.inputs["model"], config)
+    found: Nats = {}
+    for block in watched(blocks, "score with the critic", len(blocks), unit="block"):
+        known = [example for example in block if example.problem_id in rewards]
+        for example, states in zip(known, target_states(model, known, batch_rows=BATCH_ROWS), strict=True):
+            head = heads[fold_of(verdict.seed, example.problem_id, verdict.num_folds)]
+            found[example.problem_id] = token_scores(head, states, rewards[example.problem_id])
+    return found
+
+
+def _load(artifact: Artifact, config: ShardConfig) -> MtpModel:
+    model = MtpModel.load(artifact.folder("model"), num_heads=1, seed=0)
+    model.check_length(config.text.max_length)
+    return model.to(accelerator())
+
+
 def _model_nats(artifact: Artifact, blocks: Sequence[Sequence[Example]], config: ShardConfig, name: str) -> Nats:
     if not any(blocks):
         return {}
-    model = MtpModel.load(artifact.folder("model"), num_heads=1, seed=0)
-    model.check_length(config.text.max_length)
-    model.to(accelerator())
+    model = _load(artifact, config)
     found: Nats = {}
     for block in watched(blocks, f"score with the {name}", len(blocks), unit="block"):
         for example, nats in zip(block, example_losses(model, block, batch_rows=BATCH_ROWS), strict=True):
@@ -197,7 +231,7 @@ def _model_nats(artifact: Artifact, blocks: Sequence[Sequence[Example]], config:
 
 
 def _row(
-    example: Example, config: ShardConfig, reference: Mapping[str, Any] | None, base: Mapping[str, Any] | None
+    example: Example, config: ShardConfig, reference: Nats | None, base: Nats | None, values: Nats | None
 ) -> ScoreRow:
     token_ids, is_target = example.token_ids.astype(np.int32), example.is_target
     rng = generator_of(config.seed, example.problem_id)
@@ -213,4 +247,9 @@ def _row(
             score = scorers.random(is_target, rng)
         case "position":
             score = scorers.position(is_target)
+        case "critic":
+            assert values is not None
+            score = np.zeros(len(example), dtype=np.float32)
+            # Equal scores weigh 1 each: so does every token that the critic says nothing of.
+            score[is_target] = values.get(example.problem_id, 0.0)
     return ScoreRow(token_ids, is_target, score=score)

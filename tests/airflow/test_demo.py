@@ -95,7 +95,7 @@ def test_the_real_day_promotes_and_the_next_one_computes_nothing(place: Place) -
     assert outcome.pop("plan") == outcome.pop("promote") == outcome.pop("report") == "done"
     # Candidate and base may write the same programs after three steps, and then their verdicts are a hit.
     assert {task: what for task, what in outcome.items() if not task.startswith("judge")} == {
-        "pull_data": "run", "pull_model": "run", "pull_reference": "run", "reference": "run", "score_shard": "run", "score": "run",
+        "pull_data": "run", "pull_model": "run", "pull_reference": "run", "reference": "run", "reward": "skipped", "fit_critic": "skipped", "score_shard": "run", "score": "run",
         "train": "run", **{f"generate[{index}]": "run" for index in range(4)},
     }  # fmt: skip
     assert "  promoted: version 1. pass@1 is 0.0% against 0.0% of the base model on 6 problems" in first

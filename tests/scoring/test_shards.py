@@ -12,15 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tiny_models import bytes_tokenizer, write_model
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from mlops_tasks import logs
 from mlops_tasks.config import Environment, Text
@@ -29,6 +23,9 @@ from mlops_tasks.data.tokens import encode, fold_of
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.model import MtpModel
 from mlops_tasks.scoring import merging
+from mlops_tasks.scoring.candidates import Rewarded, write_rewards
+from mlops_tasks.scoring.critic import HEADS_FILE, ValueNetwork, save_heads
+from mlops_tasks.scoring.gate import Verdict
 from mlops_tasks.scoring.scorers import ScoreRow, read_scores
 from mlops_tasks.scoring.shards import example_losses, score_shard, tokenizer_difference
 from mlops_tasks.stage import Attempt
@@ -51,28 +48,6 @@ def problem(number: int) -> Problem:
 
 PROBLEMS = [problem(number) for number in range(1, NUM_PROBLEMS)]
 LONG = problem(NUM_PROBLEMS).model_copy(update={"prompt": "Add. " * 40})
-
-
-def bytes_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {piece: number for number, piece in enumerate(["<end>", "<pad>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast: Any = PreTrainedTokenizerFast
-    made: PreTrainedTokenizerFast = fast(
-        tokenizer_object=tokenizer, **{"eos_token": "<end>", "pad_token": "<pad>", **special}
-    )
-    return made
-
-
-def write_model(folder: Path, seed: int, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
-    torch.manual_seed(seed)
-    shape: dict[str, Any] = {
-        "vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24
-    }  # fmt: skip
-    LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=256)).save_pretrained(folder)
-    (tokenizer or bytes_tokenizer()).save_pretrained(folder)
 
 
 def _write_seeded(seed: int, to: Path) -> None:
@@ -124,7 +99,9 @@ class Workplace:
             self.commit(f"shard{index}", partial(shutil.copy, path), metrics)
         folder = self.folder / f"merged{of}"
         folder.mkdir()
-        result = merging.score(Attempt({}, self.inputs, folder, self.environment, self.store, "key", "prefix"))
+        result = merging.score(
+            Attempt({"scoring": scoring}, self.inputs, folder, self.environment, self.store, "key", "prefix")
+        )
         return (folder / "scores.parquet").read_bytes(), result
 
 
@@ -232,6 +209,77 @@ def test_another_seed_gives_other_random_scores(workplace: Workplace) -> None:
     assert same is not None
     assert other is not None
     assert one.tolist() == same.tolist() != other.tolist()
+
+
+CRITIC = {"scorer": "critic", "min_gain": 0.05}
+REWARDED = {"1": 1.5, "2": -0.5, "3": 0.0, "40": 2.0}
+
+
+def with_critic(workplace: Workplace, *, explained: float) -> list[ValueNetwork]:
+    """Two heads with random weights, the verdict on them, and rewards of some problems' own solutions."""
+    heads = [ValueNetwork(16, seed=seed) for seed in range(2)]
+    for head in heads:
+        torch.nn.init.normal_(head.outer.weight)
+        head.standardise(3 + 2 * torch.randn(50, 16))
+
+    def write(to: Path) -> None:
+        save_heads(to / HEADS_FILE, heads)
+        found = {"explained_variance": explained, "position_explained_variance": 0.1}
+        Verdict(num_problems=40, num_folds=2, seed=3, **found).write(to)
+
+    rows = [Rewarded(number, "reference", "x", 1.0, value) for number, value in REWARDED.items()]
+    others = [Rewarded(number, "sampled", "y", 0.0, -7.0 if value else 0.0) for number, value in REWARDED.items()]
+    workplace.commit("critic", write)
+    workplace.commit("rewards", lambda to: write_rewards(to / "rewards.parquet", [*rows, *others]))
+    return heads
+
+
+def test_critic_scores_are_the_differences_of_the_values_of_the_head_that_did_not_see_the_problem(
+    workplace: Workplace,
+) -> None:
+    heads = with_critic(workplace, explained=0.2)
+    rows = workplace.rows(CRITIC)
+    folder = workplace.inputs["model"].folder("model")
+    base = LlamaForCausalLM.from_pretrained(folder)
+    for number in (1, 2, 40):
+        row = rows[str(number)]
+        assert row.score is not None
+        with torch.no_grad():
+            hidden = base.model(input_ids=torch.tensor(row.token_ids)[None]).last_hidden_state[0]
+            values = heads[fold_of(3, str(number), 2)](hidden).tolist()
+        first, last = int(row.is_target.argmax()), len(row.token_ids) - 1
+        # The value of the state before token j is at j - 1.
+        expected = [values[j] - values[j - 1] for j in range(first, last)] + [REWARDED[str(number)] - values[last - 1]]
+        assert row.score[row.is_target].tolist() == pytest.approx(expected, abs=1e-4)
+        assert not row.score[~row.is_target].any()
+
+
+def test_a_problem_without_signal_or_without_candidates_scores_nothing(workplace: Workplace) -> None:
+    with_critic(workplace, explained=0.2)
+    rows = workplace.rows(CRITIC)
+    for number in ("3", "5"):
+        score = rows[number].score
+        assert score is not None
+        assert not score.any()
+
+
+def test_a_refused_critic_scores_nothing_and_the_manifest_and_the_log_say_so(
+    workplace: Workplace, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_critic(workplace, explained=0.14)
+    _, metrics = workplace.merged(CRITIC, of=1)
+    assert (metrics["critic_is_used"], metrics["num_weighed_problems"], metrics["min_gain"]) == (False, 0, 0.05)
+    assert metrics["explained_variance"] == 0.14
+    assert any(line.levelname == "WARNING" and "critic refused" in line.message for line in caplog.records)
+
+
+def test_the_number_of_shards_changes_no_byte_of_a_critics_scores(workplace: Workplace) -> None:
+    with_critic(workplace, explained=0.2)
+    one, metrics = workplace.merged(CRITIC, of=1)
+    assert workplace.merged(CRITIC, of=2) == (one, metrics)
+    assert metrics["critic_is_used"]
+    assert metrics["num_weighed_problems"] == 3
+    assert metrics["critic_verdict"].startswith("critic used: explained variance 0.200 against 0.100")
 
 
 def test_a_reference_with_another_tokenizer_is_refused_and_both_are_named(workplace: Workplace) -> None:
