@@ -17,11 +17,15 @@ import pytest
 
 
 @contextmanager
-def serving(folder: Path, database: str) -> Iterator[str]:
-    """The address of a server that keeps the files itself, in a folder, and the rest in a database."""
+def serving(folder: Path, database: str, *options: str) -> Iterator[str]:
+    """The address of a server that keeps the files itself, in a folder, and the rest in a database.
+
+    Args:
+        options: further ones of `mlflow server`.
+    """
     uri = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files")]
+    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files"), *options]
     quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=quiet, stdout=log, stderr=log, cwd=folder, start_new_session=True)
