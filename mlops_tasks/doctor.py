@@ -46,8 +46,8 @@ class Finding:
 
 
 def examine(environment: Environment) -> Iterator[Finding]:
-    """Ask everything that matters to this environment, one after another."""
-    for name, check in _checks(environment).items():
+    """Ask everything, one after another."""
+    for name, check in _CHECKS.items():
         yield from _answered(name, check(environment))
 
 
@@ -59,17 +59,6 @@ def exit_code(findings: Iterable[Finding]) -> int:
     """
     codes = {one.exit_code for one in findings} - {0}
     return min(codes, default=0)
-
-
-def _checks(environment: Environment) -> dict[str, Callable[[Environment], Answers]]:
-    return {
-        "versions": _versions,
-        "disk": _disk,
-        "store": _store,
-        "mlflow": _mlflow,
-        "machine": _machine,
-        "sandbox": _sandbox,
-    }
 
 
 def _answered(name: str, answers: Answers) -> Iterator[Finding]:
@@ -188,3 +177,13 @@ def _sandbox(environment: Environment) -> Answers:
         )
     else:
         yield "ok", told
+
+
+_CHECKS: dict[str, Callable[[Environment], Answers]] = {
+    "versions": _versions,
+    "disk": _disk,
+    "store": _store,
+    "mlflow": _mlflow,
+    "machine": _machine,
+    "sandbox": _sandbox,
+}
