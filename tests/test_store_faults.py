@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ import fault_proxy
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 from fault_proxy import KINDS, FaultProxy
-from s3_server import BUCKET, S3Server
+from s3_server import BUCKET, OldServer, S3Server
 
 from mlops_tasks.config import S3Access
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
@@ -384,38 +384,6 @@ def test_a_profile_or_endpoint_that_does_not_exist_is_the_users_mistake(
     with pytest.raises(UserError, match=r"cannot be asked: .*\(nobody\) could not be found.*AWS's own settings"):
         backend_at(s3.endpoint, tmp_path).children("a")
     s3_module._clients.clear()
-
-
-class OldServer(BaseHTTPRequestHandler):
-    """As much of S3 as a probe asks for, from before there were conditional writes."""
-
-    protocol_version = "HTTP/1.1"
-    status = 200
-
-    def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(self.status if "If-None-Match" in self.headers or "If-Match" in self.headers else 200)
-
-    def do_DELETE(self) -> None:
-        self._answer(204)
-
-    def do_GET(self) -> None:
-        self._answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(200, b"<DeleteResult></DeleteResult>")
-
-    def _answer(self, status: int, body: bytes = b"") -> None:
-        self.send_response(status)
-        self.send_header("ETag", '"d41d8cd98f00b204e9800998ecf8427e"')
-        if status != 204:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
 
 
 @pytest.mark.parametrize(
