@@ -247,7 +247,7 @@ TASKS: dict[str, Task] = {
             _reference,
             fan_out=_num_references,
             modules=_text_protocol,
-            num_devices=lambda environment: environment.train.num_ranks,
+            num_devices=lambda environment: environment.train.num_ranks * environment.train.num_pods,
         ),
         Task(
             "score_shard",
@@ -264,7 +264,7 @@ TASKS: dict[str, Task] = {
             TRAIN,
             _train_inputs,
             _train,
-            num_devices=lambda environment: environment.train.num_ranks,
+            num_devices=lambda environment: environment.train.num_ranks * environment.train.num_pods,
             labels=_training_labels,
             modules=_text_protocol,
         ),

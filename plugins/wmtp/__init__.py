@@ -14,8 +14,11 @@ from typing import Any
 from airflow.sdk import BaseOperator, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+from mlops_tasks import pipeline
 from mlops_tasks.config import Environment, load_environment
-from wmtp.local import RETRY_POLICY, LocalPlan, LocalRollback, LocalStage
+from mlops_tasks.stage import Stage
+from wmtp.local import LocalPlan, LocalRollback, LocalStage
+from wmtp.task import RETRY_POLICY
 from wmtp.trigger import CHECKOUT, Rollback, Trigger
 
 __all__ = ["RETRY_POLICY", "environment", "params", "rollback", "rollback_params", "stage"]
@@ -47,12 +50,22 @@ def stage(
         index: what the task is mapped over; None: it is not mapped.
         operator: anything that an operator takes, such as `execution_timeout`.
     """
-    kind = LocalPlan if task_id == "plan" else LocalStage
+    kind = LocalPlan if task_id == "plan" else _kind_of(task_id)
     settings = {"task_id": task_id, "environment_file": environment_file(), **operator}
     if index is None:
         return kind(**settings)
     # Airflow takes the length of any other sequence from its text.
     return kind.partial(**settings).expand(index=index if isinstance(index, XComArg) else list(index))
+
+
+def _kind_of(task_id: str) -> type[BaseOperator]:
+    if environment().executor == "local":
+        return LocalStage
+    from wmtp.kubernetes import JobStage, PodStage, SandboxStage
+
+    what = pipeline.task_named(task_id).run
+    kinds = {pipeline.TRAIN.name: JobStage, pipeline.JUDGE.name: SandboxStage}
+    return kinds.get(what.name, PodStage) if isinstance(what, Stage) else PodStage
 
 
 def rollback(task_id: str, **operator: Any) -> BaseOperator:
