@@ -208,7 +208,8 @@ class SandboxStage(PodStage):
         function, bucket = task.run.function, run.store.backend
 
         def by_parcel(attempt: Attempt) -> dict[str, Any]:
-            place = f"{attempt.prefix}/parcels/{attempt.folder.name}"
+            # Below attempts, so that `gc` finds what a killed worker left.
+            place = f"{attempt.prefix}/attempts/parcel-{attempt.folder.name}"
             with tempfile.TemporaryDirectory() as folder:
                 there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
                 parcel.pack(attempt, files, there)

@@ -43,6 +43,7 @@ class Night:
 
     folder: Path
     rig: Rig
+    kubeconfig: str
 
     @property
     def environment_file(self) -> Path:
@@ -64,7 +65,11 @@ class Night:
 
     def operator(self, task: str) -> Any:
         kind = KINDS.get(task, PodStage)
-        return kind(task_id=task, environment_file=str(self.environment_file), execution_timeout=timedelta(minutes=10))
+        file = str(self.environment_file)
+        # Read once by the client, at its import: a variable would come too late.
+        return kind(
+            task_id=task, environment_file=file, config_file=self.kubeconfig, execution_timeout=timedelta(minutes=10)
+        )
 
     def run(self, task: str, name: str) -> dict[str, Any]:
         """What the operator returns."""
@@ -89,10 +94,9 @@ def rig() -> Iterator[Rig]:
 
 
 @pytest.fixture
-def night(tmp_path: Path, s3: S3Server, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
-    monkeypatch.setenv("KUBECONFIG", rig.kubeconfig)
+def night(tmp_path: Path, s3: S3Server, rig: Rig) -> Iterator[Night]:
     models.import_all_models()  # the provider's empty connection is one of them
-    night = Night(tmp_path, rig)
+    night = Night(tmp_path, rig, rig.kubeconfig)
     night.environment_file.write_text(json.dumps(rigs.environment(rig, s3, IMAGE, tmp_path, two_pods=True)))
     yield night
     wait_until(lambda: not rig.pods() and not rig.batch.list_namespaced_job(NAMESPACE).items)
@@ -183,13 +187,13 @@ def test_a_pod_that_is_deleted_in_mid_training_is_replaced_and_the_training_resu
 
 
 def test_the_task_survives_an_api_server_that_is_away_for_a_while(
-    night: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    night: Night, caplog: pytest.LogCaptureFixture
 ) -> None:
     direct = Path(night.rig.kubeconfig).read_text()
     (port,) = set(re.findall(r"https://127\.0\.0\.1:(\d+)", direct))
     relay = rigs.Relay(int(port))
     (night.folder / "kubeconfig").write_text(direct.replace(f":{port}", f":{relay.port}"))
-    monkeypatch.setenv("KUBECONFIG", str(night.folder / "kubeconfig"))
+    night.kubeconfig = str(night.folder / "kubeconfig")
     _, found, thread = training(night, "away", "train.steps=200")
 
     relay.leave()
