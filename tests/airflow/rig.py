@@ -71,7 +71,7 @@ def environment(rig: Rig, s3: S3Server, image: str, folder: Path, *, two_pods: b
     rig.secret("store", s3.variables)
     profile = {
         "image": image, "requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "4Gi"},
-        "variables": {"TOYS": str(folder)}, "start_seconds": 60,
+        "variables": {"TOYS": str(folder), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, "start_seconds": 60,
     }  # fmt: skip
     return {
         "deployment": "toys", "store": f"s3://{BUCKET}/{folder.name}", "s3": s3.access(folder / "cache"), "mlflow_uri": "http://127.0.0.1:1",
