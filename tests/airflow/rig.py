@@ -120,7 +120,7 @@ def _images(folder: Path) -> dict[str, Any]:
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
         program.chmod(0o755)
         images[image] = {
-            "path": str(program.parent),
+            "path": f"{program.parent}:{Path(sys.executable).parent}",
             "env": {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             "workdir": str(CHECKOUT),
         }

@@ -70,7 +70,7 @@ def test_a_pod_whose_worker_was_killed_is_found_again(toys_in_pods: Toys, rig: R
     toys_in_pods.wait_until(lambda: [one.status.phase for one in rig.pods()] == ["Running"])
     (pod,) = rig.pods()
     first.kill()
-    first.wait()
+    first.communicate()
 
     (told,), log = ended(toys_in_pods.start("pull_data"))
 
