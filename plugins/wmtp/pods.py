@@ -33,9 +33,7 @@ _OVERLAP_SECONDS = 10
 
 _NEVER_STARTS = {"CreateContainerConfigError", "CreateContainerError", "InvalidImageName", "ErrImageNeverPull"}
 _PULL = {"ErrImagePull", "ImagePullBackOff"}
-_NO_SUCH_IMAGE = re.compile(
-    r"not found|manifest unknown|does not exist|denied|unauthori[sz]ed|not in RIG_IMAGE_MAP", re.I
-)
+_NO_SUCH_IMAGE = re.compile(r"not found|manifest unknown|does not exist|denied|unauthori[sz]ed", re.I)
 _TAKEN_AWAY = {
     "Evicted",
     "Preempting",
