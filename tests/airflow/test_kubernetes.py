@@ -16,7 +16,7 @@ from test_operators import ended
 if TYPE_CHECKING:
     from conftest import Toys
 
-pytestmark = pytest.mark.kubernetes
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
