@@ -211,7 +211,14 @@ def _run_task(options: argparse.Namespace, environment: Environment, out: TextIO
     task = pipeline.task_named(options.task)
     if options.command != _command_of(task):
         raise UserError(f"The task {task.id} is run by `wmtp {_command_of(task)}`, not by `wmtp {options.command}`.")
-    stage.execute(run, task, options.index, tasks=pipeline.TASKS, expect_key=options.expect_key)
+    if os.environ.get("JOB_COMPLETION_INDEX", "0") == "0":
+        stage.execute(run, task, options.index, tasks=pipeline.TASKS, expect_key=options.expect_key)
+        return
+    from mlops_tasks.distributed import Pods
+
+    first = Pods.of_environment()
+    key, is_there = options.expect_key, first.is_first_there
+    stage.accompany(run, task, options.index, tasks=pipeline.TASKS, expect_key=key, may_begin=is_there)
 
 
 def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:

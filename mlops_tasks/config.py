@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -20,6 +20,11 @@ M = TypeVar("M", bound=BaseModel)
 Price = Annotated[float, Field(ge=0)]
 Priced = Literal["default", "pull", "train", "reward", "fit_critic", "score_shard", "score", "generate", "judge"]
 Split = Literal["prompt", "train", "validation", "test"]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
+TaskId = Literal[
+    "pull_data", "pull_model", "pull_reference", "reference", "reward", "fit_critic", "score_shard", "score", "train",
+    "generate", "judge", "promote", "report", "watch",
+]  # fmt: skip
 ProblemKind = Literal["asserts", "completion", "stdio"]
 """`asserts`: write a function that asserts call; `completion`: go on with code; `stdio`: write a script."""
 
@@ -637,7 +642,9 @@ class TrainResources(Settings):
     """Where `train` runs; nothing here changes the result beyond floating-point order."""
 
     num_ranks: int = Field(1, ge=1)
-    """Processes on this machine."""
+    """Processes on this machine, or in each pod."""
+    num_pods: int = Field(1, ge=1)
+    """Pods that train together; more than one only with executor `kubernetes`."""
     micro_batch_rows: int = Field(8, ge=1)
     """Packed rows in one forward."""
     loss_chunk_rows: int = Field(1024, ge=1)
@@ -748,6 +755,103 @@ class WebhookNotice(Settings):
 Notice = Annotated[SmtpNotice | SlackNotice | WebhookNotice, Field(discriminator="kind")]
 
 
+class Toleration(Settings):
+    """A taint that a pod of this profile puts up with."""
+
+    key: str
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """None: all of them."""
+
+
+class SecretKey(Settings):
+    """Where a secret lies; its value is read by the kubelet alone."""
+
+    secret: str
+    """Name of a Secret in the namespace of the pods."""
+    key: str
+    """Which of its entries."""
+
+
+class Profile(Settings):
+    """What a pod gets, and where it may run."""
+
+    image: str
+    """With the first-party sources and the locked packages that its stages need; best by digest."""
+    service_account: str = "default"
+    """Whose role in AWS the pod has (EKS Pod Identity); no token of the API server is ever mounted."""
+    requests: dict[str, Quantity]
+    """By resource: cpu, memory, and what a node plugin offers, such as nvidia.com/gpu or vpc.amazonaws.com/efa."""
+    limits: dict[str, Quantity] = {}
+    """By resource; memory over its limit is exit code 137."""
+    node_selector: dict[str, str] = {}
+    """Labels that a node must have."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Taints of nodes that it may run on, such as those of GPU and Spot nodes."""
+    runtime_class: str | None = None
+    """Such as `gvisor`; None: the cluster's own."""
+    priority_class: str | None = None
+    """PriorityClass of the pods; Kueue goes by it too."""
+    queue: str | None = None
+    """LocalQueue of Kueue that admits the pods, all of a training at once; None: no queue."""
+    same_zone: bool = False
+    """All pods of a training in one availability zone, which NCCL over EFA needs and traffic between zones costs."""
+    shared_memory: Quantity = "64Mi"
+    """Size of /dev/shm, which counts as memory of the pod."""
+    scratch: Quantity = "20Gi"
+    """Most that the pod may write to its disk: inputs, results before they are stored."""
+    variables: dict[str, str] = {}
+    """Environment variables that are no secret, such as NCCL_DEBUG."""
+    start_seconds: float = Field(1800.0, gt=0)
+    """How long a pod may wait for a node and its image before the task ends with 75; waiting in a queue does not count."""
+
+
+_PROFILE_OF: dict[TaskId, str] = {
+    "reference": "gpu",
+    "reward": "gpu",
+    "fit_critic": "gpu",
+    "score_shard": "gpu",
+    "train": "gpu",
+    "generate": "gpu",
+    "judge": "sandbox",
+}
+
+
+class Kubernetes(Settings):
+    """How stages become pods. Their credentials come by pod identity and from Secrets, never from here."""
+
+    namespace: str = "wmtp"
+    """Of pods, Jobs, Services and Secrets."""
+    connection: str | None = None
+    """Airflow's connection to the cluster; None: that of the pod that Airflow runs in, or `KUBECONFIG`."""
+    profiles: dict[str, Profile]
+    """By name; `cpu`, and each that a task is given."""
+    tasks: dict[TaskId, str] = {}
+    """Profile by task; those not named here have `gpu` (reference, reward, fit_critic, score_shard, train, generate), `sandbox` (judge) or `cpu`."""
+    service_accounts: dict[TaskId, str] = {}
+    """By task, where it is not the profile's."""
+    secrets: dict[str, SecretKey] = {}
+    """By environment variable, such as MLFLOW_TRACKING_PASSWORD; pods of `judge` get none."""
+
+    def profile_of(self, task: str) -> str:
+        """Name of the profile of a task."""
+        named: Mapping[Any, str] = {**_PROFILE_OF, **self.tasks}
+        return named.get(task, "cpu")
+
+    @model_validator(mode="after")
+    def _known_profiles(self) -> Self:
+        for task in get_args(TaskId):
+            if (name := self.profile_of(task)) not in self.profiles:
+                raise ValueError(
+                    f"the task {task} has the profile {name!r}, which is not among kubernetes.profiles: {', '.join(sorted(self.profiles))}. "
+                    f"Add it there, or name another one in kubernetes.tasks.{task}"
+                )
+        if "judge" in self.service_accounts:
+            raise ValueError("service_accounts.judge: generated code has no account of its own; leave it out")
+        return self
+
+
 class Environment(Settings):
     """Where to run."""
 
@@ -755,6 +859,10 @@ class Environment(Settings):
     """What a scheduled run learns: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
     deployment: str = Field("laptop", pattern=r"^[A-Za-z0-9._-]+$")
     """Tells the runs of two Airflows on one store apart."""
+    executor: Literal["local", "kubernetes"] = "local"
+    """`local`: a stage is a process beside the Airflow task; `kubernetes`: a pod."""
+    kubernetes: Kubernetes | None = None
+    """For executor `kubernetes`."""
     store: str
     """Where artifacts lie: a folder, or `s3://bucket/prefix`."""
     s3: S3Access = S3Access()
@@ -778,6 +886,26 @@ class Environment(Settings):
     """Who lets a candidate take the champion's place after the gates."""
     notices: tuple[Notice, ...] = ()
     """Who is told what, and how. Secrets never stand here: they are in Airflow's connections."""
+
+    @model_validator(mode="after")
+    def _pods_reach_everything(self) -> Self:
+        if self.executor == "local":
+            if self.train.num_pods > 1:
+                raise ValueError(
+                    f"train.num_pods is {self.train.num_pods}, but executor is local: set it to 1, or executor to kubernetes"
+                )
+            return self
+        if self.kubernetes is None:
+            raise ValueError(
+                "executor is kubernetes, but there is no part `kubernetes`: see configs/environments/eks.yaml"
+            )
+        if not self.store.startswith("s3://"):
+            raise ValueError(f"store is {self.store}, which a pod cannot reach: with executor kubernetes it is s3://…")
+        if not self.mlflow_uri.startswith("http"):
+            raise ValueError(
+                f"mlflow_uri is {self.mlflow_uri}, which a pod cannot reach: with executor kubernetes it is http(s)://…"
+            )
+        return self
 
     def cost(self, stage: str, device_seconds: float) -> float | None:
         """What device time of a stage costs, in `currency`; None where it has no price."""

@@ -5,6 +5,9 @@ unlaunched too, as one process. What the ranks compute, and when they stop, is `
 
 A rank leaves a record of how it ended in a folder of the launcher, because torch's agent reports only the failure that it
 happened to see first, often a survivor that misses its peer, and drops all exit codes on a signal.
+
+Ranks of several pods find each other at the address of the first pod (`Pods`). Each pod launches its own and answers for them alone: one
+whose peers in another pod vanished is `Interrupted`, and the exit code of that other pod says why.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -51,7 +55,40 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FORK_SAFE_THREADS = {"jemalloc_bg_thd", THREAD_NAME}
 _HANDLED_BY_TORCH = (*STOP_SIGNALS, signal.SIGQUIT)
 
+# A node may be started for the last pod of a training.
+_SECONDS_TO_MEET = 1800
+
 _stop = threading.Event()
+
+
+@dataclass(frozen=True)
+class Pods:
+    """The pods that share a training, as their Job tells each of them."""
+
+    number: int = 1
+    index: int = 0
+    address: str = ""
+    """Of the first one, as host:port."""
+    name: str = ""
+    """Of this training among all that ever meet at an address."""
+
+    @classmethod
+    def of_environment(cls) -> Pods:
+        """As the variables of this process say; one pod where they say nothing."""
+        number = int(os.environ.get("WMTP_NUM_PODS", "1"))
+        if number == 1:
+            return cls()
+        given = [os.environ[name] for name in ("JOB_COMPLETION_INDEX", "WMTP_FIRST_POD", "WMTP_JOB")]
+        return cls(number, int(given[0]), given[1], given[2])
+
+    def is_first_there(self) -> bool:
+        """Whether the first pod waits for the others."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=2).close()
+        except OSError:
+            return False
+        return True
 
 
 def launch(
@@ -65,27 +102,28 @@ def launch(
 
     Args:
         worker: a function of a module; in several ranks its result must be JSON.
-        num_ranks: processes on this machine.
+        num_ranks: processes on this machine, or in each pod.
         args: picklable.
         is_resumable: whether the work could go on from a checkpoint, asked when ranks were stopped or lost.
 
     Returns:
-        What rank 0 returned.
+        What rank 0 returned; in another pod than the first, nothing of use.
 
     Raises:
         WmtpError: of the class and with the message of the first rank that failed; `Interrupted` when ranks were stopped
             or killed and the work is resumable.
     """
-    if _usable_ranks(num_ranks) == 1:
+    pods = Pods.of_environment()
+    if _usable_ranks(num_ranks) == pods.number == 1:
         with _noting_stop_signals():
             return worker(*args)
     with tempfile.TemporaryDirectory(prefix="wmtp-ranks-") as folder, _signals_restored(_HANDLED_BY_TORCH):
-        ended = _run_agent(worker, args, num_ranks=num_ranks, folder=Path(folder))
+        ended = _run_agent(worker, args, num_ranks=num_ranks, pods=pods, folder=Path(folder))
         records = _read_records(Path(folder))
     if len(records) == num_ranks and all(record.code == 0 for record in records.values()):
-        result: R = records[0].result
+        result: R = records[pods.index * num_ranks].result
         return result
-    raise _failure(records, ended, num_ranks=num_ranks, is_resumable=is_resumable)
+    raise _failure(records, ended, num_ranks=num_ranks, pods=pods, is_resumable=is_resumable)
 
 
 def rank() -> int:
@@ -151,6 +189,7 @@ class _Record:
     code: int
     message: str = ""
     trace: str = ""
+    misses_peer: bool = False
     result: Any = None
     at: float = 0.0
     is_out_of_memory: bool = False
@@ -163,6 +202,8 @@ class _Ending:
     signal: signal.Signals | None = None
     exit_codes: tuple[tuple[int, int], ...] = ()
     """By rank, of those that the agent saw fail."""
+    lost: str = ""
+    """How it lost the agent of the first pod; empty: it did not."""
 
 
 def _usable_ranks(wanted: int) -> int:
@@ -178,15 +219,13 @@ def _usable_ranks(wanted: int) -> int:
     return wanted
 
 
-def _run_agent(worker: Callable[..., R], args: tuple[Any, ...], *, num_ranks: int, folder: Path) -> _Ending:
+def _run_agent(worker: Callable[..., R], args: tuple[Any, ...], *, num_ranks: int, pods: Pods, folder: Path) -> _Ending:
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=pods.number,
+        max_nodes=pods.number,
         nproc_per_node=num_ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        run_id=pods.name or uuid.uuid4().hex,
+        **_meeting(pods),
         max_restarts=0,
         monitor_interval=0.05,
         start_method=_start_method(),
@@ -202,12 +241,22 @@ def _run_agent(worker: Callable[..., R], args: tuple[Any, ...], *, num_ranks: in
         return _Ending(exit_codes=tuple((number, failure.exitcode) for number, failure in error.failures.items()))
     except SignalException as error:
         return _Ending(signal=error.sigval)
+    except dist.DistError as error:
+        return _Ending(lost=str(error))
     finally:
         # A second signal can make the agent leave ranks behind.
         for child in set(multiprocessing.active_children()) - others:
             child.kill()
             child.join()
     return _Ending()
+
+
+def _meeting(pods: Pods) -> dict[str, Any]:
+    if pods.number == 1:
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "local_addr": "127.0.0.1"}
+    # Static: the first pod, which holds the lease, must also hold rank 0.
+    meeting = {"rank": pods.index, "timeout": _SECONDS_TO_MEET}
+    return {"rdzv_backend": "static", "rdzv_endpoint": pods.address, "rdzv_configs": meeting}
 
 
 def _start_method() -> str:
@@ -242,7 +291,6 @@ def _run_rank(worker: Callable[..., Any], args: tuple[Any, ...], folder: Path, l
         except BaseException as error:
             code = error.exit_code if isinstance(error, WmtpError) else 1
             message = str(error) if isinstance(error, WmtpError) else f"{type(error).__name__}: {error}"
-            is_out_of_memory = isinstance(error, OutOfMemory)
             _write_record(
                 folder,
                 _Record(
@@ -250,8 +298,9 @@ def _run_rank(worker: Callable[..., Any], args: tuple[Any, ...], folder: Path, l
                     code,
                     message,
                     traceback.format_exc(),
+                    misses_peer=_misses_peer(error),
                     at=time.monotonic(),
-                    is_out_of_memory=is_out_of_memory,
+                    is_out_of_memory=isinstance(error, OutOfMemory),
                 ),
             )
             sys.stdout.flush()
@@ -260,6 +309,11 @@ def _run_rank(worker: Callable[..., Any], args: tuple[Any, ...], folder: Path, l
     if _stop.is_set():
         # Too late to stop at a step: the work is done and recorded. Without the signal the agent would wait for this process.
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _misses_peer(error: BaseException) -> bool:
+    # gloo has no class of its own for a connection that ended.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def _die_with(launcher: int) -> None:
@@ -360,8 +414,10 @@ def _read_records(folder: Path) -> dict[int, _Record]:
 
 
 def _failure(
-    records: dict[int, _Record], ended: _Ending, *, num_ranks: int, is_resumable: Callable[[], bool]
+    records: dict[int, _Record], ended: _Ending, *, num_ranks: int, pods: Pods, is_resumable: Callable[[], bool]
 ) -> WmtpError:
+    mine = range(pods.index * num_ranks, (pods.index + 1) * num_ranks)
+    num_ranks *= pods.number
     told = sorted((record for record in records.values() if record.code in BY_EXIT_CODE), key=lambda one: one.at)
     if told:
         kind = OutOfMemory if told[0].is_out_of_memory else BY_EXIT_CODE[told[0].code]
@@ -369,7 +425,10 @@ def _failure(
     if ended.signal is not None:
         return _stopped(f"The ranks were stopped by {ended.signal.name}", is_resumable)
     # A rank that was killed leaves no record; the others fail because they miss it.
-    killed = [number for number, code in ended.exit_codes if code < 0] or sorted(set(range(num_ranks)) - set(records))
+    killed = [number for number, code in ended.exit_codes if code < 0] or sorted(set(mine) - set(records))
+    if ended.lost or (pods.number > 1 and not killed and any(one.misses_peer for one in records.values())):
+        why = ended.lost or next(one.message for one in records.values() if one.misses_peer)
+        return Interrupted(f"A rank of another pod was lost ({why[:200]}). Started again, this pod waits for it.")
     if killed:
         names = {number: signal.Signals(-code).name for number, code in ended.exit_codes if code < 0}
         return _stopped(

@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 
 from mlops_tasks import __version__, lease
 from mlops_tasks.config import Environment, Recipe, Settings
-from mlops_tasks.errors import Unavailable, UserError, WmtpError
+from mlops_tasks.errors import Interrupted, Unavailable, UserError, WmtpError
 from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
 from mlops_tasks.store import Artifact, Draft, Store, canonical_json
 from mlops_tasks.store.backend import is_disk_full
@@ -35,6 +35,8 @@ from mlops_tasks.store.backend import is_disk_full
 log = logging.getLogger(__name__)
 
 Outcome = Literal["hit", "run", "skipped", "done"]
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def artifact_prefix(stage: str, key: str) -> str:
@@ -399,6 +401,44 @@ def execute(
     if decision.outcome == "run":
         decision, artifact = _run_leased(run, task, index, decision, tasks=tasks, call=call)
     return settle(run, task, index, decision, artifact, seconds=time.monotonic() - started)
+
+
+def accompany(
+    run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task], expect_key: str, may_begin: Callable[[], bool]
+) -> None:
+    """Do the work of a stage in another pod than the first, which alone holds the lease, commits and records.
+
+    Args:
+        may_begin: whether the first pod has begun and waits for the others.
+
+    Raises:
+        Interrupted: the first pod ended before it committed, so that all must start again.
+    """
+    decision = decide(run, task, index, tasks=tasks)
+    if decision.outcome != "run":
+        return
+    _require_key(run, task, index, decision, expect_key)
+    assert isinstance(task.run, Stage)
+    require_locked(task.run.packages)
+    prefix = artifact_prefix(task.run.name, decision.key)
+
+    def is_done() -> bool:
+        return run.store.find(prefix) is not None
+
+    while not may_begin():
+        if is_done():
+            return
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    draft = run.store.begin(prefix)
+    try:
+        carry_out(run, task, index, decision, draft)
+    finally:
+        run.store.abandon(draft)
+    with lease.held(run.store, prefix, terms=run.environment.lease, run=run.name, is_done=is_done) as mine:
+        if mine is not None and not is_done():
+            raise Interrupted(
+                f"{task.id}: the first pod ended before it committed {prefix}. Start all pods again and the training resumes."
+            )
 
 
 def settle(

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -128,13 +129,34 @@ def run(case: Case) -> dict[str, Any]:
         return {**outcome, "seconds": seconds, "alive": [rank for rank in ranks if _is_alive(rank)]}
 
 
-def _launch(case: Case, folder: Path) -> int:
+def run_in_pods(case: Case) -> list[dict[str, Any]]:
+    """What came of two launches of one rank each that meet as the pods of a Job do."""
+    with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+        probe.close()
+        folders, started = [Path(name) / str(index) for index in range(2)], time.monotonic()
+        launchers = []
+        for index, folder in enumerate(folders):
+            folder.mkdir()
+            if (launcher := os.fork()) == 0:
+                meeting = {"WMTP_NUM_PODS": "2", "WMTP_FIRST_POD": f"127.0.0.1:{port}", "WMTP_JOB": "j"}
+                os.environ.update(meeting, JOB_COMPLETION_INDEX=str(index))
+                os._exit(_launch(case, folder, num_ranks=1))
+            launchers.append(launcher)
+        for launcher in launchers:
+            os.waitpid(launcher, 0)
+        seconds = time.monotonic() - started
+        told = [json.loads((folder / "outcome").read_text()) for folder in folders]
+        return [{**one, "seconds": seconds, "alive": []} for one in told]
+
+
+def _launch(case: Case, folder: Path, *, num_ranks: int = 2) -> int:
     handler = signal.getsignal(signal.SIGTERM)
     distributed._start_method = lambda: case.start_method  # type: ignore[assignment]
     outcome: dict[str, Any] = {}
     try:
         outcome["result"] = distributed.launch(
-            case.worker, num_ranks=2, args=(folder,), is_resumable=lambda: case.is_resumable
+            case.worker, num_ranks=num_ranks, args=(folder,), is_resumable=lambda: case.is_resumable
         )
     except WmtpError as error:
         outcome = {"error": type(error).__name__, "message": str(error)}
@@ -158,4 +180,8 @@ def _is_alive(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    json.dump({name: run(case) for name, case in CASES.items()}, sys.stdout)
+    ended = {name: run(case) for name, case in CASES.items()}
+    for name in ("facts", "data error", "rank killed", "bug"):
+        pods = run_in_pods(CASES[name])
+        ended |= {f"{name} in pod {index}": outcome for index, outcome in enumerate(pods)}
+    json.dump(ended, sys.stdout)

@@ -48,6 +48,24 @@ def test_ranks_know_one_another_and_reduce(outcomes: dict[str, Any], case: str) 
     }
 
 
+def test_ranks_of_two_pods_know_one_another_and_the_first_pod_has_rank_0(outcomes: dict[str, Any]) -> None:
+    told = outcomes["facts in pod 0"]["result"]
+    assert (told["num_ranks"], told["sum"], told["gathered"]) == (2, [2.0, 1.0], ["rank 0", "rank 1"])
+    assert "error" not in outcomes["facts in pod 1"]
+
+
+@pytest.mark.parametrize(
+    ("case", "error"), [("data error", "DataError"), ("bug", "WmtpError"), ("rank killed", "WmtpError")]
+)
+def test_a_pod_answers_for_its_own_ranks_and_one_that_misses_them_is_interrupted(
+    outcomes: dict[str, Any], case: str, error: str
+) -> None:
+    assert outcomes[f"{case} in pod 1"]["error"] == error
+    assert "Rank 1 of 2" in outcomes[f"{case} in pod 1"]["message"]
+    assert outcomes[f"{case} in pod 0"]["error"] == "Interrupted"
+    assert "A rank of another pod was lost" in outcomes[f"{case} in pod 0"]["message"]
+
+
 def test_error_of_a_rank_arrives_with_its_class_and_message(outcomes: dict[str, Any]) -> None:
     assert outcomes["data error"]["error"] == "DataError"
     assert outcomes["data error"]["message"] == "Rank 1 of 2: row 7 is bad"

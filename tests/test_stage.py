@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, tzinfo
@@ -24,9 +24,9 @@ import pytest
 from mlops_tasks import lease, stage
 from mlops_tasks import store as store_module
 from mlops_tasks.config import Environment, LeaseTerms
-from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.errors import Interrupted, Unavailable, UserError
 from mlops_tasks.keys import code_digests
-from mlops_tasks.stage import Pointer, Run, decide, execute
+from mlops_tasks.stage import Pointer, Run, accompany, decide, execute
 from mlops_tasks.store import Store
 
 
@@ -422,3 +422,39 @@ def test_the_clock_may_jump(environment: Environment, stages: ModuleType, monkey
     assert outcomes(run_all(run, stages))[:3] == ["hit", "hit", "hit"]
     assert outcomes(run_all(planned(environment, stages, "two", seed=4), stages))[:3] == ["run", "run", "run"]
     assert _Jumping.count > 3
+
+
+def accompanied(run: Run, stages: ModuleType, may_begin: Callable[[], bool]) -> None:
+    task = stages.TASKS["make"]
+    key = decide(run, task, tasks=stages.TASKS).key
+    accompany(run, task, tasks=stages.TASKS, expect_key=key, may_begin=may_begin)
+
+
+def num_made(environment: Environment) -> int:
+    file = Path(environment.store).parent / "made.txt"
+    return len(file.read_text()) if file.exists() else 0
+
+
+def test_another_pod_than_the_first_starts_nothing_when_the_result_is_there(
+    environment: Environment, stages: ModuleType
+) -> None:
+    run = planned(environment, stages)
+
+    def first_commits_meanwhile() -> bool:
+        execute(run, stages.TASKS["make"], tasks=stages.TASKS)
+        return False
+
+    accompanied(run, stages, first_commits_meanwhile)
+    assert num_made(environment) == 1
+    accompanied(run, stages, lambda: pytest.fail("it is a hit"))
+    assert num_made(environment) == 1
+
+
+def test_another_pod_than_the_first_works_commits_nothing_and_is_interrupted_if_the_first_did_not(
+    environment: Environment, stages: ModuleType
+) -> None:
+    run = planned(environment, stages)
+    with pytest.raises(Interrupted, match="the first pod ended before it committed make/"):
+        accompanied(run, stages, lambda: True)
+    assert num_made(environment) == 1
+    assert committed_files(environment) == {} and run.pointer("make") is None

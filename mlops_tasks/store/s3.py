@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import boto3
 from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
@@ -311,6 +311,11 @@ class S3Backend:
 
         return self._refusal(get) is None
 
+    def signed(self, name: str, operation: Literal["get_object", "put_object"], *, seconds: float) -> str:
+        """An address by which whoever has it may read or write one object for a while."""
+        place = {"Bucket": self.bucket, "Key": self._key(name)}
+        return str(self.client.generate_presigned_url(operation, Params=place, ExpiresIn=int(seconds)))
+
     @property
     def client(self) -> BaseClient:
         """One for all threads of a process; a forked one must not speak on its parent's connections."""
@@ -321,6 +326,8 @@ class S3Backend:
 
     def _connected(self) -> BaseClient:
         settings = Config(
+            # Signed addresses would be of the old version, which an encrypted bucket refuses.
+            signature_version="s3v4",
             region_name=self.access.region,
             connect_timeout=_CONNECT_SECONDS,
             read_timeout=_READ_SECONDS,

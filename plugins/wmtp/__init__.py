@@ -14,10 +14,14 @@ from typing import Any
 from airflow.sdk import BaseOperator, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+from mlops_tasks import pipeline
 from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.stage import Stage
 from wmtp.approval import AutomaticApproval, PersonApproval
-from wmtp.local import RETRY_POLICY, LocalCleaning, LocalPlan, LocalPromotion, LocalRollback, LocalStage, LocalWatch
+from wmtp.champion import CHAMPIONS
+from wmtp.local import LocalCleaning, LocalPlan, LocalRollback, LocalStage
 from wmtp.notices import callbacks
+from wmtp.task import RETRY_POLICY
 from wmtp.trigger import CHECKOUT, Cleaning, Rollback, Trigger
 
 __all__ = [
@@ -31,8 +35,6 @@ __all__ = [
     "rollback_params",
     "stage",
 ]
-
-_KINDS: dict[str, type[LocalStage]] = {"plan": LocalPlan, "promote": LocalPromotion, "watch": LocalWatch}
 
 
 def environment_file() -> str:
@@ -61,8 +63,10 @@ def stage(
         index: what the task is mapped over, or the one index that is wanted; None: it is not mapped.
         operator: anything that an operator takes, such as `execution_timeout`.
     """
-    kind = _KINDS.get(task_id, LocalStage)
-    settings = {"task_id": task_id, **_common(promotes=task_id == "promote"), **operator}
+    kind = LocalPlan if task_id == "plan" else _kind_of(task_id)
+    is_promotion = task_id == "promote"
+    settings = {"task_id": task_id, **_common(promotes=is_promotion), **operator}
+    settings |= {"outlets": [CHAMPIONS]} if is_promotion else {}
     if index is None or isinstance(index, int):
         return kind(**settings, index=index or 0)
     # Airflow takes the length of any other sequence from its text.
@@ -84,6 +88,16 @@ def approval(task_id: str, **operator: Any) -> BaseOperator:
 def _common(*, promotes: bool = False) -> dict[str, Any]:
     """What every task has: where it runs, and who is told how it ends."""
     return {"environment_file": environment_file(), **callbacks(environment(), promotes=promotes)}
+
+
+def _kind_of(task_id: str) -> type[BaseOperator]:
+    if environment().executor == "local":
+        return LocalStage
+    from wmtp.kubernetes import JobStage, PodStage, SandboxStage
+
+    what = pipeline.task_named(task_id).run
+    kinds = {pipeline.TRAIN.name: JobStage, pipeline.JUDGE.name: SandboxStage}
+    return kinds.get(what.name, PodStage) if isinstance(what, Stage) else PodStage
 
 
 def rollback(task_id: str, **operator: Any) -> BaseOperator:

@@ -70,7 +70,8 @@ class Process:
 class Story:
     """What a process says: each line goes on to the log as it came, and its last error is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._error: list[str] = []
         self._goes_on = False
         self._last = ""
@@ -79,7 +80,7 @@ class Story:
         """Take one line."""
         if found := _LINE.fullmatch(line):
             level = logging.getLevelNamesMapping().get(found["level"], logging.INFO)
-            logging.getLogger(found["logger"]).log(level, "%s", found["message"])
+            logging.getLogger(found["logger"]).log(level, "%s%s", self._prefix, found["message"])
             self._goes_on = level >= logging.ERROR
             if self._goes_on:
                 self._error = [found["message"]]
@@ -91,7 +92,7 @@ class Story:
         if not line.strip():
             return
         self._last = line.strip()
-        log.log(logging.ERROR if self._goes_on else logging.INFO, "%s", line)
+        log.log(logging.ERROR if self._goes_on else logging.INFO, "%s%s", self._prefix, line)
 
     @property
     def last_line(self) -> str:

@@ -12,7 +12,7 @@ from airflow.sdk import DAG
 from in_process import run_task
 from nights import NAME, STRONG, WEAK, Night
 from wmtp import params, stage
-from wmtp.local import CHAMPIONS, champion_asset
+from wmtp.champion import CHAMPIONS, champion_asset
 
 from mlops_tasks.registry.promotion import promote
 from mlops_tasks.stage import Run

@@ -1,7 +1,7 @@
 """The toys: import it to have Airflow see them, run it as `python -m toys.stages STAGE …` in place of `mlops_tasks`.
 
 The folder `TOYS` holds what they are told to do (`train.fails`: exit codes or negative signals, one for each start; `train.hangs`;
-`train.waits`, until that is gone) and what they did (`starts`, `hanging`).
+`train.waits`, until that is gone; `train.takes`, seconds) and what they did (`starts`, `hanging`).
 """
 
 import logging
@@ -41,6 +41,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     if _told(f"{name}.hangs"):
         _leave_processes()
         time.sleep(600)
+    time.sleep(float(_told(f"{name}.takes") or 0))
     while _told(f"{name}.waits"):
         time.sleep(0.1)
     (attempt.folder / "toy.txt").write_text(f"{name}[{number}]")

@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 
 import toys.stages  # noqa: F401
 from airflow.sdk import DAG, chain
-from wmtp import RETRY_POLICY, local, params, stage
+from wmtp import RETRY_POLICY, local, params, stage, task
 
 local.LocalStage.program = (sys.executable, "-m", "toys.stages")
-local.GRACE_SECONDS = 1.0
+task.GRACE_SECONDS = 1.0
 
 with DAG(
     "wmtp_daily",

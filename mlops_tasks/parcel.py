@@ -1,0 +1,150 @@
+"""A stage's attempt as one file there and one file back, for a process that may not see the store.
+
+Owns what is in the two files and how the process at the other end works through one: `python -m mlops_tasks.parcel`, which gets two
+signed addresses and no credentials. Who makes the addresses and commits what comes back is the operator's.
+
+    attempt.json, <input>.json, files/…   there: the keyed settings, each input's manifest, and of its files those that the stage reads
+    metrics.json, result/…                back: what the stage said, and what it wrote
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlops_tasks import logs
+from mlops_tasks.config import Environment, JudgeResources
+from mlops_tasks.errors import DataError, Unavailable, WmtpError
+from mlops_tasks.stage import Attempt
+from mlops_tasks.store import Artifact, Store
+
+log = logging.getLogger(__name__)
+
+SOURCE, TARGET, FUNCTION = "WMTP_PARCEL_SOURCE", "WMTP_PARCEL_TARGET", "WMTP_PARCEL_FUNCTION"
+
+_SECONDS_TO_ANSWER = 300
+
+
+def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path) -> None:
+    """Write what the other end needs.
+
+    Args:
+        attempt: whose settings and inputs are sent.
+        files: globs of the files that are read, by name of the input.
+        to: the file.
+    """
+    facts = {"config": attempt.config, "index": attempt.index, "key": attempt.key}
+    facts["judge"] = attempt.environment.judge.model_dump(mode="json")
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(to, "w") as tar:
+        for name, artifact in attempt.inputs.items():
+            for file in artifact.entries(*files[name]):
+                tar.add(artifact.path(file), f"files/{_place(artifact, file)}")
+            _add_json(tar, Path(folder), f"{name}.json", {"prefix": artifact.prefix, "manifest": artifact.manifest})
+        _add_json(tar, Path(folder), "attempt.json", {**facts, "inputs": sorted(attempt.inputs)})
+
+
+def carry_out(function: Callable[[Attempt], dict[str, Any]], source: Path, to: Path) -> None:
+    """Run a stage's function on what was packed, and pack its result."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _unpack(source, folder)
+        facts = json.loads((folder / "attempt.json").read_text())
+        store = Store.open(str(folder / "files"))
+        inputs = {one: json.loads((folder / f"{one}.json").read_text()) for one in facts["inputs"]}
+        (folder / "result").mkdir()
+        metrics = function(
+            Attempt(
+                config=facts["config"],
+                inputs={one: Artifact(store, each["prefix"], each["manifest"]) for one, each in inputs.items()},
+                folder=folder / "result",
+                environment=Environment(
+                    store=store.uri, mlflow_uri="none", judge=JudgeResources.model_validate(facts["judge"])
+                ),
+                store=store,
+                key=facts["key"],
+                prefix="",
+                index=facts["index"],
+            )
+        )
+        with tarfile.open(to, "w") as tar:
+            tar.add(folder / "result", "result")
+            _add_json(tar, folder, "metrics.json", metrics)
+
+
+def unpack_result(source: Path, folder: Path) -> dict[str, Any]:
+    """Put the files of a result into a folder, and return the metrics.
+
+    Raises:
+        DataError: it is no result.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            _unpack(source, Path(name))
+            metrics: dict[str, Any] = json.loads((Path(name) / "metrics.json").read_text())
+            shutil.copytree(Path(name) / "result", folder, dirs_exist_ok=True)
+        except (tarfile.TarError, OSError, ValueError) as error:
+            raise DataError(
+                f"What came back is no result ({error}). See the log of the process that sent it."
+            ) from error
+    return metrics
+
+
+def main() -> int:
+    """Fetch, carry out, send back, with the addresses in this process's variables; the return value is the exit code."""
+    logs.configure()
+    module, _, name = os.environ[FUNCTION].partition(":")
+    # What the function starts must not read them.
+    source, target = os.environ.pop(SOURCE), os.environ.pop(TARGET)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
+            _ask(urllib.request.Request(source), there)
+            carry_out(getattr(importlib.import_module(module), name), there, back)
+            with back.open("rb") as stream:
+                size = {"Content-Length": str(back.stat().st_size)}
+                _ask(urllib.request.Request(target, data=stream, headers=size, method="PUT"))
+    except WmtpError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+def _ask(request: urllib.request.Request, to: Path | None = None) -> None:
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER) as reply:
+            if to is not None:
+                with to.open("wb") as file:
+                    shutil.copyfileobj(reply, file)
+    except (urllib.error.URLError, OSError) as error:
+        # The address is as good as a password while it is valid.
+        where = request.full_url.partition("?")[0]
+        raise Unavailable(f"{request.get_method()} {where} failed: {error}. Run the task again.") from None
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    with tarfile.open(source) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def _place(artifact: Artifact, file: str) -> str:
+    return f"{artifact.prefix}/attempts/{artifact.manifest['attempt']}/{file}"
+
+
+def _add_json(tar: tarfile.TarFile, folder: Path, name: str, value: object) -> None:
+    (folder / name).write_text(json.dumps(value, allow_nan=False))
+    tar.add(folder / name, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+"""What a DAG does as pods: one object for each task, by a name that a retry finds again, followed to its end and then removed.
+
+`PodStage` is one pod; `JobStage` is a Job, which replaces pods that were interrupted, and so is for trainings; `SandboxStage` is a
+pod without credentials, for programs that a model wrote. All keep of
+the provider's operators the connection, the policies of the Airflow installation and its labels. What is submitted is
+`manifest`'s, what becomes of it `pods`', and what is a hit, which submits nothing, `task`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk import Context
+from kubernetes.client import ApiException
+from kubernetes.client import models as k8s
+
+from mlops_tasks import parcel, pipeline, stage
+from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.errors import Interrupted, UserError, WmtpError
+from mlops_tasks.stage import Attempt, Decision, Run, Stage, Task
+from mlops_tasks.store.s3 import S3Backend
+from wmtp import manifest, pods
+from wmtp.manifest import CONTAINER, ENVIRONMENT_FILE, KEY, OWNER, Identity, Order
+from wmtp.pods import Watch, patiently, refusal
+from wmtp.task import GRACE_SECONDS, StageTask, note_stop, stopped
+
+log = logging.getLogger(__name__)
+
+_SANDBOX = ("python", "-m", "mlops_tasks.parcel")
+_HOUR = 3600.0
+
+
+class PodStage(StageTask, KubernetesPodOperator):
+    """One task of the pipeline as a pod; a hit starts none."""
+
+    template_fields = ("index",)
+    ui_color = "#e8f0fe"
+
+    def __init__(self, *, environment_file: str, index: int = 0, **operator: Any) -> None:
+        cluster = load_environment(environment_file).kubernetes
+        assert cluster is not None
+        super().__init__(
+            kubernetes_conn_id=cluster.connection,
+            namespace=cluster.namespace,
+            base_container_name=CONTAINER,
+            random_name_suffix=False,
+            deferrable=False,
+            **operator,
+        )
+        self.environment_file = environment_file
+        self.index = index
+        self._identity: Identity | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Look up, or run, and say where the result is."""
+        found = super().execute(context)
+        if found["cache"] == "hit" and context["ti"].try_number > 1:
+            # An earlier try's worker was killed, and what it had started ended well since.
+            self._delete(self._identity_in(load_environment(self.environment_file), context))
+        self.do_xcom_push = True  # only now: to the provider it means a sidecar
+        return found
+
+    def make(self, run: Run, task: Task, decision: Decision, context: Context) -> None:
+        """Run `wmtp` in a pod."""
+        self._run(run.environment, self.order(run, task, decision, context), context)
+
+    def order(self, run: Run, task: Task, decision: Decision, context: Context) -> Order:
+        """What this task is to do in a pod."""
+        command = self.command(run, task, decision, environment_file=ENVIRONMENT_FILE)
+        return Order(
+            identity=self._identity_in(run.environment, context),
+            stage=command[0],
+            key=decision.key if decision.components else None,
+            command=["wmtp", *command],
+            variables=_traced(context),
+        )
+
+    def request(self, environment: Environment, order: Order, context: Context) -> Any:
+        """The object that is submitted."""
+        self.full_pod_spec = manifest.pod(environment, order)
+        return self.build_pod_request_obj(context)
+
+    def on_kill(self) -> None:
+        """Airflow got SIGTERM for this task, or its time is up: have the pods end in order; `execute` then raises."""
+        note_stop()
+        if self._identity is not None:
+            self._delete(self._identity)
+
+    def _identity_in(self, environment: Environment, context: Context) -> Identity:
+        return Identity(environment.deployment, self.dag_id, context["run_id"], self.task_id, self.index)
+
+    def _run(self, environment: Environment, order: Order, context: Context) -> None:
+        cluster = environment.kubernetes
+        assert cluster is not None
+        profile = cluster.profiles[cluster.profile_of(self.task_id)]
+        watch = Watch(self.client, cluster.namespace, self.label, profile.start_seconds)
+        self._identity = order.identity
+        try:
+            self._attach_or_create(self.request(environment, order, context), order)
+            while not patiently(lambda: self._is_done(order.identity.name, watch)):
+                time.sleep(pods.SECONDS_BETWEEN_LOOKS)
+        except KeyboardInterrupt:
+            stopped.set()
+            raise
+        finally:
+            # Airflow calls `on_kill` neither on Ctrl-C nor after a failure.
+            self._delete(order.identity)
+
+    def _attach_or_create(self, wanted: Any, order: Order) -> None:
+        name, what = wanted.metadata.name, f"{type(wanted).__name__[2:]} {wanted.metadata.name}"
+        while True:
+            try:
+                patiently(lambda: self._create(wanted))
+                log.info("%s: %s is made", self.label, what)
+                return
+            except ApiException as error:
+                if error.status != 409:
+                    raise refusal(error, what) from error
+            found = self._found(name)
+            if found is None:
+                continue
+            if not _is_of(order.identity, found):
+                raise UserError(
+                    f"{what} is there already and not ours. Delete it, or give this deployment a namespace of its own."
+                )
+            if self._is_of_use(found, order):
+                log.info("%s: %s is there already; attached", self.label, what)
+                return
+            self._delete(order.identity)
+            while self._found(name) is not None:
+                time.sleep(0.5)
+
+    def _is_of_use(self, found: Any, order: Order) -> bool:
+        """Whether it still works on what is wanted; what has ended is made anew, and so is what works on another key."""
+        is_wanted = (found.metadata.annotations or {}).get(KEY) == order.key
+        return is_wanted and not found.metadata.deletion_timestamp and not self._has_ended(found)
+
+    # What differs between a pod and a Job.
+
+    def _create(self, wanted: Any) -> None:
+        self.client.create_namespaced_pod(self.namespace, wanted)
+
+    def _read(self, name: str) -> Any:
+        return self.client.read_namespaced_pod(name, self.namespace)
+
+    def _has_ended(self, found: Any) -> bool:
+        return found.status.phase in ("Succeeded", "Failed")
+
+    def _is_done(self, name: str, watch: Watch) -> bool:
+        pod = self._present(name)
+        watch.look([pod])
+        watch.refuse_failures([pod])
+        return bool(pod.status.phase == "Succeeded")
+
+    def _remove(self, name: str) -> None:
+        self.client.delete_namespaced_pod(name, self.namespace, grace_period_seconds=int(GRACE_SECONDS))
+
+    # What does not.
+
+    def _found(self, name: str) -> Any | None:
+        try:
+            return patiently(lambda: self._read(name))
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            return None
+
+    def _present(self, name: str) -> Any:
+        try:
+            return self._read(name)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            raise Interrupted(f"{self.label}: {name} was deleted from outside. Started again, it goes on.") from error
+
+    def _delete(self, identity: Identity) -> None:
+        found = self._found(identity.name)
+        if found is None or not _is_of(identity, found):
+            return
+        try:
+            patiently(lambda: self._remove(identity.name))
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+
+class SandboxStage(PodStage):
+    """A stage that runs what a model wrote: its pod has no credentials, and the operator holds the lease and commits."""
+
+    template_fields = ("index",)
+
+    @staticmethod
+    def in_sandbox(order: Order, variables: dict[str, str]) -> Order:
+        """The order with nothing in it but signed addresses."""
+        return replace(order, command=_SANDBOX, variables=variables, is_sandboxed=True)
+
+    def make(self, run: Run, task: Task, decision: Decision, context: Context) -> None:
+        """Have a pod work on one file, and put what comes back into the store."""
+        files = {name: wanted.files for name, wanted in task.inputs(run.spec, self.index).items()}
+        assert isinstance(task.run, Stage) and isinstance(run.store.backend, S3Backend)
+        function, bucket = task.run.function, run.store.backend
+
+        def by_parcel(attempt: Attempt) -> dict[str, Any]:
+            # Below attempts, so that `gc` finds what a killed worker left.
+            place = f"{attempt.prefix}/attempts/parcel-{attempt.folder.name}"
+            with tempfile.TemporaryDirectory() as folder:
+                there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
+                parcel.pack(attempt, files, there)
+                bucket.publish(place, Path(folder), [there.name])
+                seconds = self.execution_timeout.total_seconds() if self.execution_timeout else _HOUR
+                variables = {
+                    parcel.FUNCTION: function,
+                    parcel.SOURCE: bucket.signed(f"{place}/{there.name}", "get_object", seconds=seconds),
+                    parcel.TARGET: bucket.signed(f"{place}/{back.name}", "put_object", seconds=seconds),
+                }
+                order = self.in_sandbox(self.order(run, task, decision, context), variables)
+                try:
+                    self._run(run.environment, order, context)
+                    return parcel.unpack_result(bucket.local(f"{place}/{back.name}", anew=True), attempt.folder)
+                finally:
+                    run.store.remove(place)
+
+        key = decision.key
+        stage.execute(run, task, self.index, tasks=pipeline.TASKS, expect_key=key, call=by_parcel)
+
+    def _is_of_use(self, found: Any, order: Order) -> bool:
+        return False  # its addresses are those of a worker that is gone
+
+
+class JobStage(PodStage, KubernetesJobOperator):
+    """A training as a Job of as many pods as the environment says; a hit starts none."""
+
+    template_fields = ("index",)
+
+    def order(self, run: Run, task: Task, decision: Decision, context: Context) -> Order:
+        """What this task is to do in each pod."""
+        order = super().order(run, task, decision, context)
+        ranks = manifest.variables_of_ranks(order.identity, run.environment.train.num_pods)
+        return replace(order, variables={**order.variables, **ranks})
+
+    def request(self, environment: Environment, order: Order, context: Context) -> k8s.V1Job:
+        """The Job that is submitted."""
+        pod = manifest.pod(environment, order)
+        pod.spec.subdomain = order.identity.name
+        self.full_pod_spec = pod
+        self.parallelism = environment.train.num_pods  # the provider's default is not None, and so wins
+        limit = self.execution_timeout
+        self.full_job_spec = manifest.job(environment, order, deadline_seconds=limit.total_seconds() if limit else None)
+        job = self.build_job_request_obj(context)
+        job.metadata.name, job.metadata.annotations = order.identity.name, pod.metadata.annotations
+        job.metadata.labels = {**job.spec.template.metadata.labels, **job.metadata.labels}
+        return job
+
+    def _create(self, wanted: k8s.V1Job) -> None:
+        self.job_client.create_namespaced_job(self.namespace, wanted)
+
+    def _read(self, name: str) -> k8s.V1Job:
+        return self.job_client.read_namespaced_job(name, self.namespace)
+
+    def _has_ended(self, found: k8s.V1Job) -> bool:
+        return _ended_how(found) is not None
+
+    def _is_done(self, name: str, watch: Watch) -> bool:
+        job = self._present(name)
+        found = self.client.list_namespaced_pod(self.namespace, label_selector=f"job-name={name}").items
+        watch.look(found)
+        if job.spec.suspend:
+            watch.tell(self._why_suspended(job))
+        elif not found:
+            watch.tell(pods.last_warning(self.client, job) or "no pod has been made yet")
+        ended = _ended_how(job)
+        if ended is not None and ended.type == "Failed":
+            watch.refuse_failures(found)
+            raise WmtpError(f"{self.label}: Job {name} failed ({ended.reason}): {ended.message}")
+        return ended is not None
+
+    def _remove(self, name: str) -> None:
+        self.job_client.delete_namespaced_job(name, self.namespace, propagation_policy="Foreground")
+
+    def _attach_or_create(self, wanted: k8s.V1Job, order: Order) -> None:
+        super()._attach_or_create(wanted, order)
+        try:
+            job = patiently(lambda: self._present(wanted.metadata.name))
+            patiently(lambda: self.client.create_namespaced_service(self.namespace, manifest.service(job)))
+        except ApiException as error:
+            if error.status != 409:
+                raise refusal(error, f"Service {wanted.metadata.name}") from error
+
+    def _why_suspended(self, job: k8s.V1Job) -> str:
+        kueue = self.hook.custom_object_client
+        try:
+            found = kueue.list_namespaced_custom_object("kueue.x-k8s.io", "v1beta2", self.namespace, "workloads")[
+                "items"
+            ]
+        except ApiException as error:
+            return (
+                f"Job {job.metadata.name} is suspended, and Kueue cannot be asked why ({error.status} {error.reason})"
+            )
+        return pods.admission(found, job.metadata.uid)
+
+
+def _is_of(identity: Identity, found: Any) -> bool:
+    return (found.metadata.labels or {}).get(OWNER) == identity.digest
+
+
+def _ended_how(job: k8s.V1Job) -> k8s.V1JobCondition | None:
+    ends = ("Complete", "Failed")
+    return next((one for one in job.status.conditions or [] if one.type in ends and one.status == "True"), None)
+
+
+def _traced(context: Context) -> dict[str, str]:
+    """Where Airflow's trace goes on, if there is one."""
+    parent = (getattr(context["ti"], "context_carrier", None) or {}).get("traceparent")
+    return {"TRACEPARENT": parent} if parent else {}

@@ -1,0 +1,167 @@
+"""A real API server whose pods are processes of this machine, for tests marked `kubernetes`; skipped where there is none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+from s3_server import BUCKET, S3Server
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+NAMESPACE = "wmtp"
+IMAGE, TOY_IMAGE = "wmtp-trainer:rig", "wmtp-toys:rig"
+
+_RIG = Path(os.environ.get("K8S_RIG", CHECKOUT.parent / "shared" / "tools" / "k8s-rig"))
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Where it is, and how to ask it."""
+
+    folder: Path
+
+    @property
+    def kubeconfig(self) -> str:
+        return str(self.folder / "run" / "kubeconfig")
+
+    @property
+    def api(self) -> Any:
+        return config.new_client_from_config(self.kubeconfig)
+
+    @property
+    def core(self) -> client.CoreV1Api:
+        return client.CoreV1Api(self.api)
+
+    @property
+    def batch(self) -> client.BatchV1Api:
+        return client.BatchV1Api(self.api)
+
+    def pods(self) -> list[Any]:
+        found: list[Any] = self.core.list_namespaced_pod(NAMESPACE).items
+        return found
+
+    def secret(self, name: str, values: dict[str, str]) -> None:
+        """Make a Secret, or replace it."""
+        body = {
+            "metadata": {"name": name},
+            "data": {key: base64.b64encode(one.encode()).decode() for key, one in values.items()},
+        }
+        if any(one.metadata.name == name for one in self.core.list_namespaced_secret(NAMESPACE).items):
+            self.core.replace_namespaced_secret(name, NAMESPACE, body)
+        else:
+            self.core.create_namespaced_secret(NAMESPACE, body)
+
+
+def environment(rig: Rig, s3: S3Server, image: str, folder: Path, *, two_pods: bool = False) -> dict[str, Any]:
+    """An environment whose stages are pods of the rig, with a store of its own; credentials are in a Secret."""
+    rig.secret("store", s3.variables)
+    profile = {
+        "image": image, "requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "4Gi"},
+        "variables": {"TOYS": str(folder), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, "start_seconds": 60,
+    }  # fmt: skip
+    return {
+        "deployment": "toys", "store": f"s3://{BUCKET}/{folder.name}", "s3": s3.access(folder / "cache"), "mlflow_uri": "http://127.0.0.1:1",
+        "lease": {"ttl_seconds": 15}, "executor": "kubernetes",
+        "train": {"num_ranks": 1, "num_pods": 1 + two_pods, "micro_batch_rows": 4, "checkpoint_every_steps": 5},
+        "kubernetes": {
+            "namespace": NAMESPACE, "profiles": dict.fromkeys(("cpu", "gpu", "sandbox"), profile),
+            "secrets": {name: {"secret": "store", "key": name} for name in s3.variables},
+        },
+    }  # fmt: skip
+
+
+@contextmanager
+def started() -> Iterator[Rig]:
+    """Start it, with the images of the tests, and stop it with the context."""
+    if not (_RIG / "rig.py").is_file() or os.geteuid() != 0:
+        pytest.skip(f"needs root and an API server for tests in {_RIG} (or K8S_RIG)")
+    # Pods see it under another user's rights than a folder of pytest's has.
+    folder = Path(tempfile.mkdtemp(prefix="wmtp-rig-"))
+    program = [sys.executable, str(_RIG / "rig.py")]
+    place = ["--dir", str(folder / "run")]
+    done = subprocess.run(
+        [*program, "up", "--detach", *place, "--strict-images", "--memory", "16Gi"],
+        env={**os.environ, "RIG_IMAGE_MAP": json.dumps(_images(folder))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        if done.returncode:
+            pytest.skip(f"the API server for tests does not start: {(done.stdout + done.stderr)[-500:]}")
+        rig = Rig(folder)
+        rig.core.create_namespace({"metadata": {"name": NAMESPACE}})
+        yield rig
+    finally:
+        subprocess.run([*program, "down", *place], capture_output=True, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _images(folder: Path) -> dict[str, Any]:
+    python_path = os.pathsep.join(map(str, (CHECKOUT, CHECKOUT / "tests" / "airflow", CHECKOUT / "plugins")))
+    images = {}
+    for image, module in ((IMAGE, "mlops_tasks"), (TOY_IMAGE, "toys.stages")):
+        program = folder / module / "wmtp"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+        program.chmod(0o755)
+        images[image] = {
+            "path": f"{program.parent}:{Path(sys.executable).parent}",
+            "env": {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            "workdir": str(CHECKOUT),
+        }
+    return images
+
+
+class Relay:
+    """Stands before the API server, so that it can be away for a while: refuses what comes and cuts what is there."""
+
+    def __init__(self, port: int) -> None:
+        self._server = port
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def leave(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._server))
+                self._open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                target.sendall(piece)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,80 @@
+"""Stages as pods, on a real API server: what is started, found again, replaced and removed, and what Airflow is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+import rig as rigs
+from rig import TOY_IMAGE, Rig
+from s3_server import S3Server
+from test_operators import ended
+
+if TYPE_CHECKING:
+    from conftest import Toys
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with rigs.started() as started:
+        yield started
+
+
+@pytest.fixture
+def toys_in_pods(toys: Toys, s3: S3Server, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toys]:
+    monkeypatch.setenv("KUBECONFIG", rig.kubeconfig)
+    toys.environment_file.write_text(json.dumps(rigs.environment(rig, s3, TOY_IMAGE, toys.folder)))
+    yield toys
+    assert rig.pods() == [], "nothing is left"
+
+
+def test_a_task_is_a_pod_and_a_hit_starts_none(toys_in_pods: Toys, rig: Rig) -> None:
+    told, log = ended(toys_in_pods.start("pull_data", "score", "train", "train", "report"))
+
+    assert [one["told"]["state"] for one in told] == ["success", "skipped", "success", "success", "success"], log
+    references = [one["xcoms"]["return_value"] for one in told if one["xcoms"]]
+    assert [reference["cache"] for reference in references] == ["run", "run", "hit", "done"]
+    assert references[1] | {"cache": "hit"} == references[2]
+    made = re.findall(r"(\S+): (Pod|Job) \S+ is made", log)
+    assert made == [("pull_data[0]", "Pod"), ("train[0]", "Job"), ("report[0]", "Pod")]
+    assert "train works" in log
+    assert "no-secret-of-anyone" not in log
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "state", "name"),
+    [("pull_data", 75, "up_for_retry", "Unavailable"), ("train", 64, "failed", "UserError")],
+)
+def test_the_exit_code_of_a_pod_decides_about_the_retry_and_the_sentence_is_kept(
+    task: str, code: int, state: str, name: str, toys_in_pods: Toys
+) -> None:
+    toys_in_pods.tell(f"{task}.fails", str(code))
+
+    tasks = ["pull_data", "score", "train"]
+    told, log = ended(toys_in_pods.start(*tasks[: tasks.index(task) + 1]))
+
+    last = told[-1]
+    assert last["told"]["state"] == state, log
+    sentence = rf"{name}\(.{task}\[0\]: pod wmtp-\S+ ended with {code}: {task} does not fit:\\n  it is told to fail"
+    assert re.search(sentence, last["error"]), last["error"]
+
+
+def test_a_pod_whose_worker_was_killed_is_found_again(toys_in_pods: Toys, rig: Rig) -> None:
+    toys_in_pods.tell("pull_data.takes", "45")
+    first = toys_in_pods.start("pull_data")
+    toys_in_pods.wait_until(lambda: [one.status.phase for one in rig.pods()] == ["Running"])
+    (pod,) = rig.pods()
+    first.kill()
+    first.communicate()
+
+    (told,), log = ended(toys_in_pods.start("pull_data"))
+
+    assert told["told"]["state"] == "success", log
+    assert f"Pod {pod.metadata.name} is there already; attached" in log
+    assert told["xcoms"]["return_value"]["cache"] == "run"
+    assert log.count("pull_data works") == 1

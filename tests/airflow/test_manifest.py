@@ -1,0 +1,321 @@
+"""What would be submitted for each task, held against Kubernetes' own schemas and our rules for pods; no cluster is asked."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes.client import ApiClient
+from kubernetes.client import models as k8s
+from wmtp import manifest, pods
+from wmtp.kubernetes import JobStage, PodStage, SandboxStage
+from wmtp.manifest import Identity
+from wmtp.trigger import Trigger
+
+from mlops_tasks import pipeline
+from mlops_tasks.__main__ import _parser
+from mlops_tasks.config import Environment, load_environment, load_recipe
+from mlops_tasks.errors import UserError
+from mlops_tasks.stage import Decision, Run, Spec, Stage
+from mlops_tasks.store import Store
+from scripts.chart_policy import violations
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+EKS = CHECKOUT / "configs" / "environments" / "eks.yaml"
+VALIDATE = CHECKOUT.parent / "shared" / "tools" / "k8s-validate"
+
+
+def submitted(task_id: str, environment_file: Path = EKS) -> list[dict[str, Any]]:
+    """Objects as they go over the wire, after the provider's operator has added its part."""
+    environment = load_environment(environment_file)
+    spec = Spec(recipe=load_recipe(Trigger(recipe="demo").recipe_file), pins={}, champion=None, created="")
+    run = Run(Store.open("/nowhere"), environment, "runs/a/b/c", spec)
+    task = pipeline.TASKS[task_id]
+    kind = {"train": JobStage, "reference": JobStage, "judge": SandboxStage}.get(task_id, PodStage)
+    operator = kind(task_id=task_id, environment_file=str(environment_file), execution_timeout=timedelta(hours=1))
+    operator.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)  # all that would ask a cluster
+    instance = SimpleNamespace(
+        dag_id="d", task_id=task_id, map_index=-1, try_number=1, context_carrier={"traceparent": "00-1-2-01"}
+    )
+    context: Any = {"ti": instance, "run_id": "manual__2026-01-01T00:00:00+00:00", "dag": None}
+    decision = Decision("run", {"stage": "x"} if isinstance(task.run, Stage) else {})
+    order = operator.order(run, task, decision, context)
+    if task_id == "judge":
+        order = operator.in_sandbox(order, {"WMTP_PARCEL_SOURCE": "https://signed"})
+    objects = [operator.request(environment, order, context)]
+    if kind is JobStage:
+        objects[0].metadata.uid = "0"
+        objects.append(manifest.service(objects[0]))
+    found: list[dict[str, Any]] = [ApiClient().sanitize_for_serialization(one) for one in objects]
+    found[0]["spec"].get("template", {}).pop("status", None)
+    return found
+
+
+def pod_of(item: dict[str, Any]) -> dict[str, Any]:
+    """The pod, or the template of a Job."""
+    found: dict[str, Any] = item["spec"]["template"] if item["kind"] == "Job" else item
+    return found
+
+
+@pytest.mark.parametrize("task", pipeline.TASKS)
+def test_every_pod_is_restricted(task: str) -> None:
+    objects = submitted(task)
+    assert (
+        violations(
+            [{**one, "apiVersion": one.get("apiVersion", "v1"), "kind": one.get("kind", "Service")} for one in objects]
+        )
+        == []
+    )
+    assert pod_of(objects[0])["spec"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.35"])
+def test_every_object_fits_the_schemas_of_kubernetes(version: str, tmp_path: Path) -> None:
+    if not VALIDATE.is_file():
+        pytest.skip(f"needs {VALIDATE}")
+    rendered = tmp_path / "rendered.yaml"
+    objects = [one for task in pipeline.TASKS for one in submitted(task)]
+    rendered.write_text(yaml.safe_dump_all([{"apiVersion": "v1", "kind": "Service", **one} for one in objects]))
+    done = subprocess.run(
+        [VALIDATE, "-k", version, "--fail-unchecked", rendered], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("task", sorted({*pipeline.TASKS} - {"judge"}))
+def test_the_command_of_a_pod_is_one_that_the_program_takes(task: str) -> None:
+    container = pod_of(submitted(task)[0])["spec"]["containers"][0]
+    program, *arguments = container["command"]
+    options = vars(_parser().parse_args(arguments))
+    assert (program, options["task"], options["env"]) == ("wmtp", task, manifest.ENVIRONMENT_FILE)
+
+
+def test_a_pod_reads_the_environment_that_the_operator_has() -> None:
+    text = pod_of(submitted("score")[0])["metadata"]["annotations"]["wmtp.io/environment"]
+    assert Environment.model_validate_json(text) == load_environment(EKS)
+
+
+def test_every_object_says_whose_it_is() -> None:
+    task = "train"
+    for one in submitted(task):
+        labels = one["metadata"]["labels"]
+        assert labels["wmtp.io/deployment"] == "wmtp-prod" and labels["wmtp.io/dag"] == "adhoc_airflow"
+        assert (labels["wmtp.io/task"], labels["wmtp.io/stage"]) == (task, "train")
+        assert len(labels["wmtp.io/short-key"]) == 12
+        assert labels["wmtp.io/run"].startswith("manual__2026-01-01")
+
+
+def test_a_training_is_an_indexed_job_of_which_only_interrupted_pods_are_replaced() -> None:
+    job, service = submitted("train")
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
+    assert (spec["activeDeadlineSeconds"], spec["podReplacementPolicy"]) == (3600, "Failed")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
+    rules = [
+        (one["action"], one.get("onExitCodes", one.get("onPodConditions"))) for one in spec["podFailurePolicy"]["rules"]
+    ]
+    assert rules == [
+        ("Ignore", [{"type": "DisruptionTarget", "status": "True"}]),
+        ("Ignore", {"containerName": "stage", "operator": "In", "values": [85]}),
+        ("FailJob", {"containerName": "stage", "operator": "NotIn", "values": [0]}),
+    ]
+    pod = spec["template"]["spec"]
+    variables = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    name = job["metadata"]["name"]
+    assert variables["WMTP_FIRST_POD"] == f"{name}-0.{name}:29400" and variables["WMTP_NUM_PODS"] == "2"
+    assert variables["TRACEPARENT"] == "00-1-2-01"
+    assert service["metadata"]["name"] == pod["subdomain"] == name
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"] is True
+    assert service["metadata"]["ownerReferences"][0]["name"] == name
+    assert len(f"{name}-0") <= 63
+    affinity = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
+    assert affinity["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+
+
+def test_a_pod_of_generated_code_has_no_credentials_and_no_environment() -> None:
+    (item,) = submitted("judge")
+    spec = item["spec"]
+    assert spec["containers"][0]["command"] == ["python", "-m", "mlops_tasks.parcel"]
+    assert spec["serviceAccountName"] == "wmtp-judge"
+    assert item["metadata"]["labels"]["wmtp.io/profile"] == "sandbox"
+    assert [one["name"] for one in spec["volumes"]] == ["scratch", "shared-memory"]
+    assert not any(one.get("valueFrom") for one in spec["containers"][0]["env"])
+    assert "wmtp.io/environment" not in item["metadata"]["annotations"]
+
+
+def test_a_secret_is_a_reference_everywhere() -> None:
+    for task in pipeline.TASKS:
+        container = pod_of(submitted(task)[0])["spec"]["containers"][0]
+        secret = [one for one in container["env"] if one["name"].startswith("MLFLOW_TRACKING")]
+        assert [set(one) for one in secret] == [{"name", "valueFrom"}] * (0 if task == "judge" else 2), task
+
+
+def test_two_tasks_never_share_a_name_and_a_retry_has_the_same() -> None:
+    one = Identity("d", "dag", "run", "train", 0)
+    others = [
+        Identity("e", "dag", "run", "train", 0),
+        Identity("d", "dag", "run2", "train", 0),
+        Identity("d", "dag", "run", "train", 1),
+        Identity("d", "dagrun", "", "train", 0),
+    ]
+    assert len({each.name for each in (one, *others)}) == 5
+    assert one.name == Identity("d", "dag", "run", "train", 0).name
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", one.name)
+
+
+def changed(tmp_path: Path, **changes: Any) -> Path:
+    file = tmp_path / "environment.yaml"
+    tree = yaml.safe_load(EKS.read_text())
+    for place, value in changes.items():
+        *parents, leaf = place.split("__")
+        part = tree
+        for name in parents:
+            part = part[name]
+        part[leaf] = value
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kubernetes__tasks": {"train": "gpus"}}, r"profile 'gpus', which is not among kubernetes.profiles: cpu, gpu, gpu-multinode, sandbox"),
+        ({"kubernetes__tasks": {"trian": "gpu"}}, r"kubernetes.tasks.trian"),
+        ({"kubernetes__profiles__cpu__requests": {"cpu": "two"}}, r"requests.cpu is 'two'"),
+        ({"store": "/data/store"}, r"store is /data/store, which a pod cannot reach"),
+        ({"mlflow_uri": "sqlite:///mlflow.db"}, r"mlflow_uri is sqlite:///"),
+        ({"kubernetes": None}, r"no part `kubernetes`"),
+        ({"executor": "local"}, r"train.num_pods is 2, but executor is local"),
+        ({"kubernetes__service_accounts": {"judge": "wmtp-train"}}, r"generated code has no account"),
+    ],
+)  # fmt: skip
+def test_an_environment_that_cannot_work_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_environment(changed(tmp_path, **changes))
+
+
+def test_every_part_of_a_profile_is_in_the_pod(tmp_path: Path) -> None:
+    profile = {
+        "image": "i", "service_account": "a", "requests": {"cpu": "3"}, "limits": {"memory": "1Gi", "vpc.amazonaws.com/efa": "4"}, "node_selector": {"n": "s"},
+        "tolerations": [{"key": "spot", "operator": "Equal", "value": "v", "effect": "NoExecute"}], "runtime_class": "gvisor",
+        "priority_class": "p", "shared_memory": "2Gi", "scratch": "3Gi", "variables": {"V": "w"},
+    }  # fmt: skip
+    (item,) = submitted("score", changed(tmp_path, kubernetes__profiles__cpu=profile, kubernetes__service_accounts={}))
+    spec = item["spec"]
+    container = spec["containers"][0]
+    assert (container["image"], spec["serviceAccountName"], spec["runtimeClassName"]) == ("i", "a", "gvisor")
+    assert container["resources"] == {"requests": profile["requests"], "limits": profile["limits"]}
+    assert (spec["nodeSelector"], spec["priorityClassName"]) == ({"n": "s"}, "p")
+    assert spec["tolerations"] == profile["tolerations"]
+    sizes = {one["name"]: one["emptyDir"] for one in spec["volumes"] if "emptyDir" in one}
+    assert sizes == {"scratch": {"sizeLimit": "3Gi"}, "shared-memory": {"medium": "Memory", "sizeLimit": "2Gi"}}
+    assert {"name": "V", "value": "w"} in container["env"]
+
+
+# What is read from a pod's status.
+
+
+def pod(phase: str = "Failed", *, state: dict[str, Any] | None = None, **status: Any) -> k8s.V1Pod:
+    containers = [
+        {"name": "stage", "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state or {}}
+    ]
+    tree = {
+        "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"containers": [{"name": "stage", "resources": {"limits": {"memory": "2Gi"}}}]},
+        "status": {"phase": phase, "containerStatuses": containers, **status},
+    }
+    found: k8s.V1Pod = ApiClient().deserialize(SimpleNamespace(data=json.dumps(tree)), k8s.V1Pod)
+    return found
+
+
+def terminated(code: int, reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:05Z"}}
+
+
+DISRUPTED = [
+    {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "the node is drained"}
+]
+
+
+@pytest.mark.parametrize(
+    ("failed", "kind", "sentence"),
+    [
+        (pod(state=terminated(64)), "UserError", "ended with 64"),
+        (pod(state=terminated(65)), "DataError", "ended with 65"),
+        (pod(state=terminated(75)), "Unavailable", "ended with 75"),
+        (pod(state=terminated(85)), "Interrupted", "ended with 85"),
+        (pod(state=terminated(1)), "WmtpError", "ended with 1"),
+        (pod(state=terminated(139)), "WmtpError", "ended with 139, killed by signal 11"),
+        (pod(state=terminated(137, "OOMKilled")), "WmtpError", r"was OOMKilled \(137\): over its memory limit of 2Gi"),
+        (pod(state=terminated(137), conditions=DISRUPTED), "Interrupted", r"taken away \(EvictionByEvictionAPI\): the node is drained"),
+        (pod(reason="Evicted", message="The node was low on memory"), "Interrupted", r"taken away \(Evicted\): The node was low"),
+        (pod(reason="DeadlineExceeded", message="Pod was active"), "WmtpError", "ended after its time: Pod was active"),
+        (pod(reason="UnexpectedAdmissionError", message="no GPU"), "WmtpError", r"without having run \(UnexpectedAdmissionError\): no GPU"),
+    ],
+)  # fmt: skip
+def test_how_a_pod_ended_is_one_sentence_and_one_class(failed: k8s.V1Pod, kind: str, sentence: str) -> None:
+    found = pods.ending(failed)
+    assert found is not None and found.kind.__name__ == kind
+    assert re.search(sentence, found.sentence), found.sentence
+
+
+def test_a_pod_that_runs_or_succeeded_has_not_failed() -> None:
+    assert pods.ending(pod("Running")) is None and pods.ending(pod("Succeeded", state=terminated(0))) is None
+
+
+def waiting(reason: str, message: str) -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (waiting("CreateContainerConfigError", 'secret "store" not found'), 'CreateContainerConfigError: secret "store" not found'),
+        (waiting("ErrImagePull", "manifest unknown"), "ErrImagePull: manifest unknown"),
+        (waiting("ImagePullBackOff", "pull access denied"), "ImagePullBackOff: pull access denied"),
+        (waiting("InvalidImageName", "bad"), "InvalidImageName: bad"),
+    ],
+)  # fmt: skip
+def test_what_never_starts_fails_at_once_with_the_reason(state: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pods.waits_for(pod("Pending", state=state))
+
+
+@pytest.mark.parametrize(
+    ("waiting_pod", "reason"),
+    [
+        (pod("Pending", state=waiting("ImagePullBackOff", "429 too many requests")), "ImagePullBackOff: 429 too many requests"),
+        (
+            pod("Pending", conditions=[{"type": "PodScheduled", "status": "False", "message": "0/3 nodes: insufficient nvidia.com/gpu"}]),
+            "0/3 nodes: insufficient nvidia.com/gpu",
+        ),
+        (pod("Running"), None),
+    ],
+)  # fmt: skip
+def test_why_a_pod_waits_is_told(waiting_pod: k8s.V1Pod, reason: str | None) -> None:
+    assert pods.waits_for(waiting_pod) == reason
+
+
+def test_why_kueue_holds_a_job_back_is_told() -> None:
+    owner = [{"uid": "mine"}]
+    conditions = [
+        {
+            "type": "QuotaReserved",
+            "status": "False",
+            "message": "insufficient unused quota for nvidia.com/gpu, 2 more needed",
+        }
+    ]
+    mine = {"metadata": {"ownerReferences": owner}, "status": {"conditions": conditions}}
+    other = {"metadata": {"ownerReferences": [{"uid": "other"}]}}
+    assert (
+        pods.admission([other, mine], "mine")
+        == "Kueue has not admitted it: insufficient unused quota for nvidia.com/gpu, 2 more needed"
+    )
+    assert pods.admission([other], "mine") == "Kueue has not taken the Job up yet"

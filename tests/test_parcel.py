@@ -1,0 +1,102 @@
+"""A stage's attempt there and back in a file, for a process that never sees the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_server import BUCKET, S3Server
+
+from mlops_tasks import parcel
+from mlops_tasks.config import Environment, S3Access
+from mlops_tasks.errors import DataError
+from mlops_tasks.stage import Attempt
+from mlops_tasks.store import Artifact, Store
+from mlops_tasks.store.s3 import S3Backend
+
+READ = "words.txt"
+
+
+def shouts(attempt: Attempt) -> dict[str, Any]:
+    words = attempt.inputs["data"].path(READ).read_text()
+    (attempt.folder / "deep").mkdir()
+    (attempt.folder / "deep" / "loud.txt").write_text(words.upper() * attempt.config["times"])
+    return {"workers": attempt.environment.judge.num_workers, "index": attempt.index}
+
+
+def attempt_of(tmp_path: Path) -> Attempt:
+    store = Store.open(str(tmp_path / "store"))
+    draft = store.begin("pull/k")
+    (draft.folder / READ).write_text("abc")
+    (draft.folder / "unread.txt").write_text("secret answers")
+    data: Artifact = store.commit(draft, {"stage": "pull"})
+    environment = Environment.model_validate(
+        {"store": str(tmp_path / "store"), "mlflow_uri": "m", "judge": {"num_workers": 3}}
+    )
+    (tmp_path / "out").mkdir()
+    return Attempt(
+        config={"times": 2}, inputs={"data": data}, folder=tmp_path / "out", environment=environment, store=store, key="k", prefix="judge/k", index=1
+    )  # fmt: skip
+
+
+def test_a_stage_does_the_same_at_the_other_end_with_only_the_files_that_it_reads(tmp_path: Path) -> None:
+    attempt = attempt_of(tmp_path)
+    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar")
+    with tarfile.open(tmp_path / "there.tar") as tar:
+        assert not any("unread" in name for name in tar.getnames())
+
+    parcel.carry_out(shouts, tmp_path / "there.tar", tmp_path / "back.tar")
+
+    assert parcel.unpack_result(tmp_path / "back.tar", attempt.folder) == {"workers": 3, "index": 1}
+    assert (attempt.folder / "deep" / "loud.txt").read_text() == "ABCABC"
+
+
+def test_an_input_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
+    attempt = attempt_of(tmp_path)
+    parcel.pack(attempt, {"data": ["*"]}, tmp_path / "there.tar")
+    data = (tmp_path / "there.tar").read_bytes()
+    (tmp_path / "there.tar").write_bytes(data.replace(b"abc\0", b"abd\0"))
+
+    with pytest.raises(DataError, match=r"words.txt was committed with SHA-256"):
+        parcel.carry_out(shouts, tmp_path / "there.tar", tmp_path / "back.tar")
+
+
+def test_a_result_that_is_none_or_would_write_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.tar").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="What came back is no result"):
+        parcel.unpack_result(tmp_path / "no.tar", tmp_path / "out")
+
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        (tmp_path / "x").write_text(json.dumps({}))
+        tar.add(tmp_path / "x", "../escaped")
+    with pytest.raises(DataError, match="outside the destination"):
+        parcel.unpack_result(tmp_path / "bad.tar", tmp_path / "out")
+
+
+def test_a_process_with_two_signed_addresses_needs_no_credentials(tmp_path: Path, s3: S3Server) -> None:
+    attempt = attempt_of(tmp_path)
+    bucket = S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(s3.access(tmp_path / "cache")))
+    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar")
+    bucket.publish("p", tmp_path, ["there.tar"])
+    variables = {
+        parcel.SOURCE: bucket.signed("p/there.tar", "get_object", seconds=60), parcel.TARGET: bucket.signed("p/back.tar", "put_object", seconds=60),
+        parcel.FUNCTION: "test_parcel:shouts", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]), "PATH": os.environ["PATH"],
+    }  # fmt: skip
+
+    def run(**changes: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mlops_tasks.parcel"]
+        return subprocess.run(command, env={**variables, **changes}, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert parcel.unpack_result(bucket.local("p/back.tar", anew=True), attempt.folder)["workers"] == 3
+
+    refused = run(**{parcel.SOURCE: variables[parcel.SOURCE].replace("there.tar", "other.tar")})
+    assert refused.returncode == 75
+    assert "HTTP Error 403" in refused.stdout + refused.stderr and "Signature=" not in refused.stdout + refused.stderr
