@@ -171,7 +171,7 @@ def checkout() -> str:
     return str(CHECKOUT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def airflow_here() -> None:
     """What a worker sets up and a library does not: all models, and loggers with a level.
 
