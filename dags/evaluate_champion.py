@@ -19,7 +19,7 @@ with DAG(
     "evaluate_champion",
     description="Evaluate the champion on the data as they are now.",
     doc_md=__doc__,
-    schedule="@weekly",
+    schedule="0 12 * * SUN",  # not beside the daily run
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,

@@ -18,7 +18,7 @@ with DAG(
     "housekeeping",
     description="Show what nobody needs any more, and remove it if that is wanted.",
     doc_md=__doc__,
-    schedule="@weekly",
+    schedule="0 18 * * SUN",
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,

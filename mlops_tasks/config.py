@@ -839,6 +839,20 @@ class Kubernetes(Settings):
         named: Mapping[Any, str] = {**_PROFILE_OF, **self.tasks}
         return named.get(task, "cpu")
 
+    def _require_sandbox_apart(self) -> None:
+        name = self.profile_of("judge")
+        sharing = [task for task in get_args(TaskId) if task != "judge" and self.profile_of(task) == name]
+        if sharing:
+            raise ValueError(
+                f"judge and {', '.join(sharing)} have one profile, {name!r}: generated code would have their account. Give judge its own"
+            )
+        account = self.profiles[name].service_account
+        others = {profile.service_account for other, profile in self.profiles.items() if other != name}
+        if account != "default" and account in {*others, *self.service_accounts.values()}:
+            raise ValueError(
+                f"the profile {name!r} of judge has the account {account!r} of other tasks, and generated code would have its rights"
+            )
+
     @model_validator(mode="after")
     def _known_profiles(self) -> Self:
         for task in get_args(TaskId):
@@ -849,6 +863,7 @@ class Kubernetes(Settings):
                 )
         if "judge" in self.service_accounts:
             raise ValueError("service_accounts.judge: generated code has no account of its own; leave it out")
+        self._require_sandbox_apart()
         return self
 
 

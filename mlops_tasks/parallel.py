@@ -74,6 +74,9 @@ class Parallel:
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What `load` goes on from, on rank 0; all ranks call it."""
+        if isinstance(self._module, FSDPModule):
+            # After a forward without a backward the parameters are whole, and others than those that the optimiser knows.
+            self._module.reshard()
         states = {name: optimizer.state.get(parameter, {}) for name, parameter in self.loss.model.named_parameters()}
         moments = {name: {key: _whole(value) for key, value in state.items()} for name, state in states.items()}
         return {"model": self.weights(), "optimizer": moments}

@@ -108,11 +108,9 @@ class Watcher(Protocol):
 def _train_rank(attempt: Attempt) -> dict[str, Any]:
     resources = attempt.environment.train
     try:
-        found = _Training(attempt).run()
+        return _Training(attempt).run()
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = str(error).partition(". ")[0]
-    else:
-        return {**found, "micro_batch_rows": resources.micro_batch_rows}
     # Outside of `except`, where the frames that hold the tensors are gone.
     gc.collect()
     if torch.cuda.is_available():
@@ -131,6 +129,8 @@ class _Training:
         self.attempt = attempt
         self.lesson = Lesson.model_validate(attempt.config)
         self.resources = attempt.environment.train
+        # Of several pods one may have shrunk them; all must make as many.
+        self.num_rows = min(distributed.gather(self.resources.micro_batch_rows))
         self.device = distributed.device()
         self.is_first = distributed.rank() == 0
         _require_something_to_learn(self.lesson.train)
@@ -187,7 +187,7 @@ class _Training:
             values,
             rank=distributed.rank(),
             num_ranks=distributed.num_ranks(),
-            num_rows=self.resources.micro_batch_rows,
+            num_rows=self.num_rows,
         )
 
     def _next_batch(self) -> tuple[list[MicroBatch], Tensor]:
@@ -405,6 +405,7 @@ class _Training:
             "num_examples": len(self.corpus.examples),
             "num_too_long": self.corpus.num_too_long,
             "num_skipped": progress.num_skipped,
+            "micro_batch_rows": self.num_rows,
         }
 
     def _write(self, curves: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ ATTACKS = (
     _attack("an iterator that raises late", "class I:\n    def __iter__(self): return self\n    def __next__(self): raise SystemExit\ndef f(x): return I()", "failed"),
     _attack("a list that holds itself", "def f(x):\n    a = []; a.append(a); return a", "failed"),
     _attack("a value of 10⁸ items", "def f(x): return [0] * 10**8", "error", "crashed", "timeout"),
-    _attack("a value of 10⁵ levels", "def f(x):\n    a = ()\n    for _ in range(10**5): a = (a,)\n    return a", "failed"),
+    _attack("a value of 10⁵ levels", "def f(x):\n    a = ()\n    for _ in range(10**5): a = (a,)\n    return a", "failed", "timeout"),
     # answers that are others at each look, or that are asked with what was expected
     _attack("a number that is another one at each look", _changing("int", "10**9", "-10**9"), "failed", test="assert 1 < f(1) < 3"),
     _attack("a list that is another one at each look", _changing("list", "[]", "[0, 0]", "[]"), "failed", test="r = f(1)\nassert len(r) == 2 and all(v == 2 for v in r)"),
@@ -118,6 +118,8 @@ ATTACKS = (
     _attack("an exception of its own that is every exception", "Invalid = Exception\ndef f(x): raise ZeroDivisionError", "marked", test="try:\n    f(1)\nexcept Invalid: ...\nelse:\n    assert False"),
     _attack("a check of the test's that is tried until it holds", "def f(check):\n    for x in range(9):\n        try: check(x)\n        except AssertionError: ...", "marked", test="def check(x): assert x == 2\nf(check)"),
     _attack("an input that is emptied", "def f(a): a.clear(); return []", "marked", test="a = [3, 1]\nassert f(a) == sorted(a)"),
+    _attack("an input that is emptied and returned", "def f(a): a.clear(); return a", "marked", test="a = [3, 1]\nassert f(a) == sorted(a)"),
+    _attack("an input that a pattern binds", "def f(a): a.clear(); return []", "marked", test="match [3, 1]:\n    case a:\n        assert f(a) == sorted(a)"),
     _attack("a class of set-up, patched", "import builtins\nbuild = builtins.__build_class__\ndef hook(*a, **k):\n    made = build(*a, **k); made.__eq__ = lambda *a: True; return made\nbuiltins.__build_class__ = hook\ndef f(x): return 0", "marked",
             test="assert Box(f(1)) == Box(2)", setup="class Box:\n    def __init__(self, value): self.value = value\n    def __eq__(self, other): return self.value == other.value"),
     # the judge's own tools

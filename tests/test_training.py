@@ -358,7 +358,8 @@ def test_a_training_goes_on_with_other_ranks_and_the_other_way(
     given: Given, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, first, second, third = (
-        given.attempt(name, train={"steps": 9, "keep": "best"}, resources=resources, **RHO1)
+        # A validation, which is a forward without a backward, before each checkpoint.
+        given.attempt(name, train={"steps": 9, "keep": "best", "validate_every_steps": 1}, resources=resources, **RHO1)
         for name, resources in [
             ("whole", {}),
             ("moved", {}),

@@ -10,6 +10,7 @@ to it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -113,10 +114,11 @@ class Peer(ABC):
             text = str(error)
         except BaseException:
             text = ""
-        try:
-            return self._reply([type(error), error.args, text], asked, objects, is_raised=True)
-        except (TypeError, OverflowError):  # of arguments that cannot travel
-            return self._reply([type(error), (text[:1000],), text[:1000]], asked, (), is_raised=True)
+        told = [type(error), (text[:1000],), text[:1000]]
+        for items in ([type(error), error.args, text], told):
+            with contextlib.suppress(TypeError, OverflowError):  # of arguments that cannot travel
+                return self._reply(items, asked, objects, is_raised=True)
+        return self._reply(told, asked, (), is_raised=True)
 
     def _reply(
         self, items: list[Any], asked: dict[str, Any], objects: Sequence[Any], *, is_raised: bool = False

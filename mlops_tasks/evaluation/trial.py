@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from mlops_tasks.evaluation.peers import Gone, ProgramEnd
-from mlops_tasks.evaluation.remotes import FOR_JUDGES, JudgeEnd
+from mlops_tasks.evaluation.remotes import FOR_JUDGES, JudgeEnd, Remote
 from mlops_tasks.evaluation.values import TYPES
 
 Report = dict[str, Any]
@@ -105,15 +105,19 @@ class _Trial:
         """Run a part; returns the names in it that are the program's."""
         table = symtable.symtable(ast.unparse(tree), filename, "exec")
         self._own |= {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported()}
-        free = _free(table) - self._own
+        used = _free(table)
+        free, own = used - self._own, used & self._own
         found = self._fetch(free, may_mean_builtins=may_mean_builtins and free <= _BUILTINS)
-        if self._classes & free:
+        # An own name may stand for something of the program's, and so one of the two may be there to judge the other.
+        earlier = [self._names[name] for name in own if isinstance(self._names.get(name), Remote)]
+        has_its_builtin = bool(own and found.keys() & _BUILTINS)
+        if self._classes & free or has_its_builtin or sum(map(_may_judge, [*found.values(), *earlier])) > 1:
             self._peer.lean()
-        self._peer.input_has_names |= any(map(_is_bound, ast.walk(tree)))
+        self._peer.input_has_names |= _has_names(table) or any(map(_is_stored, ast.walk(tree)))
         exec(compile(tree, filename, "exec", dont_inherit=True), self._names)
-        return found
+        return set(found)
 
-    def _fetch(self, wanted: set[str], *, may_mean_builtins: bool) -> set[str]:
+    def _fetch(self, wanted: set[str], *, may_mean_builtins: bool) -> dict[str, Any]:
         """Bind the names that are the program's.
 
         A program may call its function `sum`, and its test means that one; but where the test has another name to call, a builtin
@@ -124,10 +128,7 @@ class _Trial:
         for name in wanted - found.keys():
             self._names.pop(name, None)  # of an earlier test
         self._names.update(found)
-        # Of two things of the program's, one may be there to judge the other.
-        if sum(map(_may_judge, found.values())) > 1:
-            self._peer.lean()
-        return set(found)
+        return found
 
     def outcome(self, action: Callable[[], None]) -> Report:
         """Do something and say how that went."""
@@ -143,8 +144,14 @@ class _Trial:
         return {"verdict": verdict, "message": message, "is_inside": self._peer.leaned_on_program}
 
 
-def _is_bound(node: ast.AST) -> bool:
-    return isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+def _is_stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store)
+
+
+def _has_names(table: symtable.SymbolTable) -> bool:
+    """Whether anything is bound to a name, in whatever way, imports apart."""
+    here = any(one.is_parameter() or (one.is_assigned() and not one.is_imported()) for one in table.get_symbols())
+    return here or any(map(_has_names, table.get_children()))
 
 
 def _free(table: symtable.SymbolTable) -> set[str]:

@@ -58,7 +58,7 @@ def watch(run: Run) -> dict[str, Any]:
     """Say whether the champion has decayed, and note it on its version.
 
     Returns:
-        outcome ("holds" or "decayed"), version, reason, score (see `Score`), change (see `Change`; None: there is nothing to compare with).
+        outcome ("holds", "decayed", or "replaced": decayed, and not the champion any more), version, reason, score (see `Score`), change (see `Change`; None: there is nothing to compare with).
 
     Raises:
         UserError: the run has no champion.
@@ -74,7 +74,10 @@ def watch(run: Run) -> dict[str, Any]:
     judged = run.artifact("judge", BASELINE_GATE)
     assert judged is not None
     with tracking.connection(run.environment) as client:
-        score, change, outcome, reason = held_against(judged, _before(client, run, champion), run.spec.recipe)
+        score, change, verdict, reason = held_against(judged, _before(client, run, champion), run.spec.recipe)
+        current, outcome = registry.champion_of(client, champion.name), str(verdict)
+        if outcome == "decayed" and (current is None or current.version != champion.version):
+            outcome, reason = "replaced", f"{reason} It is not the champion any more, so nothing is to be done."
         tags = {"verdict": outcome, "reason": reason, "score": str(score.value), "run": run.prefix, "at": _now()}
         named = {f"watch.{name}": value for name, value in tags.items()}
         registry.set_tags(client, champion.name, champion.version, named)

@@ -203,7 +203,9 @@ def learn(episodes: Episodes, settings: ValueHead, *, seed: int) -> tuple[list[V
     whole = {name: torch.cat([part[name] for part in parts]) for name in ("returns", *names)}
     return heads, {
         **{name: explained_variance(whole[name], whole["returns"]) for name in names},
-        "by_fold": [{name: explained_variance(part[name], part["returns"]) for name in names} for part in parts],
+        "by_fold": [
+            {name: _finite(explained_variance(part[name], part["returns"])) for name in names} for part in parts
+        ],
         "num_states": len(whole["returns"]),
     }
 
@@ -269,3 +271,8 @@ def _encoded_positions(length: int) -> Tensor:
     rates = 10_000 ** (-torch.arange(0, _POSITION_FEATURES, 2) / _POSITION_FEATURES)
     angles = torch.arange(length)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _finite(value: float) -> float | None:
+    """None for a fold whose returns are all the same."""
+    return value if math.isfinite(value) else None

@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http.client import InvalidURL
 from typing import Any
 
 from airflow.sdk import BaseNotifier, Connection, Context
@@ -206,8 +207,12 @@ def _post(url: str, body: Mapping[str, Any], headers: Mapping[str, str] | None =
         raise ValueError("The host of the connection is no address. Give one that begins with https://.")
     given = {"Content-Type": "application/json", **(headers or {})}
     request = urllib.request.Request(url, json.dumps(body).encode(), given, method="POST")
-    with urllib.request.urlopen(request, timeout=SECONDS):
-        pass
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS):
+            pass
+    except (ValueError, InvalidURL):
+        # What they say holds the address or the header, and so the secret.
+        raise ValueError("The connection's host or password holds a space or a line break. Take it out.") from None
 
 
 def _flaw_of(send: Callable[[], None]) -> str | None:

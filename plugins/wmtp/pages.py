@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Path, Response
 
+from mlops_tasks.errors import WmtpError
 from mlops_tasks.stage import Run, artifact_prefix
 from mlops_tasks.store import MANIFEST, Store
 from wmtp import environment
@@ -28,7 +29,9 @@ Name = Annotated[str, Path(pattern=r"[^./]")]
 def report(deployment: Name, dag_id: Name, run_id: Name) -> Response:
     """The report of a run of this Airflow's deployment; ids are quoted as in the store."""
     here = environment()
-    prefix = Run.prefix_of(here, unquote(dag_id), unquote(run_id))
+    if unquote(dag_id) != dag_id or unquote(run_id) in (".", ".."):  # what is read is what was asked for
+        raise HTTPException(404)
+    prefix = Run.prefix_of(here, dag_id, unquote(run_id))
     # Programs that a model wrote are text in it; should one ever be more, it still runs nothing.
     policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"}
     return _stored(f"{prefix}/{REPORT}" if deployment == here.deployment else None, "text/html; charset=utf-8", policy)
@@ -43,7 +46,10 @@ def manifest(
 
 
 def _stored(name: str | None, media_type: str, headers: dict[str, str]) -> Response:
-    data = Store.of(environment()).backend.read(name) if name else None
+    try:
+        data = Store.of(environment()).backend.read(name) if name else None
+    except WmtpError as error:
+        raise HTTPException(503, str(error)) from error
     if data is None:
         raise HTTPException(404, "The store of this Airflow's environment file holds no such thing, or not yet.")
     return Response(data, media_type=media_type, headers={**headers, "X-Content-Type-Options": "nosniff"})

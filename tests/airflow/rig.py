@@ -84,11 +84,15 @@ def environment(rig: Rig, s3: S3Server, image: str, folder: Path, *, two_pods: b
     }  # fmt: skip
 
 
+IS_AT_HAND = (_RIG / "rig.py").is_file() and os.geteuid() == 0
+WHY_NOT = f"needs root and an API server for tests in {_RIG} (or K8S_RIG)"
+
+
 @contextmanager
 def started() -> Iterator[Rig]:
     """Start it, with the images of the tests, and stop it with the context."""
-    if not (_RIG / "rig.py").is_file() or os.geteuid() != 0:
-        pytest.skip(f"needs root and an API server for tests in {_RIG} (or K8S_RIG)")
+    if not IS_AT_HAND:
+        pytest.skip(WHY_NOT)
     # Pods see it under another user's rights than a folder of pytest's has.
     folder = Path(tempfile.mkdtemp(prefix="wmtp-rig-"))
     program = [sys.executable, str(_RIG / "rig.py")]

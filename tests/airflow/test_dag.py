@@ -128,7 +128,7 @@ def test_a_rollback_is_one_task_that_is_started_by_hand(read: dict[str, Any]) ->
 
 def test_the_champion_is_evaluated_every_week_and_nothing_else_is_done(read: dict[str, Any]) -> None:
     dag = read["weekly"]["evaluate_champion"]
-    assert (dag["schedule"], dag["catchup"]) == ("@weekly", False)
+    assert (dag["schedule"], dag["catchup"]) == ("0 12 * * SUN", False)
     assert dag["params"] == read["params"]
     champion = 2  # (baseline, gate)
     assert dag["tasks"] == [
@@ -142,7 +142,7 @@ def test_the_champion_is_evaluated_every_week_and_nothing_else_is_done(read: dic
 
 def test_housekeeping_looks_before_it_removes(read: dict[str, Any]) -> None:
     dag = read["weekly"]["housekeeping"]
-    assert (dag["schedule"], dag["catchup"], dag["params"]) == ("@weekly", False, {"delete": None})
+    assert (dag["schedule"], dag["catchup"], dag["params"]) == ("0 18 * * SUN", False, {"delete": None})
     assert dag["tasks"] == [["look", ["remove"], None], ["remove", [], None]]
 
 

@@ -114,7 +114,7 @@ def test_the_real_day_promotes_and_the_next_one_computes_nothing(place: Place) -
     with closing(sqlite3.connect(place.home / "airflow.db")) as database:
         # Once: the second night has promoted nothing.
         ((uri, extra),) = database.execute(
-            "SELECT uri, extra FROM asset_event JOIN asset ON asset.id = asset_event.asset_id"
+            "SELECT asset.uri, asset_event.extra FROM asset_event JOIN asset ON asset.id = asset_event.asset_id"
         ).fetchall()
     event = json.loads(extra)
     assert (uri, event["version"]) == ("wmtp://champion/tiny-coder", "1")

@@ -17,7 +17,11 @@ from test_demo_s3 import mlflow_server  # noqa: F401  a fixture
 if TYPE_CHECKING:
     from conftest import Place
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.kubernetes,
+    pytest.mark.slow,
+    pytest.mark.skipif(not rigs.IS_AT_HAND, reason=rigs.WHY_NOT),  # before its servers are started
+]
 
 
 def test_the_real_day_in_pods_promotes_and_the_next_one_starts_no_pod_for_a_stage(

@@ -194,6 +194,8 @@ def changed(tmp_path: Path, **changes: Any) -> Path:
         ({"kubernetes": None}, r"no part `kubernetes`"),
         ({"executor": "local"}, r"train.num_pods is 2, but executor is local"),
         ({"kubernetes__service_accounts": {"judge": "wmtp-train"}}, r"generated code has no account"),
+        ({"kubernetes__tasks": {"judge": "cpu"}}, r"have one profile, 'cpu': generated code would have their account"),
+        ({"kubernetes__profiles__sandbox__service_account": "wmtp-train"}, r"the account 'wmtp-train' of other tasks"),
     ],
 )  # fmt: skip
 def test_an_environment_that_cannot_work_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -220,6 +220,13 @@ def test_one_who_cannot_be_reached_fails_neither_the_task_nor_the_others(
     assert "T0/B0" not in caplog.text and "secret" not in caplog.text and "sesame" not in caplog.text
 
 
+@pytest.mark.parametrize("body", ["https://127.0.0.1/services/T0/B0/SECRET x", "https://127.0.0.1/a"])
+def test_an_address_or_a_token_with_a_space_is_not_shown(body: str) -> None:
+    flaw = notices._flaw_of(lambda: notices._post(body, {}, {"Authorization": "Bearer s3cr3t\n"}))
+    assert flaw is not None and "holds a space or a line break" in flaw
+    assert "SECRET" not in flaw and "s3cr3t" not in flaw
+
+
 def test_one_who_never_answers_is_given_up_on(
     monday: Night, heard: Heard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,6 +61,7 @@ def test_reports_and_manifests_are_served_at_their_places_in_the_store(client: T
         "runs/toys/daily/a%2520run/spec.json",
         "runs/other/daily/a%2520run/report.html",
         "runs/toys/%2e%2e/%2e%2e/report.html",
+        "runs/toys/daily/%252E%252E/report.html",
         f"%2e%2e/{KEY}/manifest.json",
         "pull/%2e%2e/manifest.json",
         "pull/00/manifest.json",

@@ -106,7 +106,7 @@ locals {
       ]), jsonencode(local.read_sources), jsonencode(local.write_logs), jsonencode(local.use_key)]
     }
     airflow-triggerer  = { namespace = "airflow", statements = [jsonencode(local.write_logs), jsonencode(local.use_key)] }
-    airflow-api-server = { namespace = "airflow", statements = [jsonencode(local.read_logs), jsonencode(local.use_key)] }
+    airflow-api-server = { namespace = "airflow", statements = [jsonencode(local.read_store), jsonencode(local.read_logs), jsonencode(local.use_key)] }
   }
 
   workload_policies = {
