@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from nights import RECIPE, STRONG, WEAK, Night, registered, tags_of, tuesday
+from nights import PULLED, RECIPE, STRONG, WEAK, Night, registered, tags_of, tuesday
 
 from mlops_tasks.config import Gate
 from mlops_tasks.errors import DataError
@@ -147,7 +147,11 @@ def written(night: Night, candidate: list[list[bool]], baseline: list[list[bool]
     """A night whose stages measured all that a gate may ask for."""
     run = night.run(candidate, baseline)
     night.commit(
-        run, "pull_data", {"test.parquet": b"problems"}, {"num_train": 95, "num_dropped": 5}, key=f"{night.name}-data"
+        run,
+        "pull_data",
+        {"test.parquet": b"problems"},
+        PULLED | {"num_train": 95, "num_dropped": 5},
+        key=f"{night.name}-data",
     )
     for index, per_second in ((0, 90.0), (1, 110.0)):
         generated = run.artifact("generate", index)

@@ -109,7 +109,6 @@ def test_annotations_of_a_program_are_evaluated_as_in_a_file_of_its_own() -> Non
 @pytest.mark.parametrize(
     ("solution", "test"),
     [
-        ("def f(x): x.sort(); return x", "a = [3, 1]; b = f(a); assert b is a and a == [1, 3]"),
         ("def f(x): x[0].append(2); x[1]['k'] = {3}", "i, d = [1], {}; f([i, d]); assert i == [1, 2] and d == {'k': {3}}"),
         ("def f(x): x.clear()", "s = {1}; f(s); assert s == set()"),
         ("def f(n):\n    for i in range(n): yield i", "g = f(3); assert next(g) == 0 and list(g) == [1, 2]"),
@@ -137,7 +136,6 @@ def test_annotations_of_a_program_are_evaluated_as_in_a_file_of_its_own() -> Non
         ("import enum\nclass C(enum.IntEnum):\n    RED = 3\ndef f(): return C.RED", "assert f() == 3 and f() + 1 == 4 and max(f(), 2) == 3"),
         ("import re\ndef f(s): return re.sub('a', 'b', s)", "assert re.match('b+', f('aa'))"),
         ("def sum(a, b): return a * b", "assert sum(2, 3) == 6"),
-        ("def sum(a, b): return a * b", "def check(candidate):\n    for a in (2, 3): assert candidate(a, 3) == a * 3\ncheck(sum)"),
         ("def int(x): return 0\ndef f(): return '35'", "assert int(f()) == 35"),
         ("import math\ndef f(x): return x / 3", "assert math.isclose(f(1), 0.333333333333) and abs(f(1) - 0.3333) < 1e-3"),
         ("def f(): return float('nan'), float('inf')", "a, b = f(); assert a != a and b > 10**300"),
@@ -194,6 +192,8 @@ def test_a_program_has_no_say_in_a_comparison(solution: str, test: str, verdict:
         ("from collections import defaultdict\ndef f(): return defaultdict(lambda: 3, a=1)", "d = f(); assert d == {'a': 1} and d['b'] == 3", ""),
         ("class A:\n    def __init__(self, n): self.n = n\n    def add(self, x): self.n += x\n    def __len__(self): return self.n", "a = A(1); a.add(2); assert len(a) == 3", ""),
         ("class P: ...\ndef f(): return P()", "assert isinstance(f(), P)", ""),
+        ("def f(x): x.sort(); return x", "a = [3, 1]; b = f(a); assert b is a and a == [1, 3]", ""),
+        ("def sum(a, b): return a * b", "def check(candidate):\n    for a in (2, 3): assert candidate(a, 3) == a * 3\ncheck(sum)", ""),
         ("def f(): return 0\ndef same(a, b): return True", "assert same(f(), 3)", ""),
         ("def f(tree): return tree.value", "assert f(Tree(3)) == 3", "class Tree:\n    def __init__(self, value): self.value = value"),
     ],
