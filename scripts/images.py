@@ -184,7 +184,7 @@ def write_sboms(folder: Path, root: Path = CHECKOUT) -> list[Path]:
     for file in sorted((root / "images").glob("*/requirements*.txt")):
         name = f"{file.parent.name}{file.stem.removeprefix('requirements')}"
         written.append(folder / f"{name}.cdx.json")
-        options = ["--output-reproducible", "--no-validate", f"--output-file={written[-1]}"]
+        options = ["--output-reproducible", "--no-validate", "-o", str(written[-1])]
         run([tool("cyclonedx-py"), "requirements", str(file), *options])
     return written
 
