@@ -11,7 +11,7 @@ itself: train on the new data, or `wmtp registry rollback`. Without a champion t
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import RETRY_POLICY, params, stage
+from wmtp import DEFAULTS, params, stage
 
 from mlops_tasks.pipeline import CHAMPION_GATE
 
@@ -26,13 +26,7 @@ with DAG(
     max_active_tasks=1,
     params=params(),
     tags=["wmtp"],
-    default_args={
-        "owner": "wmtp",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_policy": RETRY_POLICY,
-        "execution_timeout": timedelta(hours=1),
-    },
+    default_args={**DEFAULTS, "execution_timeout": timedelta(hours=1)},
 ):
     chain(
         stage("plan", only_champion=True, doc_md="Pins data and champion; without a champion the run is skipped."),

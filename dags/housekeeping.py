@@ -12,7 +12,7 @@ The same on a terminal: `wmtp gc`, and `wmtp gc --delete`.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import RETRY_POLICY, cleaning, cleaning_params
+from wmtp import DEFAULTS, cleaning, cleaning_params
 
 with DAG(
     "housekeeping",
@@ -24,13 +24,7 @@ with DAG(
     max_active_runs=1,
     params=cleaning_params(),
     tags=["wmtp"],
-    default_args={
-        "owner": "wmtp",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_policy": RETRY_POLICY,
-        "execution_timeout": timedelta(hours=6),
-    },
+    default_args={**DEFAULTS, "execution_timeout": timedelta(hours=6)},
 ):
     chain(
         cleaning("look", removes=False, doc_md="Says what would go, and why. Removes nothing."),

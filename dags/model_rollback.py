@@ -13,7 +13,7 @@ The same on a terminal: `wmtp registry rollback MODEL --reason TEXT`; `wmtp regi
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG
-from wmtp import RETRY_POLICY, rollback, rollback_params
+from wmtp import DEFAULTS, rollback, rollback_params
 
 with DAG(
     "model_rollback",
@@ -24,12 +24,6 @@ with DAG(
     max_active_runs=1,
     params=rollback_params(),
     tags=["wmtp"],
-    default_args={
-        "owner": "wmtp",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_policy": RETRY_POLICY,
-        "execution_timeout": timedelta(minutes=10),
-    },
+    default_args={**DEFAULTS, "execution_timeout": timedelta(minutes=10)},
 ):
     rollback("roll_back", doc_md="Moves the alias `champion` back, and says who did it and why.")

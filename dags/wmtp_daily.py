@@ -13,7 +13,7 @@ Trigger it with another recipe, with settings changed (`train.steps=200`), or wi
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import RETRY_POLICY, approval, environment, params, stage
+from wmtp import DEFAULTS, approval, environment, params, stage
 
 from mlops_tasks.pipeline import EVALUATIONS
 
@@ -32,10 +32,7 @@ with DAG(
     params=params(),
     tags=["wmtp"],
     default_args={
-        "owner": "wmtp",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_policy": RETRY_POLICY,
+        **DEFAULTS,
         "execution_timeout": timedelta(hours=1),
         # A task that the recipe does not need is skipped, and what is below it runs all the same.
         "trigger_rule": "none_failed",

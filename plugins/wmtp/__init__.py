@@ -21,11 +21,11 @@ from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS
 from wmtp.local import LocalCleaning, LocalPlan, LocalRollback, LocalStage
 from wmtp.notices import callbacks
-from wmtp.task import RETRY_POLICY
+from wmtp.task import DEFAULTS
 from wmtp.trigger import CHECKOUT, Cleaning, Rollback, Trigger
 
 __all__ = [
-    "RETRY_POLICY",
+    "DEFAULTS",
     "approval",
     "cleaning",
     "cleaning_params",

@@ -40,6 +40,14 @@ RETRY_POLICY = ExceptionRetryPolicy(
     ]
 )
 
+DEFAULTS: dict[str, Any] = {
+    "owner": "wmtp",
+    "retries": 2,
+    "retry_delay": timedelta(seconds=30),
+    "retry_policy": RETRY_POLICY,
+}
+"""`default_args` of every DAG; how long a task may take is each DAG's."""
+
 # `airflow dags test` runs all tasks in one process, and after Ctrl-C or SIGTERM would go on with the next one.
 stopped = threading.Event()
 

@@ -24,7 +24,8 @@ from airflow.sdk import DAG
 from in_process import Server, run_task
 from mlflow_server import free_port
 from nights import NAME, STRONG, WEAK, Night, solved, tuesday
-from wmtp import RETRY_POLICY, notices, stage
+from wmtp import notices, stage
+from wmtp.task import RETRY_POLICY
 
 from mlops_tasks.config import Environment, WebhookNotice
 from mlops_tasks.registry.promotion import promote

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from airflow.sdk import RetryAction
-from wmtp import RETRY_POLICY, params
+from wmtp import params
 from wmtp.local import LocalPlan, LocalStage
 from wmtp.process import Story
+from wmtp.task import RETRY_POLICY
 from wmtp.trigger import CHECKOUT, Trigger
 
 from mlops_tasks import errors, pipeline

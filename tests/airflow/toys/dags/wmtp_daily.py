@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import toys.stages  # noqa: F401
 from airflow.sdk import DAG, chain
-from wmtp import RETRY_POLICY, local, params, stage, task
+from wmtp import local, params, stage, task
 
 local.LocalStage.program = (sys.executable, "-m", "toys.stages")
 task.GRACE_SECONDS = 1.0
@@ -18,7 +18,7 @@ with DAG(
     default_args={
         "retries": 2,
         "retry_delay": timedelta(seconds=1),
-        "retry_policy": RETRY_POLICY,
+        "retry_policy": task.RETRY_POLICY,
         "execution_timeout": timedelta(minutes=10),
         "trigger_rule": "none_failed",
     },
