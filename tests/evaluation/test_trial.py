@@ -1,5 +1,6 @@
 """A program and its tests in two processes; how each is confined, and what their ends mean, is in test_sandbox."""
 
+import fcntl
 import os
 import struct
 import sys
@@ -16,11 +17,15 @@ def reports_of(solution: str, *tests: str, setup: str = "") -> list[dict[str, An
     (program_in, to_program), (from_program, program_out) = os.pipe(), os.pipe()
     program = os.fork()
     if program == 0:
+        # The process of the tests may have any number of descriptors, the other ends of these pipes among them.
+        spare = [fcntl.fcntl(one, fcntl.F_DUPFD, 64) for one in (program_in, program_out)]
+        for number, descriptor in enumerate(spare, start=3):
+            os.dup2(descriptor, number)
+        os.closerange(5, os.sysconf("SC_OPEN_MAX"))
         nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in range(64):  # of the process of the tests too, which has pipes of its own
-            if descriptor not in (program_in, program_out):
-                os.dup2(nothing, descriptor)
-        hold_program(program_in, program_out)
+        for descriptor in range(3):
+            os.dup2(nothing, descriptor)
+        hold_program(3, 4)
         os._exit(0)
     os.close(program_in)
     os.close(program_out)
