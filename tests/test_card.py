@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from nights import NAME, RECIPE, STRONG, STRONGER, WEAK, Night
+from nights import NAME, RECIPE, STRONG, STRONGER, WEAK, Night, tags_of
 
 from mlops_tasks.config import FolderModel, HubModel, Recipe
 from mlops_tasks.registry.card import Card
@@ -79,6 +79,20 @@ def test_the_card_tells_what_the_model_is_made_of_and_how_it_was_measured(monday
     assert train is not None and data is not None
     assert row(text, f"`{train.prefix}`")[1:] == [f"`{train.digest[:12]}`", "0.1.0"]
     assert row(text, f"`{data.prefix}`")[1] == f"`{data.digest[:12]}`"
+
+
+@pytest.mark.parametrize(("is_used", "algorithm"), [(True, "critic"), (False, "uniform")])
+def test_a_refused_critic_is_nowhere_called_the_algorithm(monday: Night, is_used: bool, algorithm: str) -> None:
+    run = with_recipe(monday.run(STRONG, WEAK), scoring={"scorer": "critic"}, weighting={"kind": "soft"})
+    verdict = "critic used: 0.2" if is_used else "critic refused, every token weighs 1"
+    monday.commit(run, "score", {}, {"critic_is_used": is_used, "critic_verdict": verdict})
+    text = card_of(run).readme()
+    assert f"token-weights-{algorithm}" in (ModelCard(text).data.tags or [])
+    assert f"with `{algorithm}` token weights" in text
+    assert row(text, "critic")[1] == verdict
+    assert (row(text, "token weights")[1] == "all 1") is not is_used
+    assert promote(run)["outcome"] == "promoted"
+    assert tags_of(monday.environment, "1")["algorithm"] == algorithm
 
 
 def test_what_it_cost_is_told_in_money_only_where_prices_are_set(monday: Night) -> None:

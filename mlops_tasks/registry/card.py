@@ -110,7 +110,7 @@ class Card:
     def _front_matter(self) -> str:
         from huggingface_hub import ModelCardData
 
-        source, scorer = self.run.spec.recipe.model.source, self.run.spec.recipe.scoring.scorer
+        source = self.run.spec.recipe.model.source
         licence = self._pulled["pull_model"].metrics["licence"]
         hub_names = {_HUB_NAMES[one["source"]] for one in self._origins("pull_data") if one["source"] in _HUB_NAMES}
         data = ModelCardData(
@@ -120,7 +120,7 @@ class Card:
             datasets=sorted(hub_names) or None,
             library_name="transformers",
             pipeline_tag="text-generation",
-            tags=["code", "python", "multi-token-prediction", f"token-weights-{scorer}"],
+            tags=["code", "python", "multi-token-prediction", f"token-weights-{algorithm_of(self.run)}"],
             eval_results=list(self._results()),
         )
         return str(data.to_yaml()).strip()
@@ -157,7 +157,7 @@ class Card:
         heads = recipe.train.num_heads
         return (
             f"A causal language model that writes Python: {self._base()}, trained for {metrics['steps']:,} steps on "
-            f"{metrics['num_examples']:,} problems of {sources}{others} with `{recipe.scoring.scorer}` token weights and "
+            f"{metrics['num_examples']:,} problems of {sources}{others} with `{algorithm_of(self.run)}` token weights and "
             f"{f'{heads} heads that predict 1 to {heads} tokens ahead' if heads > 1 else 'one head'}."
         )
 
@@ -203,7 +203,7 @@ class Card:
     def _training(self) -> str:
         recipe, metrics = self.run.spec.recipe, self.train.metrics
         train, num_ranks = recipe.train, self.train.manifest["environment"]["train"]["num_ranks"]
-        is_uniform = recipe.scoring.scorer == "uniform"
+        is_uniform, verdict = algorithm_of(self.run) == "uniform", _critic(self.run).get("critic_verdict")
         early = ", stopped early" if metrics["stopped_early"] else ""
         before, after = (_number(metrics[f"validation_nats_{when}"]) for when in ("before", "after"))
         reference = f", reference {recipe.reference.kind}" if recipe.reference else ""
@@ -213,6 +213,7 @@ class Card:
         rows = [
             ("algorithm", f"{_settings(recipe.scoring)}{reference}"),
             ("token weights", "all 1" if is_uniform else _settings(recipe.weighting)),
+            *([("critic", verdict)] if verdict else []),
             ("heads", f"{train.num_heads}, {train.head_balance}"),
             ("steps", f"{metrics['steps']:,} of {train.batch_size} problems{early}"),
             ("examples", f"{metrics['num_examples']:,}; {metrics['num_too_long']:,} of more than {recipe.text.max_length} tokens left out"),
@@ -313,6 +314,17 @@ class Card:
         rows = [(what, str(len(records)), *_priced(_spent(records), currency)) for what, records in parts.items()]
         killed = "An attempt that was killed outright left no record, and is not in it."
         return f"{_table(('what', 'number', 'device-seconds', 'price'), rows)}\n\n{killed}"
+
+
+def algorithm_of(run: Run) -> str:
+    """The scorer whose weights the training had: `uniform` where the critic's gate refused its own."""
+    scorer = run.spec.recipe.scoring.scorer
+    return scorer if scorer != "critic" or _critic(run)["critic_is_used"] else "uniform"
+
+
+def _critic(run: Run) -> Mapping[str, Any]:
+    scores = run.artifact("score") if run.spec.recipe.scoring.scorer == "critic" else None
+    return {} if scores is None else scores.metrics
 
 
 _ASKED = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p")

@@ -20,7 +20,7 @@ from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes
 from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
 from mlops_tasks.registry import BY_HAND, PROMOTED_BY, Version
-from mlops_tasks.registry.card import Card
+from mlops_tasks.registry.card import Card, algorithm_of
 from mlops_tasks.registry.gates import GateOutcome, Measured, Passes, Speed, hold, pass_at_1
 from mlops_tasks.registry.moves import Order, moving
 from mlops_tasks.stage import Champion, Run, champion_artifact
@@ -275,7 +275,7 @@ def _facts(run: Run, candidate: Artifact) -> dict[str, str]:
     return {
         "uri": candidate.uri,
         "digest": candidate.digest,
-        "algorithm": run.spec.recipe.scoring.scorer,
+        "algorithm": algorithm_of(run),
         "dataset": run.spec.recipe.name,
         "data_digest": _present(run, "pull_data").digest,
         "code_version": candidate.manifest["versions"]["mlops-tasks"],
