@@ -241,8 +241,9 @@ class Train(Settings):
     """Share of the steps in which the rate rises from 0; for the base of those after `head_warmup_steps`."""
     final_rate_share: float = Field(0.1, ge=0, le=1)
     """Where the cosine ends, as a share of the peak rate."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16`: autocast of the matrix products; weights, statistics and loss stay in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """`bfloat16`, `float16`: autocast of the matrix products; weights, statistics and loss stay in float32. `float16` is for devices
+    without bfloat16: its loss is scaled, and a step whose gradients overflow is made again with half the scale."""
     validate_every_steps: int = Field(100, ge=1)
     """Steps between two validation losses; the last step always has one."""
     skip_bad_batches: int = Field(0, ge=0)

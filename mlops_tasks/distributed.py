@@ -26,7 +26,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -54,6 +54,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # pyarrow's allocator starts its thread anew in the child; the one that renews a lease is asleep when this process forks.
 _FORK_SAFE_THREADS = {"jemalloc_bg_thd", THREAD_NAME}
 _HANDLED_BY_TORCH = (*STOP_SIGNALS, signal.SIGQUIT)
+
+_SECONDS_FOR_THREADS_TO_END = 1.0
 
 # A node may be started for the last pod of a training.
 _SECONDS_TO_MEET = 1800
@@ -265,15 +267,25 @@ def _start_method() -> str:
     A fork copies only the thread that calls it: a pool of OpenMP or BLAS threads would be missing in the child, which then
     waits for it for ever. CUDA does not survive a fork at all, nor do Apple's frameworks.
     """
-    if sys.platform == "linux" and accelerator() == "cpu" and _other_threads() <= _FORK_SAFE_THREADS:
-        return "fork"
-    return "spawn"
+    if sys.platform != "linux" or accelerator() != "cpu":
+        return "spawn"
+    # A thread that was joined is seen for a moment more, on a busy machine for longer.
+    deadline = time.monotonic() + _SECONDS_FOR_THREADS_TO_END
+    while not _other_threads() <= _FORK_SAFE_THREADS:
+        if time.monotonic() > deadline:
+            return "spawn"
+        time.sleep(0.01)
+    return "fork"
 
 
 def _other_threads() -> set[str]:
     """Names of this process's threads beside the main one, those of libraries among them."""
-    threads = Path("/proc/self/task")
-    return {(one / "comm").read_text().strip() for one in threads.iterdir() if one.name != str(os.getpid())}
+    found = set()
+    for one in Path("/proc/self/task").iterdir():
+        if one.name != str(os.getpid()):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended while we look
+                found.add((one / "comm").read_text().strip())
+    return found
 
 
 def _run_rank(worker: Callable[..., Any], args: tuple[Any, ...], folder: Path, launcher: int) -> None:

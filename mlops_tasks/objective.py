@@ -41,12 +41,13 @@ class WeightedLoss(nn.Module):
         self.chunk_rows = chunk_rows
         self.balance_H = head_balance(lesson.train.head_balance, lesson.train.num_heads)
 
-    def forward(self, micro: MicroBatch, num_targets_H: Tensor) -> StepSums:
+    def forward(self, micro: MicroBatch, num_targets_H: Tensor, scale: float = 1.0) -> StepSums:
         """The loss of a micro-batch.
 
         Args:
             micro: on the model's device.
             num_targets_H: N_k over all micro-batches and ranks of the step.
+            scale: what the loss is multiplied by; here, because `mtp_loss` takes its gradients before anybody can scale them.
         """
         hidden_BSD = self.hidden(micro)
         weights_BS = self.weights(micro, hidden_BSD)
@@ -56,7 +57,7 @@ class WeightedLoss(nn.Module):
             hidden_BSD,
             targets_HBS=micro.targets_HBS,
             weights_HBS=weights_HBS,
-            balance_H=self.balance_H.to(hidden_BSD.device),
+            balance_H=scale * self.balance_H.to(hidden_BSD.device),
             num_targets_H=num_targets_H,
             chunk_rows=self.chunk_rows,
         )

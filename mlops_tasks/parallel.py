@@ -45,9 +45,9 @@ class Parallel:
         # without targets, because a resumed training of three ranks or more must sum as an unbroken one does.
         torch.autograd.backward([self(rehearsal, rehearsal.num_targets_H()).loss])
 
-    def __call__(self, micro: MicroBatch, num_targets_H: Tensor) -> StepSums:
+    def __call__(self, micro: MicroBatch, num_targets_H: Tensor, scale: float = 1.0) -> StepSums:
         """`WeightedLoss`; all ranks call it equally often."""
-        found: StepSums = self._module(micro, num_targets_H)
+        found: StepSums = self._module(micro, num_targets_H, scale)
         return found
 
     def backward(self, loss: Tensor) -> None:
@@ -63,9 +63,14 @@ class Parallel:
         with self._module.no_sync() if without else nullcontext():  # type: ignore[operator]
             yield
 
-    def clip(self, max_norm: float) -> float:
-        """Scale the gradients down to a norm over all ranks; returns what it was."""
-        norm = nn.utils.clip_grad_norm_(self.loss.model.parameters(), max_norm)
+    def clip(self, max_norm: float, *, scale: float = 1.0) -> float:
+        """Take the loss's scale from the gradients, and scale them down to a norm over all ranks; returns what that was."""
+        parameters = list(self.loss.model.parameters())
+        if scale != 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def weights(self) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlops_tasks import checkpoint, distributed
+from mlops_tasks import checkpoint, distributed, precision
 from mlops_tasks.calibration import Bin, bins_of, no_sums
 from mlops_tasks.config import Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
@@ -38,6 +38,7 @@ from mlops_tasks.logs import ProgressBar
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
 from mlops_tasks.parallel import Parallel
+from mlops_tasks.precision import LossScale
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class _Training:
         self.num_rows = min(distributed.gather(self.resources.micro_batch_rows))
         self.device = distributed.device()
         self.is_first = distributed.rank() == 0
+        precision.require(self.device, self.lesson.train.precision)
         _require_something_to_learn(self.lesson.train)
         inputs = attempt.inputs
         self.corpus = load_corpus(self.lesson, data=inputs["data"], model=inputs["model"], scores=inputs.get("scores"))
@@ -149,6 +151,7 @@ class _Training:
         # Everything weighs 1 in validation, whatever the training does.
         self.validation = self._share(self.corpus.validation, None) if self.corpus.validation else []
         self.progress = Progress()
+        self.scale = LossScale.of(self.lesson.train.precision)
         self.watcher: Watcher | None = None
 
     def run(self) -> dict[str, Any]:
@@ -212,13 +215,17 @@ class _Training:
         if step < train.head_warmup_steps:
             for parameter in self.model.base.parameters():
                 parameter.grad = None
-        norm = self.parallel.clip(train.gradient_clip)
+        norm = self.parallel.clip(train.gradient_clip, scale=self.scale.factor)
         total = _total(sums)
-        if not (torch.isfinite(total).all() and math.isfinite(norm)):
+        is_loss_finite = bool(torch.isfinite(total).all())
+        if is_loss_finite and not math.isfinite(norm) and self.scale.shrink():
+            return self._learn(micro_batches, num_targets_H)
+        if not (is_loss_finite and math.isfinite(norm)):
             return self._skip(self._fault(micro_batches, sums, norm))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_rate"] * self._rate_share(step, first_step=group["first_step"])
         self.optimizer.step()
+        self.scale.count_step()
         self._count_step()
         return {
             "step": self.progress.step,
@@ -226,6 +233,7 @@ class _Training:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **({"head_learning_rate": self.optimizer.param_groups[-1]["lr"]} if train.num_heads > 1 else {}),
             "gradient_norm": norm,
+            **self.scale.metrics(train.precision),
         }
 
     def _rate_share(self, step: int, *, first_step: int) -> float:
@@ -244,9 +252,10 @@ class _Training:
         """Add the gradients of one micro-batch; the ranks' are summed with the last one."""
         with self.parallel.summing(is_last=is_last):
             with self._autocast():
-                found = self.parallel(micro.to(self.device), num_targets_H)
+                found = self.parallel(micro.to(self.device), num_targets_H, self.scale.factor)
             self.parallel.backward(found.loss)
-        return StepSums(*(part.detach() for part in found))
+        loss, *others = (part.detach() for part in found)
+        return StepSums(loss / self.scale.factor, *others)
 
     def _count_step(self) -> None:
         self.progress.num_tokens += sum(map(len, self.corpus.of_step(self.progress.step)))
@@ -344,11 +353,11 @@ class _Training:
             yield stack.enter_context(bar)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.lesson.train.precision == "bfloat16")
+        return precision.autocast(self.device, self.lesson.train.precision)
 
     def _save_checkpoint(self) -> None:
         progress, keeps_best = self.progress, self.lesson.train.keep == "best"
-        state = {**self.parallel.state(self.optimizer), "progress": asdict(progress)}
+        state = {**self.parallel.state(self.optimizer), "progress": asdict(progress), "loss_scale": asdict(self.scale)}
         if not self.is_first:
             return
         place = (self.attempt.store, self.attempt.prefix)
@@ -370,7 +379,7 @@ class _Training:
     def _load(self, step: int) -> None:
         state = checkpoint.load(self.attempt.store, self.attempt.prefix, step)
         self.parallel.load(state, self.optimizer)
-        self.progress = Progress(**state["progress"])
+        self.progress, self.scale = Progress(**state["progress"]), LossScale(**state["loss_scale"])
 
     def _stop(self) -> NoReturn:
         self._save_checkpoint()
@@ -382,7 +391,7 @@ class _Training:
 
     def _finish(self) -> dict[str, Any]:
         """Write the result (rank 0) and say what came of it."""
-        progress = self.progress
+        progress, scale = self.progress, self.scale
         kept_step = progress.best_step if self.lesson.train.keep == "best" else progress.step
         if kept_step != progress.step:
             self._load(kept_step)
@@ -405,6 +414,7 @@ class _Training:
             "num_examples": len(self.corpus.examples),
             "num_too_long": self.corpus.num_too_long,
             "num_skipped": progress.num_skipped,
+            **scale.metrics(self.lesson.train.precision),
             "micro_batch_rows": self.num_rows,
         }
 

@@ -169,5 +169,12 @@ def test_device_is_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> No
 def test_process_with_a_pool_of_threads_spawns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "_other_threads", lambda: {"jemalloc_bg_thd"})
     assert distributed._start_method() == "fork"
+    monkeypatch.setattr(distributed, "_SECONDS_FOR_THREADS_TO_END", 0.0)
     monkeypatch.setattr(distributed, "_other_threads", lambda: {"python"})
     assert distributed._start_method() == "spawn"
+
+
+def test_a_thread_that_is_about_to_end_does_not_make_a_process_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([{"python"}, {"python"}, set()])
+    monkeypatch.setattr(distributed, "_other_threads", lambda: next(seen))
+    assert distributed._start_method() == "fork"

@@ -35,7 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mlops_tasks import checkpoint, distributed, logs, tracking, training
+from mlops_tasks import checkpoint, distributed, logs, precision, tracking, training
 from mlops_tasks.config import Environment, SoftWeights, Text, Train, TrainResources
 from mlops_tasks.corpus import MicroBatch
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
@@ -611,17 +611,48 @@ def test_patience_stops_and_best_is_what_is_kept(given: Given) -> None:
     assert all(torch.equal(value, state[name]) for name, value in kept.state_dict().items())
 
 
-def test_bfloat16_is_close_to_float32(given: Given) -> None:
-    full, half = (given.attempt(kind, train={"precision": kind}, **RHO1) for kind in ("float32", "bfloat16"))
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_16_bits_are_close_to_float32(given: Given, kind: str) -> None:
+    full, half = (given.attempt(each, train={"precision": each}, **RHO1) for each in ("float32", kind))
     training.train(full)
     training.train(half)
     assert curves(half)[0]["loss"] == pytest.approx(curves(full)[0]["loss"], rel=1e-2)
+    assert curves(half)[0]["gradient_norm"] == pytest.approx(curves(full)[0]["gradient_norm"], rel=2e-2)
     assert curves(half)[0]["loss"] != curves(full)[0]["loss"]
     assert weights(half)["model.embed_tokens.weight"].dtype == torch.float32
 
 
-def test_student_that_is_its_reference_weighs_one_in_bfloat16_too(given: Given) -> None:
-    attempt = given.attempt("equal", train={"precision": "bfloat16", "steps": 1}, **RHO1)
+def test_a_step_whose_gradients_overflow_float16_is_made_again_with_half_the_scale(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_FIRST_FACTOR", 2.0**40)
+    train = {"precision": "float16", "steps": 5}
+    unbroken, *parts = (given.attempt(name, train=train, **RHO1) for name in ("whole", "cut", "cut"))
+    metrics = training.train(unbroken)
+    assert metrics["num_overflows"] > 4 and metrics["loss_scale"] == 2.0 ** (40 - metrics["num_overflows"])
+    assert [line["step"] for line in curves(unbroken)] == [1, 2, 3, 4, 5]
+    with stopping_at(monkeypatch, 3), pytest.raises(Interrupted, match="stopped at step 3"):
+        training.train(parts[0])
+    assert training.train(parts[1])["num_overflows"] == metrics["num_overflows"]
+    assert files(parts[1]) == files(unbroken)
+
+
+def test_two_ranks_equal_one_process_in_float16(given: Given, processes: Processes) -> None:
+    alone, *both = (
+        given.attempt(f"half-{ways.get('parallelism')}", train={"precision": "float16", "steps": 2, "num_heads": 1}, resources=ways)
+        for ways in ({}, {"num_ranks": 2}, {"num_ranks": 2, "parallelism": "fsdp"})
+    )  # fmt: skip
+    training.train(alone)
+    for each in both:
+        processes.train(each)
+        for mine, other in zip(curves(each), curves(alone), strict=True):
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
+            assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_student_that_is_its_reference_weighs_one_in_16_bits_too(given: Given, kind: str) -> None:
+    attempt = given.attempt("equal", train={"precision": kind, "steps": 1}, **RHO1)
     for_training = training._Training(attempt)
     example = for_training.corpus.examples[0]
     exact = for_training.corpus.micro_batch([Row((example,))], {example.problem_id: np.zeros(len(example), np.float32)})
@@ -630,7 +661,7 @@ def test_student_that_is_its_reference_weighs_one_in_bfloat16_too(given: Given) 
             for_training.model, for_training.parallel.loss.hidden(exact), targets_BS=exact.targets_HBS[0], chunk_rows=64
         )
         same = replace(exact, values_BS=at_tokens(nats_BS))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with precision.autocast(torch.device("cpu"), for_training.lesson.train.precision):
             weights_BS = for_training.parallel.loss.weights(same, for_training.parallel.loss.hidden(same))
     assert weights_BS[same.batch.is_target].tolist() == [1.0] * int(same.batch.is_target.sum())
 
@@ -652,8 +683,8 @@ def test_loss_that_is_not_finite_names_step_rank_and_problems(given: Given) -> N
 def changed_loss(monkeypatch: pytest.MonkeyPatch, change: Callable[[MicroBatch, StepSums], StepSums]) -> Iterator[None]:
     plain = WeightedLoss.forward
 
-    def forward(self: WeightedLoss, micro: MicroBatch, num_targets_H: torch.Tensor) -> StepSums:
-        return change(micro, plain(self, micro, num_targets_H))
+    def forward(self: WeightedLoss, micro: MicroBatch, num_targets_H: torch.Tensor, scale: float = 1.0) -> StepSums:
+        return change(micro, plain(self, micro, num_targets_H, scale))
 
     with monkeypatch.context() as patch:
         patch.setattr(WeightedLoss, "forward", forward)

@@ -51,7 +51,7 @@ class ScoreRow:
     """Placebos: the score itself."""
 
 
-NOISE = {"float32": 1e-5, "bfloat16": 2e-2}
+NOISE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2.5e-3}
 """By the student's precision; relative to the losses and, below one nat, absolute: some twenty times what was measured."""
 
 
@@ -59,7 +59,7 @@ def excess(
     student_nats: V,
     reference_nats: V,
     kind: Literal["signed", "abs", "relative"],
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> V:
     """How much worse the student is than the reference, token by token.
 
