@@ -210,8 +210,48 @@ class Text(Settings):
     """Longest example in tokens, and the length S of a packed row; a longer example is left out and counted."""
 
 
+class FullTuning(Settings):
+    """Every weight is learnt."""
+
+    kind: Literal["full"]
+
+
+class LowRank(Settings):
+    """Low-rank matrices beside the decoder's linear layers are learnt, and the base stays as it is."""
+
+    rank: int = Field(16, ge=1)
+    """r: what is added to a weight has this rank."""
+    alpha: float | None = Field(None, gt=0)
+    """What is added is multiplied by alpha / rank; None: by 2."""
+    targets: tuple[str, ...] | None = Field(None, min_length=1)
+    """Last names of the linear layers that get one, such as `q_proj`; None: all in the decoder's layers."""
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+
+class Lora(LowRank):
+    """LoRA (arXiv 2106.09685)."""
+
+    kind: Literal["lora"]
+
+
+class QLora(LowRank):
+    """LoRA on a base whose linear layers are held in 4 bits (arXiv 2305.14314): needs a GPU and bitsandbytes."""
+
+    kind: Literal["qlora"]
+
+
+Method = Annotated[FullTuning | Lora | QLora, Field(discriminator="kind")]
+
+
 class Train(Settings):
     """One training."""
+
+    method: Method = FullTuning(kind="full")
+    """What of the base is learnt; heads 2..H always are."""
 
     num_heads: int = Field(4, ge=1, le=16)
     """H: head k predicts the token k ahead; 1 is ordinary next-token training."""

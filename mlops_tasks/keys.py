@@ -196,11 +196,17 @@ def require_locked(packages: Iterable[str]) -> None:
     """Hold the running packages against the lock that the keys name.
 
     Raises:
-        UserError: another version runs, so that the result would not be what its key says.
+        UserError: one is not installed, or another version runs, so that the result would not be what its key says.
     """
     locked = locked_versions()
     for name in packages:
-        running = metadata.version(name).partition("+")[0]
+        try:
+            running = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            raise UserError(
+                f"{name} {locked[name]} is wanted by this task and is not installed here. Install with `make setup`; what only a GPU needs is "
+                "in the extra `gpu`."
+            ) from None
         if running != locked[name]:
             raise UserError(
                 f"{name} {running} runs here, but the lock that keys are made of says {locked[name]}. "

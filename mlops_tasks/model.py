@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -60,8 +60,10 @@ class MtpModel(nn.Module):
         self.train(base.training)
 
     @classmethod
-    def load(cls, folder: Path, *, num_heads: int, seed: int) -> Self:
-        """Read a transformers folder in float32, add new heads and prove on a few tokens that the parts fit together.
+    def load(
+        cls, folder: Path, *, num_heads: int, seed: int, read: Callable[[Path], PreTrainedModel] = load_model
+    ) -> Self:
+        """Read a transformers folder, add new heads and prove on a few tokens that the parts fit together.
 
         As after `from_pretrained`, dropout is off until somebody calls `train`.
 
@@ -69,11 +71,12 @@ class MtpModel(nn.Module):
             folder: As `save_pretrained` writes it.
             num_heads: H.
             seed: Of the new heads. Head k is the same for every H.
+            read: Reads the base; as it is, in float32.
 
         Raises:
             UserError: no causal language model is there, or its architecture cannot be packed or taken apart.
         """
-        base = load_model(folder)
+        base = read(folder)
         model = cls(base, num_heads=num_heads, seed=seed)
         model.probe(str(folder))
         return model
@@ -178,6 +181,14 @@ class MtpModel(nn.Module):
         tail = self._tail(_GivenHidden(None))
         return list(dict.fromkeys([*tail.parameters(), *self.heads.parameters()]))
 
+    def num_parameters(self) -> int:
+        """Weights of the base and the heads, of an adapter too."""
+        return self.base.num_parameters() + sum(one.numel() for one in self.heads.parameters())
+
+    def num_trainable(self) -> int:
+        """Those of them that a training changes."""
+        return sum(one.numel() for one in self.parameters() if one.requires_grad)
+
     def check_length(self, max_length: int) -> None:
         """Refuse documents that are longer than the base has positions."""
         num_positions = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
@@ -191,10 +202,11 @@ class MtpModel(nn.Module):
         """Write the plain base to `folder/model` and, if H > 1, the heads to `folder/heads.safetensors`.
 
         Args:
-            state: What `state_dict` gives, where this process holds a part of the parameters only.
+            state: What `state_dict` gives, where this process holds a part of the parameters only, or others under other names.
         """
-        whole = self.state_dict() if state is None else state
-        tied = whole.keys() - {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
+        own = self.state_dict()
+        whole = own if state is None else state
+        tied = own.keys() - {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
         base, heads = (
             {
                 name.removeprefix(part): value
@@ -203,7 +215,7 @@ class MtpModel(nn.Module):
             }
             for part in ("base.", "heads.")
         )
-        self.base.save_pretrained(folder / "model", state_dict=base)
+        _in_full(self.base).save_pretrained(folder / "model", state_dict=base)
         if self.num_heads > 1:
             tensors = {name: value.detach().cpu().contiguous() for name, value in heads.items()}
             safetensors.torch.save_file(tensors, folder / HEADS_FILE)
@@ -274,6 +286,18 @@ class MtpModel(nn.Module):
         tail = copy.copy(self.base)
         tail._modules = {**self.base._modules, self.base.base_model_prefix: trunk}
         return tail
+
+
+def _in_full(base: PreTrainedModel) -> PreTrainedModel:
+    """The architecture of a base that may be quantized, without its weights if it is."""
+    if not hasattr(base.config, "quantization_config"):
+        return base
+    config = copy.deepcopy(base.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        plain = type(base)(config)
+    plain.generation_config = base.generation_config
+    return plain
 
 
 class _GivenHidden(nn.Module):

@@ -1,14 +1,15 @@
 """One model on all ranks: whole on each of them (`ddp`), or a part on each (`fsdp`).
 
 Owns where parameters, gradients and the optimiser's state lie, when gradients are summed, and a training's state in one form whatever the
-number of ranks and the way: `model` and `optimizer` by parameter name, whole, on the CPU of rank 0. So a training goes on with
-other ranks or the other way. The processes are `distributed`'s, what is in a checkpoint beside this is `training`'s.
+number of ranks and the way: `model` and `optimizer` by parameter name, whole, on the CPU of rank 0, without what is frozen. So a training
+goes on with other ranks or the other way. The processes are `distributed`'s, what is in a checkpoint beside this is `training`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -82,22 +83,39 @@ class Parallel:
         if isinstance(self._module, FSDPModule):
             # After a forward without a backward the parameters are whole, and others than those that the optimiser knows.
             self._module.reshard()
-        states = {name: optimizer.state.get(parameter, {}) for name, parameter in self.loss.model.named_parameters()}
+        states = {name: optimizer.state.get(parameter, {}) for name, parameter in _learnt(self.loss.model)}
         moments = {name: {key: _whole(value) for key, value in state.items()} for name, state in states.items()}
-        return {"model": self.weights(), "optimizer": moments}
+        model = {name: _whole(value) for name, value in _without_frozen(self.loss.model).items()}
+        return {"model": model, "optimizer": moments}
 
     def load(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Go on from what `state` gave on rank 0; all ranks call it with the same."""
         model = self.loss.model
         with torch.no_grad():
-            for name, own in model.state_dict().items():
+            for name, own in _without_frozen(model).items():
                 own.copy_(_like(state["model"][name], own))
-        for name, parameter in model.named_parameters():
+        for name, parameter in _learnt(model):
             moments = state["optimizer"][name]
             optimizer.state[parameter] = {
                 key: _like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
                 for key, value in moments.items()
             }
+
+
+def _learnt(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _without_frozen(model: nn.Module) -> dict[str, Tensor]:
+    """The `state_dict` without what a training does not change, since it is in the model that it begins with."""
+    all_names = model.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in all_names if not parameter.requires_grad}
+    # A quantized weight has scales in the `state_dict`, below its own name.
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if frozen.isdisjoint(accumulate(name.split("."), "{}.{}".format))
+    }
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -24,12 +24,15 @@ from mlops_tasks.config import (
     EvaluationSet,
     GivenReference,
     HubModel,
+    Lora,
     ModelReward,
     ModelSource,
+    QLora,
     Recipe,
     Rho1,
     S3Access,
     TestsReward,
+    Train,
     TrainedReference,
     Uniform,
     load_recipe,
@@ -278,6 +281,21 @@ def _evaluation_protocol(spec: Spec) -> tuple[str, ...]:
     return (module_of(spec.recipe.evaluation.protocol),)
 
 
+def _train_packages(spec: Spec) -> tuple[str, ...]:
+    return _packages_of(spec.recipe.train)
+
+
+def _reference_packages(spec: Spec) -> tuple[str, ...]:
+    reference = spec.recipe.reference
+    return () if reference is None or isinstance(reference, GivenReference) else _packages_of(reference.train)
+
+
+def _packages_of(train: Train) -> tuple[str, ...]:
+    if isinstance(train.method, QLora):
+        return ("bitsandbytes", "peft")
+    return ("peft",) if isinstance(train.method, Lora) else ()
+
+
 def _num_references(recipe: Recipe, environment: Environment) -> int:
     return recipe.reference.num_folds if isinstance(recipe.reference, CrossFittedReference) else 1
 
@@ -299,6 +317,7 @@ TASKS: dict[str, Task] = {
             _reference,
             fan_out=_num_references,
             modules=_text_protocol,
+            packages=_reference_packages,
             num_devices=lambda environment: environment.train.num_ranks * environment.train.num_pods,
         ),
         Task("reward", REWARD, _reward_inputs, _reward, modules=_text_protocol),
@@ -321,6 +340,7 @@ TASKS: dict[str, Task] = {
             num_devices=lambda environment: environment.train.num_ranks * environment.train.num_pods,
             labels=_training_labels,
             modules=_text_protocol,
+            packages=_train_packages,
         ),
         Task(
             "generate",

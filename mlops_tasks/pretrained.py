@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 import safetensors
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mlops_tasks.errors import UserError
 
@@ -41,9 +47,36 @@ def load_model(folder: Path, *, dtype: Literal["float32", "bfloat16"] = "float32
     Raises:
         UserError: there is none that transformers can load, or it lacks weights.
     """
+    return _loaded(folder, dtype=_DTYPES[dtype])
+
+
+def load_quantized(folder: Path, *, device: torch.device, products_in: torch.dtype) -> PreTrainedModel:
+    """`load_model`, with the linear layers of the decoder in 4 bits and the rest in float32.
+
+    Args:
+        folder: as `load_model`.
+        device: where it is to lie.
+        products_in: what 4 bits are turned into for a matrix product.
+
+    Raises:
+        UserError: as `load_model`.
+
+    Reference:
+        arXiv 2305.14314: NF4, and the scales quantized too.
+    """
+    four_bits = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=products_in,
+    )
+    return _loaded(folder, dtype=torch.float32, quantization_config=four_bits, device_map={"": device})
+
+
+def _loaded(folder: Path, **how: Any) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=_DTYPES[dtype], local_files_only=True, output_loading_info=True
+            folder, local_files_only=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise _unreadable("causal language model", folder, error) from error

@@ -28,7 +28,7 @@ from pydantic import Field, ValidationError
 from mlops_tasks import __version__, lease
 from mlops_tasks.config import Environment, Recipe, Settings
 from mlops_tasks.errors import Interrupted, Unavailable, UserError, WmtpError
-from mlops_tasks.keys import differences, key_components, key_of, locked_versions, require_locked
+from mlops_tasks.keys import differences, key_components, key_of, require_locked
 from mlops_tasks.store import Artifact, Draft, Store, canonical_json
 from mlops_tasks.store.backend import is_disk_full
 
@@ -147,6 +147,8 @@ class Task:
     """How many mapped tasks; None: not mapped."""
     modules: Callable[[Spec], tuple[str, ...]] = lambda spec: ()
     """Modules that the recipe chooses by name; keyed beside those that the stage's function imports."""
+    packages: Callable[[Spec], tuple[str, ...]] = lambda spec: ()
+    """Distributions that the recipe makes bear on the result; keyed beside those that the stage declares."""
     covered_by: str | None = None
     """A task whose hit makes this one needless."""
     num_devices: Callable[[Environment], int] = lambda environment: 1
@@ -305,9 +307,7 @@ def decide(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -
     if is_covered and decide(run, tasks[str(task.covered_by)], tasks=tasks).outcome == "hit":
         return Decision("skipped")
     inputs = _present_inputs(run, task, index)
-    components = _components(
-        task.run, config, {name: one for name, one in inputs.items() if one[0].is_keyed}, task.modules(run.spec)
-    )
+    components = _components(task, run.spec, config, {name: one for name, one in inputs.items() if one[0].is_keyed})
     artifact = run.store.find(artifact_prefix(task.run.name, key_of(components)))
     return Decision("hit" if artifact else "run", components, inputs, artifact)
 
@@ -348,8 +348,10 @@ def champion_artifact(run: Run) -> Artifact:
 
 
 def _components(
-    stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, tuple[Input, Artifact]], modules: tuple[str, ...]
+    task: Task, spec: Spec, config: Mapping[str, Any], inputs: Mapping[str, tuple[Input, Artifact]]
 ) -> dict[str, Any]:
+    stage = task.run
+    assert isinstance(stage, Stage)
     digests = {name: artifact.digest_of(*wanted.files) for name, (wanted, artifact) in inputs.items()}
     return key_components(
         stage=stage.name,
@@ -357,8 +359,8 @@ def _components(
         function=stage.function,
         config=config,
         inputs=digests,
-        packages=stage.packages,
-        modules=modules,
+        packages=[*stage.packages, *task.packages(spec)],
+        modules=task.modules(spec),
     )
 
 
@@ -419,7 +421,7 @@ def accompany(
         return
     _require_key(run, task, index, decision, expect_key)
     assert isinstance(task.run, Stage)
-    require_locked(task.run.packages)
+    require_locked(decision.components["packages"])
     prefix = artifact_prefix(task.run.name, decision.key)
 
     def is_done() -> bool:
@@ -531,7 +533,7 @@ def _run_stage(
 ) -> Artifact:
     stage = task.run
     assert isinstance(stage, Stage)
-    require_locked(stage.packages)
+    require_locked(decision.components["packages"])
     prefix = artifact_prefix(stage.name, decision.key)
     draft = run.store.begin(prefix)
     started = time.monotonic()
@@ -550,7 +552,7 @@ def _run_stage(
         "stage": stage.name, "key": decision.key, "components": decision.components, "metrics": metrics,
         "inputs": {name: {"artifact": artifact.prefix, "digest": artifact.digest_of(*wanted.files), "files": list(wanted.files)} for name, (wanted, artifact) in decision.inputs.items()},
         "seconds": round(seconds, 3), "device_seconds": round(device_seconds, 3), "cost": run.environment.cost(stage.name, device_seconds),
-        "versions": {"mlops-tasks": __version__, **{name: locked_versions()[name] for name in stage.packages}},
+        "versions": {"mlops-tasks": __version__, **decision.components["packages"]},
         "environment": run.environment.model_dump(mode="json"), "run": run.name,
     }  # fmt: skip
     try:

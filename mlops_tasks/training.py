@@ -17,7 +17,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from mlops_tasks import checkpoint, distributed, precision
+from mlops_tasks import adapters, checkpoint, distributed, precision
 from mlops_tasks.calibration import Bin, bins_of, no_sums
-from mlops_tasks.config import Train
+from mlops_tasks.config import LowRank, QLora, Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
 from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, UserError
@@ -39,6 +40,7 @@ from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
 from mlops_tasks.parallel import Parallel
 from mlops_tasks.precision import LossScale
+from mlops_tasks.pretrained import load_model
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
@@ -138,9 +140,7 @@ class _Training:
         _require_something_to_learn(self.lesson.train)
         inputs = attempt.inputs
         self.corpus = load_corpus(self.lesson, data=inputs["data"], model=inputs["model"], scores=inputs.get("scores"))
-        self.model = MtpModel.load(
-            inputs["model"].folder("model"), num_heads=self.lesson.train.num_heads, seed=self.lesson.seed
-        )
+        self.model, self.adapter = self._load_model(inputs["model"].folder("model"))
         self.model.check_length(self.lesson.text.max_length)
         # It stays in evaluation mode, for dropout's masks would depend on the number of ranks and the size of a micro-batch.
         self.model.to(self.device)
@@ -177,6 +177,18 @@ class _Training:
     def _is_stopped_early(self) -> bool:
         patience = self.lesson.train.patience
         return patience is not None and self.progress.num_stale >= patience
+
+    def _load_model(self, folder: Path) -> tuple[MtpModel, adapters.Adapter | None]:
+        train, method, seed = self.lesson.train, self.lesson.train.method, self.lesson.seed
+        read: Callable[[Path], PreTrainedModel] = load_model
+        if isinstance(method, QLora):
+            read = adapters.quantized(self.device, self.resources.parallelism, train.precision)
+        model = MtpModel.load(folder, num_heads=train.num_heads, seed=seed, read=read)
+        adapter = adapters.Adapter(model, method, seed=seed) if isinstance(method, LowRank) else None
+        if self.is_first:
+            share = 100 * model.num_trainable() / model.num_parameters()
+            log.info("%s: %d parameters are trainable, %.3g %% of all", method.kind, model.num_trainable(), share)
+        return model, adapter
 
     def _in_parallel(self) -> Parallel:
         loss = WeightedLoss(self.model, self.lesson, chunk_rows=self.resources.loss_chunk_rows)
@@ -416,6 +428,8 @@ class _Training:
             "num_skipped": progress.num_skipped,
             **scale.metrics(self.lesson.train.precision),
             "micro_batch_rows": self.num_rows,
+            "num_trainable": self.model.num_trainable(),
+            "trainable_share": self.model.num_trainable() / self.model.num_parameters(),
         }
 
     def _write(self, curves: Sequence[str]) -> None:
@@ -424,6 +438,9 @@ class _Training:
         if not self.is_first:
             return
         folder = self.attempt.folder
+        if self.adapter is not None:
+            self.adapter.save(folder / adapters.FOLDER, state)
+            state = self.adapter.merged(state)
         self.model.save(folder, state)
         copy_tokenizer(self.attempt.inputs["model"].folder("model"), folder / "model")
         (folder / "curves.jsonl").write_text("".join(f"{line}\n" for line in curves), encoding="utf-8")
@@ -476,7 +493,7 @@ def adamw(model: MtpModel, train: Train) -> torch.optim.AdamW:
     heads_rate = train.learning_rate if train.new_head_learning_rate is None else train.new_head_learning_rate
     groups = [
         {
-            "params": [parameter for parameter in part.parameters() if (parameter.ndim >= 2) == is_matrix],
+            "params": [one for one in part.parameters() if one.requires_grad and (one.ndim >= 2) == is_matrix],
             "peak_rate": rate,
             "first_step": first_step,
             "weight_decay": train.weight_decay if is_matrix else 0.0,

@@ -46,7 +46,7 @@ PULLED = {
     "origins": [{"source": "mbpp", "licence": "CC-BY-4.0", "num_problems": 144}],
 }  # fmt: skip
 TRAINED = {
-    "steps": 4, "stopped_early": False, "num_examples": 64, "num_too_long": 0, "train_tokens": 4096,
+    "steps": 4, "stopped_early": False, "num_examples": 64, "num_too_long": 0, "train_tokens": 4096, "num_trainable": 640, "trainable_share": 1.0,
     "validation_nats_before": 2.0, "validation_nats_after": 1.5,
 }  # fmt: skip
 PROMPT = '"""\nWrite a function to add two numbers.\n"""\n'

@@ -210,8 +210,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"scoring": {"scorer": "shuffled", "reference": {"kind": "given", "model": RANDOM}}},
     {"scoring": {"scorer": "random"}, "train": {"epochs": 2.0}, "model": {"name": "m", "source": {"kind": "hub", "repo": "a/b"}}},
     {"scoring": {"scorer": "position"}, "data": {"source": {"kind": "mbpp", "path": "/x"}}, "model": {"name": "m", "source": {"kind": "folder", "path": "/y"}}},
-    {"scoring": {"scorer": "random"}, "data": {"source": {"kind": "table", "path": "/x", "columns": {"tests": "t"}}}},
-    {"scoring": {"scorer": "critic"}},
+    {"scoring": {"scorer": "random"}, "data": {"source": {"kind": "table", "path": "/x", "columns": {"tests": "t"}}}, "train": {"steps": 5, "method": {"kind": "qlora"}}},
+    {"scoring": {"scorer": "critic"}, "train": {"steps": 5, "method": {"kind": "lora"}}},
     {"scoring": {"scorer": "critic", "reward": {"kind": "model", "model": {"kind": "hub", "repo": "a/b"}}}},
     {"scoring": {"scorer": "position"}, "data": {"source": {"kind": "table", "path": "/x", "columns": {"inputs": "i", "outputs": "o"}}}},
 ]  # fmt: skip
@@ -228,7 +228,7 @@ def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 def changed_value(name: str, value: Any) -> list[Any]:
     closed = {
         "prompt": ["begin-done-3shot"], "protocol": ["begin-done-3shot"], "precision": ["bfloat16"], "keep": ["best"],
-        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5], "hidden_size": [64], "ids": [["b*"]],
+        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5], "hidden_size": [64], "ids": [["b*"]], "targets": [["a"]],
     }  # fmt: skip
     if name in closed:
         return [choice for choice in closed[name] if choice != value]

@@ -447,6 +447,64 @@ def test_bad_scores_end_two_ranks_with_65_and_name_the_problem(
     assert "for problem 7, which has" in attempt.folder.with_suffix(".error").read_text()
 
 
+# Adapters
+
+LORA = {"method": {"kind": "lora", "rank": 4, "targets": ["q_proj", "up_proj"]}, "learning_rate": 0.05}
+
+
+def test_an_adapter_is_all_of_the_base_that_is_learnt_and_kept(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (given.attempt("adapted", train={**LORA, "steps": 8}, **RHO1) for _ in range(2))
+    with stopping_at(monkeypatch, 4), pytest.raises(Interrupted):
+        training.train(first)
+    kept = checkpoint.load(given.store, first.prefix, 4)
+    assert kept["model"].keys() == kept["optimizer"].keys()
+    assert {name.split(".")[0] for name in kept["model"] if "lora_" not in name} == {"heads"}
+    metrics = training.train(second)
+    assert metrics["validation_nats_after"] < metrics["validation_nats_before"] - 0.1
+    before = load_file(given.inputs["model"].path("model/model.safetensors"))
+    after = weights(second)
+    assert before.keys() == after.keys()
+    changed = {name.split(".")[-2] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {"q_proj", "up_proj"}
+    added = load_file(second.folder / "adapter" / "adapter_model.safetensors")
+    # Two layers of q: 4 x 32 and 32 x 4, and of up: 4 x 32 and 64 x 4; two heads of two layers 32 x 32 with a bias.
+    assert sum(one.numel() for one in added.values()) == 2 * (2 * 128 + 128 + 256) == 1280
+    assert metrics["num_trainable"] == 1280 + 2 * 2 * (32 * 32 + 32)
+    total = sum(one.numel() for one in before.values()) + metrics["num_trainable"]
+    assert metrics["trainable_share"] == pytest.approx(metrics["num_trainable"] / total)
+
+
+def test_a_stopped_adapter_goes_on_to_the_same_bytes(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken, first, second = (given.attempt(name, train=LORA, **RHO1) for name in ("unbroken", "broken", "broken"))
+    training.train(unbroken)
+    with stopping_at(monkeypatch, 3), pytest.raises(Interrupted):
+        training.train(first)
+    assert training.train(second)["resumed_from"] == 3
+    assert files(second) == files(unbroken)
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= files(second).keys()
+
+
+@pytest.mark.parametrize("ways", [{}, {"parallelism": "fsdp", "recompute_activations": True}], ids=["ddp", "fsdp"])
+def test_an_adapter_on_two_ranks_equals_one_process(given: Given, processes: Processes, ways: dict[str, Any]) -> None:
+    alone, both = (
+        given.attempt(
+            f"adapter-{resources.get('num_ranks', 1)}",
+            model="gpt2",
+            train={"batch_size": 20, "steps": 4, "method": {"kind": "lora", "rank": 4}, "head_warmup_steps": 1},
+            resources={"micro_batch_rows": 1, **resources},
+            **RHO1,
+        )
+        for resources in ({}, {"num_ranks": 2, **ways})
+    )
+    training.train(alone)
+    processes.train(both)
+    require_close(both, alone)
+    for file in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        expected = load_file(alone.folder / file)
+        for name, value in load_file(both.folder / file).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
 # Stopped in one process
 
 

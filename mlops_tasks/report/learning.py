@@ -61,6 +61,7 @@ def _figures(metrics: Mapping[str, Any]) -> Markup:
         "steps": "optimiser steps", "kept_step": "step that was kept", "stopped_early": "stopped early", "num_examples": "examples",
         "num_too_long": "left out as too long", "train_tokens": "tokens seen, prompts too", "tokens_per_second": "tokens a second",
         "validation_nats_before": "validation loss before", "validation_nats_after": "validation loss after", "resumed_from": "resumed from step",
+        "num_trainable": "trainable parameters", "trainable_share": "share of all parameters",
     }  # fmt: skip
     known = {label: metrics[name] for name, label in names.items() if metrics.get(name) is not None}
     return element(
