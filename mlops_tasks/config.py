@@ -650,6 +650,43 @@ class Recipe(Settings):
         return self.scoring.reference if isinstance(self.scoring, Rho1 | Shuffled) else None
 
 
+ReadyAlgorithm = Literal["ntp", "uniform", "rho1-soft", "rho1-select", "critic", "shuffled", "random", "position"]
+
+
+class Algorithm(Settings):
+    """One way to learn, as what it changes in a comparison's recipe."""
+
+    like: ReadyAlgorithm | None = None
+    """The ready one that it starts from; None: the one of its own name, or else the recipe as it is."""
+    settings: dict[str, Any] = {}
+    """What else it changes, by dotted name: `weighting.strength: 0.3`."""
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """Values by dotted name, such as `weighting.temperature: [0.5, 0.7, 1.0]`; each combination is compared as an algorithm of its own."""
+
+
+class Comparison(Settings):
+    """Algorithms side by side, learning the same problems in the same order, over several seeds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """What it is called, in MLflow too: `wmtp/comparison/{name}`."""
+    recipe: str
+    """The recipe that all of them start from; a path."""
+    settings: dict[str, Any] = {}
+    """What is changed in the recipe for all of them, by dotted name."""
+    algorithms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")], Algorithm] = Field(min_length=2)
+    """By name."""
+    baseline: str
+    """What the others are compared with: a name, with the values of its grid if it has one (`uniform, train.num_heads=2`)."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    """Each algorithm learns once with each of these as the recipe's `seed`. With one seed nothing is known of what chance does."""
+
+    @model_validator(mode="after")
+    def _each_seed_once(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: one is there twice, and the same training counts once")
+        return self
+
+
 class S3Access(Settings):
     """How `s3://` is reached. Credentials never stand here: they come by AWS's usual chain (variables, profile, role)."""
 
@@ -1014,20 +1051,53 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def load_comparison(path: str | Path) -> Comparison:
+    """Read a comparison file; the path of its recipe becomes absolute.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    folder = Path(path).resolve().parent
+    tree = _with_absolute_paths(_read_yaml(Path(path)), folder)
+    if isinstance(tree.get("recipe"), str):
+        tree["recipe"] = str((folder / Path(tree["recipe"]).expanduser()).resolve())
+    return _validated(Comparison, tree, str(path))
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with some settings changed.
+
+    Args:
+        changes: values by dotted name; a change of `kind` or `scorer` starts that part anew.
+        where: what the changes are, for a message.
+
+    Raises:
+        UserError: an unknown setting, or a value that it refuses.
+    """
+    tree = recipe.model_dump(mode="json")
+    for dotted, value in changes.items():
+        _set(tree, dotted, value, f"{dotted}={value}")
+    return _validated(Recipe, tree, where)
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
         raise UserError(f"The override {override!r} is not of the form a.b=value. Example: train.steps=200")
-    *parents, leaf = dotted.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"The value of the override {override!r} is not YAML: {error}.") from error
+    _set(tree, dotted.strip(), value, override)
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
+    *parents, leaf = dotted.split(".")
     for name in parents:
         child = tree.setdefault(name, {})
         if not isinstance(child, dict):
             raise UserError(f"The override {override!r} goes into {name!r}, which is {child!r} and has no parts.")
         tree = child
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"The value of the override {override!r} is not YAML: {error}.") from error
     if isinstance(value, str) and _is_number(value):
         value = float(value)  # YAML 1.1 reads 1e-4 as a string
     # A change of kind starts a new part: the old kind's own settings do not fit it.
@@ -1048,7 +1118,7 @@ def _with_absolute_paths(tree: Any, folder: Path) -> Any:
     if isinstance(tree, Mapping):
         return {
             name: str((folder / Path(value).expanduser()).resolve())
-            if name == "path" and isinstance(value, str) and "://" not in value
+            if name.rpartition(".")[2] == "path" and isinstance(value, str) and "://" not in value
             else _with_absolute_paths(value, folder)
             for name, value in tree.items()
         }

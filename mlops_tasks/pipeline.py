@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -368,6 +369,7 @@ WATCH = Task("watch", "mlops_tasks.registry.watch:watch")
 """What the champion's evaluation ends with; no part of the daily run."""
 
 CHAMPION_GATE = EVALUATIONS.index(("baseline", "gate"))
+CANDIDATE_REPORT = EVALUATIONS.index(("candidate", "report"))
 
 
 def task_named(name: str) -> Task:
@@ -387,7 +389,17 @@ def places(spec: Spec) -> list[tuple[Task, int]]:
     if spec.only_champion:
         mapped = [(TASKS[name], CHAMPION_GATE) for name in ("generate", "judge")]
         return [(TASKS["pull_data"], 0), *mapped, (WATCH, 0)]
+    if spec.only_candidate:
+        return [(task, index) for task in TASKS.values() for index in _indices_of_candidate(spec, task)]
     return [(task, index) for task in TASKS.values() for index in range(spec.fan_out.get(task.id, 1))]
+
+
+def _indices_of_candidate(spec: Spec, task: Task) -> list[int]:
+    if not isinstance(task.run, Stage):
+        return []
+    if task.id in ("generate", "judge"):
+        return [CANDIDATE_REPORT]
+    return list(range(spec.fan_out.get(task.id, 1)))
 
 
 def plan(
@@ -444,7 +456,7 @@ def resolve(
             )
     asked = load_recipe(recipe, overrides)
     _require_protocols(asked, only_evaluates=only_evaluates)
-    found, pins = _pinned(asked, environment.s3)
+    found, pins = _pinned(asked, *_digests(environment.s3))
     return Spec(
         recipe=found,
         pins=pins,
@@ -452,9 +464,31 @@ def resolve(
         # Shards are in no key: to make them anew is to make anew what is merged of them.
         force=tuple(dict.fromkeys([*force, *(TASKS[name].covered_by or name for name in force)])),
         created=datetime.now(UTC).isoformat(),
-        fan_out={task.id: task.fan_out(found, environment) for task in TASKS.values() if task.fan_out},
+        fan_out=_fan_out(found, environment),
         only_champion=only_champion,
     )
+
+
+def resolve_candidates(environment: Environment, recipes: Sequence[Recipe]) -> list[Spec]:
+    """Pin several recipes whose candidates alone are wanted (see `Spec.only_candidate`); what they share is looked at once.
+
+    Raises:
+        UserError: a source that is not there, or a protocol that cannot ask for what the data has.
+    """
+    digests, created = _digests(environment.s3), datetime.now(UTC).isoformat()
+    specs = []
+    for recipe in recipes:
+        _require_protocols(recipe, only_evaluates=False)
+        found, pins = _pinned(recipe, *digests)
+        fan_out = _fan_out(found, environment)
+        specs.append(
+            Spec(recipe=found, pins=pins, champion=None, created=created, fan_out=fan_out, only_candidate=True)
+        )
+    return specs
+
+
+def _fan_out(recipe: Recipe, environment: Environment) -> dict[str, int]:
+    return {task.id: task.fan_out(recipe, environment) for task in TASKS.values() if task.fan_out}
 
 
 def _require_protocols(recipe: Recipe, *, only_evaluates: bool) -> None:
@@ -470,17 +504,25 @@ def _require_protocols(recipe: Recipe, *, only_evaluates: bool) -> None:
             )
 
 
-def _pinned(recipe: Recipe, access: S3Access) -> tuple[Recipe, dict[str, str]]:
+_DigestOf = Callable[[Any], str]
+
+
+def _digests(access: S3Access) -> tuple[_DigestOf, _DigestOf]:
+    """What lies at sources of data and of models now; each is looked at once."""
+    return cache(lambda source: digest_of_source(source, access)), cache(lambda source: digest_of_model(source, access))
+
+
+def _pinned(recipe: Recipe, digest_of_data: _DigestOf, digest_of_weights: _DigestOf) -> tuple[Recipe, dict[str, str]]:
     pins = {
-        "pull_data": digest_of_source(recipe.data.source, access),
-        "pull_model": digest_of_model(recipe.model.source, access),
+        "pull_data": digest_of_data(recipe.data.source),
+        "pull_model": digest_of_weights(recipe.model.source),
     }
     model = recipe.model.model_copy(update={"source": _at_commit(recipe.model.source, pins["pull_model"])})
     scoring, reference = recipe.scoring, recipe.reference
     if isinstance(reference, TrainedReference):
-        pins["pull_reference"] = digest_of_source(reference.data, access)
+        pins["pull_reference"] = digest_of_data(reference.data)
     elif trusted := _trusted_model(recipe):
-        pins["pull_reference"] = digest_of_model(trusted, access)
+        pins["pull_reference"] = digest_of_weights(trusted)
         name = "reference" if reference else "reward"
         pinned = getattr(scoring, name).model_copy(update={"model": _at_commit(trusted, pins["pull_reference"])})
         scoring = scoring.model_copy(update={name: pinned})

@@ -78,6 +78,8 @@ class Spec(Settings):
     """When it was resolved, UTC."""
     only_champion: bool = False
     """The champion is evaluated on the data as they are, and nothing is trained."""
+    only_candidate: bool = False
+    """The candidate alone is made and evaluated, on the report set alone: a cell of a comparison."""
 
     @property
     def digest(self) -> str:
@@ -237,8 +239,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """`<dag>/<run>`, quoted."""
-        return "/".join(self.prefix.split("/")[-2:])
+        """`<dag>/<run>`, quoted; of a cell of a comparison `<dag>/<run>/cells/<cell>`."""
+        return "/".join(self.prefix.split("/")[2:]) or self.prefix
 
     def pointer(self, task: str, index: int = 0) -> Pointer | None:
         """What a task came to, or None before it ended."""

@@ -12,6 +12,7 @@ Shape letters: H head, B packed rows, S position, D width.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import logging
 import math
@@ -91,6 +92,8 @@ class Progress:
     """Optimiser steps done."""
     num_tokens: int = 0
     """Tokens that went through the model, prompts among them."""
+    batches: str = ""
+    """SHA-256 over the problems of each step so far, in their order: equal if two trainings learnt from the same batches."""
     best_step: int = 0
     best_nats: float = math.inf
     num_stale: int = 0
@@ -270,8 +273,11 @@ class _Training:
         return StepSums(loss / self.scale.factor, *others)
 
     def _count_step(self) -> None:
-        self.progress.num_tokens += sum(map(len, self.corpus.of_step(self.progress.step)))
-        self.progress.step += 1
+        progress, examples = self.progress, self.corpus.of_step(self.progress.step)
+        progress.num_tokens += sum(map(len, examples))
+        ids = " ".join(example.problem_id for example in examples)
+        progress.batches = hashlib.sha256(f"{progress.batches} {ids}".encode()).hexdigest()
+        progress.step += 1
 
     def _skip(self, fault: str) -> dict[str, Any]:
         """Leave a step out, or give up; returns its line of curves.jsonl."""
@@ -421,6 +427,7 @@ class _Training:
             "validation_head_nats_before": before.get("validation_head_nats"),
             "validation_head_nats": after.get("validation_head_nats"),
             "train_tokens": progress.num_tokens,
+            "batches_sha256": progress.batches,
             "weight_ess": last.get("weight_ess"),
             "weight_entropy": last.get("weight_entropy"),
             "num_examples": len(self.corpus.examples),
