@@ -19,6 +19,7 @@ from typing import TextIO
 from pydantic import TypeAdapter
 
 from mlops_tasks import __version__, logs, pipeline, stage, summary
+from mlops_tasks.algorithms import commands as comparison_commands
 from mlops_tasks.config import Environment, FileData, GeneratedData, load_environment, load_recipe
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.machine import num_cores
@@ -114,12 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(evaluate)
     evaluate.set_defaults(answer=_evaluate)
     _add_compare(commands.add_parser("compare", parents=[common], help="two judged models, problem by problem"))
+    comparison_commands.add(
+        commands.add_parser("comparison", help="algorithms side by side, over seeds, at equal data and tokens"), common
+    )
     return parser
 
 
 def _task_commands() -> dict[str, str]:
     commands: dict[str, str] = {}
-    for task in (*pipeline.TASKS.values(), pipeline.WATCH):
+    for task in (*pipeline.TASKS.values(), pipeline.WATCH, pipeline.CONTRAST):
         name = _command_of(task)
         commands[name] = f"run one task of the {'stage' if isinstance(task.run, stage.Stage) else 'action'} {name}"
     return commands

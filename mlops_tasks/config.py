@@ -23,7 +23,7 @@ Split = Literal["prompt", "train", "validation", "test"]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
 TaskId = Literal[
     "pull_data", "pull_model", "pull_reference", "reference", "reward", "fit_critic", "score_shard", "score", "train",
-    "generate", "judge", "promote", "report", "watch",
+    "generate", "judge", "promote", "report", "watch", "contrast",
 ]  # fmt: skip
 ProblemKind = Literal["asserts", "completion", "stdio"]
 """`asserts`: write a function that asserts call; `completion`: go on with code; `stdio`: write a script."""

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks import registry, tracking
+from mlops_tasks import algorithms, registry, tracking
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.logs import watched
@@ -317,7 +317,11 @@ class Collector:
 
     def _of_runs(self, prefixes: Iterable[str]) -> Iterator[_Reference]:
         names = [
-            f"{prefix}/{name}" for prefix in prefixes for name in self.store.children(prefix) if name.endswith(".json")
+            f"{place}/{name}"
+            for prefix in prefixes
+            for place in (prefix, *algorithms.cell_prefixes(self.store, prefix))
+            for name in self.store.children(place)
+            if name.endswith(".json") and name != algorithms.FILE
         ]
         for name, tree in zip(names, self.store.read_jsons(names), strict=True):
             if tree is not None:

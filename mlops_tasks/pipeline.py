@@ -368,6 +368,9 @@ TASKS: dict[str, Task] = {
 WATCH = Task("watch", "mlops_tasks.registry.watch:watch")
 """What the champion's evaluation ends with; no part of the daily run."""
 
+CONTRAST = Task("contrast", "mlops_tasks.report.algorithms:contrast")
+"""What a comparison of algorithms ends with, in the run of any of its cells; no part of the daily run."""
+
 CHAMPION_GATE = EVALUATIONS.index(("baseline", "gate"))
 CANDIDATE_REPORT = EVALUATIONS.index(("candidate", "report"))
 
@@ -378,7 +381,7 @@ def task_named(name: str) -> Task:
     Raises:
         UserError: there is none; lists those that there are.
     """
-    known = {**TASKS, WATCH.id: WATCH}
+    known = {**TASKS, WATCH.id: WATCH, CONTRAST.id: CONTRAST}
     if name not in known:
         raise UserError(f"There is no task {name!r}. The tasks are plan, {', '.join(known)}.")
     return known[name]

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY_TAG = "stage_key"
+_COMPARISON_TAG = "comparison"
 _CONNECT_SECONDS = 5.0
 _BATCH_SECONDS = 2.0
 _RETRY_SECONDS = 30.0
@@ -492,3 +493,63 @@ def log_report(environment: Environment, *, stage_key: str, experiment: str, pag
         run = find_or_create_run(client, environment, stage_key=stage_key, experiment=experiment)
         client.log_text(run.info.run_id, page, f"reports/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}/report.html")
         return {"experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
+
+
+# Comparisons of algorithms
+
+
+@dataclass(frozen=True)
+class LoggedCell:
+    """One algorithm with one seed, as MLflow shows it."""
+
+    name: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    curve: Sequence[tuple[int, float]]
+    """Validation loss by step."""
+    train_key: str
+    """Key of its training, whose own run has the rest."""
+
+
+def log_comparison(
+    environment: Environment, *, comparison: str, name: str, cells: Sequence[LoggedCell], metrics: Mapping[str, float], verdict: str, page: str
+) -> dict[str, str]:  # fmt: skip
+    """Log a comparison as one run with a nested one for each cell; what is there already is not logged twice.
+
+    Args:
+        comparison: tells it from all others; one comparison, one parent run.
+        name: files it under `wmtp/comparison/{name}`.
+        metrics: of the comparison as a whole.
+
+    Returns:
+        Ids of the parent run and of its experiment.
+
+    Raises:
+        WmtpError: see `connection`.
+    """
+    with connection(environment) as client:
+        experiment = _experiment_id(client, environment, f"wmtp/comparison/{name}")
+        parent = _comparison_run(client, experiment, {_COMPARISON_TAG: comparison}, run_name=comparison)
+        client.log_text(parent.info.run_id, page, "report.html")
+        client.set_tag(parent.info.run_id, "mlflow.note.content", verdict)
+        _set_metrics(client, parent, metrics, step=0)
+        for cell in cells:
+            tags = {
+                _COMPARISON_TAG: f"{comparison}/{cell.name}",
+                "mlflow.parentRunId": parent.info.run_id,
+                "train_key": cell.train_key,
+            }
+            run = _comparison_run(client, experiment, tags, run_name=cell.name)
+            log_params(client, run, cell.params)
+            _Points(client, run).add(
+                client, [_Line(step, {"validation_nats": nats}, _now()) for step, nats in cell.curve]
+            )
+            _set_metrics(client, run, cell.metrics, step=max((step for step, _ in cell.curve), default=0))
+            client.set_terminated(run.info.run_id, "FINISHED")
+        client.set_terminated(parent.info.run_id, "FINISHED")
+        return {"experiment_id": experiment, "run_id": parent.info.run_id}
+
+
+def _comparison_run(client: MlflowClient, experiment: str, tags: Mapping[str, str], *, run_name: str) -> Run:
+    found = client.search_runs([experiment], f"tags.{_COMPARISON_TAG} = '{tags[_COMPARISON_TAG]}'")
+    return found[0] if found else client.create_run(experiment, tags=dict(tags), run_name=run_name)

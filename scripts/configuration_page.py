@@ -13,14 +13,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.config import Comparison, Environment, Recipe
 
 HEAD = """# Configuration
 
 *This page is written by `make docs` from `mlops_tasks/config.py`; change the descriptions there.*
 
 A **recipe** says what to learn; all of it that can change a result is in the keys of the stages that it can change. An
-**environment** says where to run; nothing of it is in a key. Unknown settings are refused. A relative path is relative to
+**environment** says where to run; nothing of it is in a key. A **comparison** says which algorithms learn side by side. Unknown settings are refused. A relative path is relative to
 the file that it stands in. Any setting of a recipe can be overridden with its dotted name, for example
 `train.steps=200`; overriding a `kind` or `scorer` starts that part anew. Some settings are one of several kinds: each kind
 is a table of its own.
@@ -29,7 +29,7 @@ is a table of its own.
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_sections(Recipe), *_sections(Environment)])
+    return "\n".join([HEAD, *_sections(Recipe), *_sections(Environment), *_sections(Comparison)])
 
 
 def _sections(top: type[BaseModel]) -> Iterator[str]:

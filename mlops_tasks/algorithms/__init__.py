@@ -114,6 +114,11 @@ def cell_prefix(comparison: str, cell: str) -> str:
     return f"{comparison}/cells/{cell}"
 
 
+def cell_prefixes(store: Store, run: str) -> list[str]:
+    """Where the cells of a run lie that is a comparison; none of any other run."""
+    return [cell_prefix(run, cell) for cell in store.children(f"{run}/cells")]
+
+
 def own_prefix(environment: Environment, specs: Mapping[Cell, Spec], comparison: Comparison) -> str:
     """Where a comparison lies that no DAG has started: the same recipes of the same data are the same comparison."""
     told = [[cell.name, spec.recipe.model_dump(mode="json"), spec.pins] for cell, spec in specs.items()]
@@ -151,8 +156,7 @@ def resolve(environment: Environment, file: str | Path) -> tuple[Comparison, dic
     comparison = load_comparison(file)
     recipes = arms(comparison)
     cells = [
-        Cell(name=_name_of(arm, seed), arm=arm, seed=seed)
-        for seed, arm in itertools.product(comparison.seeds, recipes)
+        Cell(name=_name_of(arm, seed), arm=arm, seed=seed) for seed, arm in itertools.product(comparison.seeds, recipes)
     ]
     if len({cell.name for cell in cells}) < len(cells):
         raise UserError(f"{file}: two algorithms have names that make one folder: {', '.join(recipes)}. Rename one.")
@@ -188,7 +192,9 @@ def arms(comparison: Comparison) -> dict[str, Recipe]:
         ready = _ready(recipe, _like(name, algorithm), name)
         for values in _combinations(algorithm.grid):
             arm = ", ".join([name, *(f"{setting}={value}" for setting, value in values.items())])
-            found[arm] = changed(ready, {**algorithm.settings, **values}, f"{comparison.name}: algorithms.{name} ({arm})")
+            found[arm] = changed(
+                ready, {**algorithm.settings, **values}, f"{comparison.name}: algorithms.{name} ({arm})"
+            )
     if comparison.baseline not in found:
         raise UserError(
             f"{comparison.name}: the baseline is {comparison.baseline!r}, which is none of {'; '.join(found)}. Name one of them."
@@ -215,7 +221,9 @@ def _ready(recipe: Recipe, algorithm: str | None, name: str) -> Recipe:
     changes: dict[str, Any] = {"scoring": scoring, "weighting": {"kind": "soft"}}
     if scoring["scorer"] != "uniform":
         kind = _WEIGHTING_OF.get(algorithm, recipe.weighting.kind)  # type: ignore[call-overload]
-        changes["weighting"] = recipe.weighting.model_dump(mode="json") if kind == recipe.weighting.kind else {"kind": kind}
+        changes["weighting"] = (
+            recipe.weighting.model_dump(mode="json") if kind == recipe.weighting.kind else {"kind": kind}
+        )
     if algorithm == "ntp":
         changes |= {"train.num_heads": 1, "train.head_warmup_steps": 0}
     return changed(recipe, changes, f"{name}, as the ready {algorithm}")

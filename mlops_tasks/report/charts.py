@@ -24,6 +24,10 @@ class Series:
     emphasis: float = 1.0
     """Opacity: lines of one family differ by it, in the dark too."""
     is_dashed: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
+    """An area behind the line: x, lower and upper end."""
+    kind: str | None = None
+    """Class in the style sheet, such as `baseline`; None: the accent colour."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> Markup:
     """Lines over a common x axis, with a legend below."""
-    points = [point for one in series for point in one.points]
+    points = [(x, y) for one in series for x, *ys in (*one.points, *one.band) for y in ys]
     x = _Scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT, _WIDTH - _RIGHT)
     bottom, top = min(p[1] for p in points), max(p[1] for p in points)
     margin = 0.06 * (top - bottom or abs(top) or 1.0)
@@ -92,20 +96,28 @@ def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -
 
 
 def _line(series: Series, x: _Scale, y: _Scale) -> Markup:
-    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in series.points)
-    shared = {"class_": "dashed" if series.is_dashed else None, "opacity": series.emphasis}
+    path = _path(series.points, x, y)
+    shared = {"class_": _class_of(series), "opacity": series.emphasis}
     if len(series.points) == 1:
         return element(
             "circle", cx=x(series.points[0][0]), cy=y(series.points[0][1]), r=3, class_="dot", opacity=series.emphasis
         )
-    return element("g", element("polyline", points=path, class_="line"), **shared)
+    edge = [(a, low) for a, low, _ in series.band] + [(a, high) for a, _, high in reversed(series.band)]
+    band = element("polygon", points=_path(edge, x, y), class_="band") if edge else None
+    return element("g", band, element("polyline", points=path, class_="line"), **shared)
+
+
+def _path(points: Sequence[tuple[float, float]], x: _Scale, y: _Scale) -> str:
+    return " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+
+
+def _class_of(series: Series) -> str | None:
+    return " ".join(filter(None, ("dashed" if series.is_dashed else None, series.kind))) or None
 
 
 def _legend(series: Iterable[Series]) -> Markup:
     keys = (
-        element(
-            "li", element("i", class_="dashed" if one.is_dashed else None, style=f"opacity:{one.emphasis:g}"), one.label
-        )
+        element("li", element("i", class_=_class_of(one), style=f"opacity:{one.emphasis:g}"), one.label)
         for one in series
     )
     return element("ul", keys, class_="legend")

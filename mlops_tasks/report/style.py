@@ -59,7 +59,7 @@ svg { display: block; width: 100%; height: auto; font-family: inherit; overflow:
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .tick { fill: var(--muted); font-size: 12px; } svg .axis { fill: var(--muted); font-size: 12.5px; }
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; } svg .dashed .line { stroke-dasharray: 5 4; }
 svg .bar { fill: var(--accent); opacity: .85; } svg .mark { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
-svg .dot { fill: var(--accent); }
+svg .dot { fill: var(--accent); } svg .band { fill: var(--accent); opacity: .16; } svg .baseline .line { stroke: var(--baseline); } svg .baseline .band { fill: var(--baseline); }
 svg .edge { fill: none; stroke: var(--muted); stroke-width: 1.4; opacity: .55; } svg .node { fill: var(--code); stroke: var(--line); } svg .label { fill: var(--ink); font-size: 14px; }
 .estimates { display: grid; grid-template-columns: max-content 1fr max-content; column-gap: 26px; align-items: center; font-size: 14.5px; }
 .estimates b { text-align: right; font-variant-numeric: tabular-nums; } .track, .axis { position: relative; height: 32px; display: block; } .axis { height: 20px; margin-top: 3px; color: var(--muted); font-size: 12.5px; }
@@ -70,7 +70,7 @@ svg .edge { fill: none; stroke: var(--muted); stroke-width: 1.4; opacity: .55; }
 .track.candidate { color: var(--candidate); } .track.baseline { color: var(--baseline); }
 .track .bar { top: 11px; bottom: auto; height: 10px; border-radius: 5px; min-width: 2px; background: var(--accent); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 0; margin: 6px 0 0; font-size: 13px; color: var(--muted); }
-.legend i { display: inline-block; width: 18px; border-top: 2.5px solid var(--accent); margin-right: 6px; vertical-align: middle; } .legend i.dashed { border-top-style: dashed; }
+.legend i { display: inline-block; width: 18px; border-top: 2.5px solid var(--accent); margin-right: 6px; vertical-align: middle; } .legend i.dashed { border-top-style: dashed; } .legend i.baseline { border-top-color: var(--baseline); }
 .legend b { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; } th { text-align: left; font-weight: 600; color: var(--muted); font-size: 13px; }

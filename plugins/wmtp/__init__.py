@@ -19,16 +19,18 @@ from mlops_tasks.config import Environment, load_environment
 from mlops_tasks.stage import Stage
 from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS
-from wmtp.local import LocalCleaning, LocalPlan, LocalRollback, LocalStage
+from wmtp.local import LocalCleaning, LocalComparisonPlan, LocalPlan, LocalRollback, LocalStage
 from wmtp.notices import callbacks
 from wmtp.task import DEFAULTS
-from wmtp.trigger import CHECKOUT, Cleaning, Rollback, Trigger
+from wmtp.trigger import CHECKOUT, Cleaning, Contest, Rollback, Trigger
 
 __all__ = [
     "DEFAULTS",
     "approval",
     "cleaning",
     "cleaning_params",
+    "comparison",
+    "comparison_params",
     "environment",
     "params",
     "rollback",
@@ -54,21 +56,28 @@ def params() -> dict[str, Param]:
 
 
 def stage(
-    task_id: str, *, index: XComArg | Sequence[int] | int | None = None, **operator: Any
+    task_id: str,
+    *,
+    index: XComArg | Sequence[int] | int | None = None,
+    cell: XComArg | str | None = None,
+    **operator: Any,
 ) -> BaseOperator | MappedOperator:
     """The operator of one task of the pipeline.
 
     Args:
         task_id: an id that `mlops_tasks.pipeline.task_named` knows, or `plan`.
         index: what the task is mapped over, or the one index that is wanted; None: it is not mapped.
+        cell: of a comparison: the cells that the task is mapped over, or the one that is wanted; None: it is a task of the run itself.
         operator: anything that an operator takes, such as `execution_timeout`.
     """
     kind = LocalPlan if task_id == "plan" else _kind_of(task_id)
     is_promotion = task_id == "promote"
     settings = {"task_id": task_id, **_common(promotes=is_promotion), **operator}
     settings |= {"outlets": [CHAMPIONS]} if is_promotion else {}
+    if isinstance(cell, XComArg):
+        return kind.partial(**settings).expand(cell=cell)
     if index is None or isinstance(index, int):
-        return kind(**settings, index=index or 0)
+        return kind(**settings, index=index or 0, cell=cell)
     # Airflow takes the length of any other sequence from its text.
     return kind.partial(**settings).expand(index=index if isinstance(index, XComArg) else list(index))
 
@@ -98,6 +107,20 @@ def _kind_of(task_id: str) -> type[BaseOperator]:
     what = pipeline.task_named(task_id).run
     kinds = {pipeline.TRAIN.name: JobStage, pipeline.JUDGE.name: SandboxStage}
     return kinds.get(what.name, PodStage) if isinstance(what, Stage) else PodStage
+
+
+def comparison(task_id: str, **operator: Any) -> BaseOperator:
+    """The operator that lays the cells of a comparison out, as the form says; its output is what `stage` is mapped over.
+
+    Args:
+        operator: anything that an operator takes, such as `execution_timeout`.
+    """
+    return LocalComparisonPlan(task_id=task_id, **_common(), **operator)
+
+
+def comparison_params() -> dict[str, Param]:
+    """The typed form of a comparison."""
+    return Contest.params()
 
 
 def rollback(task_id: str, **operator: Any) -> BaseOperator:

@@ -40,10 +40,10 @@ _HOUR = 3600.0
 class PodStage(StageTask, KubernetesPodOperator):
     """One task of the pipeline as a pod; a hit starts none."""
 
-    template_fields = ("index",)
+    template_fields = ("index", "cell")
     ui_color = "#e8f0fe"
 
-    def __init__(self, *, environment_file: str, index: int = 0, **operator: Any) -> None:
+    def __init__(self, *, environment_file: str, index: int = 0, cell: str | None = None, **operator: Any) -> None:
         cluster = load_environment(environment_file).kubernetes
         assert cluster is not None
         super().__init__(
@@ -56,15 +56,21 @@ class PodStage(StageTask, KubernetesPodOperator):
         )
         self.environment_file = environment_file
         self.index = index
+        self.cell = cell
         self._identity: Identity | None = None
 
     def execute(self, context: Context) -> Any:
         """Look up, or run, and say where the result is."""
         found = super().execute(context)
+        self.do_xcom_push = True  # only now: to the provider it means a sidecar
+        return found
+
+    def settle(self, run: Run, task: Task, context: Context) -> dict[str, Any]:
+        """Look one place of the task up, or run it in a pod."""
+        found = super().settle(run, task, context)
         if found["cache"] == "hit" and context["ti"].try_number > 1:
             # An earlier try's worker was killed, and what it had started ended well since.
-            self._delete(self._identity_in(load_environment(self.environment_file), context))
-        self.do_xcom_push = True  # only now: to the provider it means a sidecar
+            self._delete(self._identity_in(run.environment, context))
         return found
 
     def make(self, run: Run, task: Task, decision: Decision, context: Context) -> None:
@@ -94,7 +100,8 @@ class PodStage(StageTask, KubernetesPodOperator):
             self._delete(self._identity)
 
     def _identity_in(self, environment: Environment, context: Context) -> Identity:
-        return Identity(environment.deployment, self.dag_id, context["run_id"], self.task_id, self.index)
+        run = context["run_id"] if self.cell is None else f"{context['run_id']}/{self.cell}"
+        return Identity(environment.deployment, self.dag_id, run, self.task_id, self.index)
 
     def _run(self, environment: Environment, order: Order, context: Context) -> None:
         cluster = environment.kubernetes
@@ -194,7 +201,7 @@ class PodStage(StageTask, KubernetesPodOperator):
 class SandboxStage(PodStage):
     """A stage that runs what a model wrote: its pod has no credentials, and the operator holds the lease and commits."""
 
-    template_fields = ("index",)
+    template_fields = ("index", "cell")
 
     @staticmethod
     def in_sandbox(order: Order, variables: dict[str, str]) -> Order:
@@ -237,7 +244,7 @@ class SandboxStage(PodStage):
 class JobStage(PodStage, KubernetesJobOperator):
     """A training as a Job of as many pods as the environment says; a hit starts none."""
 
-    template_fields = ("index",)
+    template_fields = ("index", "cell")
 
     def order(self, run: Run, task: Task, decision: Decision, context: Context) -> Order:
         """What this task is to do in each pod."""

@@ -49,7 +49,7 @@ def links_of(run: Run, pointer: Pointer) -> dict[str, str]:
     """The addresses of all that a task has to show, by the name of the link."""
     links = {ManifestLink.name: _page(f"{pointer.prefix}/{MANIFEST}")} if pointer.prefix else {}
     if "path" in pointer.detail:
-        links[ReportLink.name] = _page(f"{run.prefix}/{REPORT}")
+        links[ReportLink.name] = _page(pointer.detail["path"].removeprefix(f"{run.store.uri}/"))
     logged, server = pointer.detail.get("mlflow"), _mlflow(run.environment.mlflow_uri)
     if logged and server:
         links[MlflowLink.name] = f"{server}/#/experiments/{logged['experiment_id']}/runs/{logged['run_id']}"

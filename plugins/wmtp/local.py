@@ -11,6 +11,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
+from mlops_tasks import algorithms
 from mlops_tasks.config import load_environment
 from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, WmtpError
 from mlops_tasks.stage import Decision, Run, Task
@@ -18,7 +19,7 @@ from mlops_tasks.store import Store
 from wmtp import task as stage_task
 from wmtp.process import Process
 from wmtp.task import StageTask, note_stop, refuse_if_stopped, stopped
-from wmtp.trigger import Cleaning, Rollback, Trigger
+from wmtp.trigger import Cleaning, Contest, Rollback, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +70,12 @@ class LocalProcess(BaseOperator):
 class LocalStage(StageTask, LocalProcess):
     """One task of the pipeline as a process; a hit starts none."""
 
-    template_fields = ("index",)
+    template_fields = ("index", "cell")
 
-    def __init__(self, *, index: int = 0, **operator: Any) -> None:
+    def __init__(self, *, index: int = 0, cell: str | None = None, **operator: Any) -> None:
         super().__init__(**operator)
         self.index = index
+        self.cell = cell
 
     def make(self, run: Run, task: Task, decision: Decision, context: Context) -> None:
         """Run `wmtp` as a process."""
@@ -115,6 +117,23 @@ class LocalPlan(LocalStage):
         arguments += [f"--set={override}" for override in trigger.overrides]
         arguments += ["--champion"] if self.only_champion else []
         return arguments + [f"--force={task}" for task in trigger.force]
+
+
+class LocalComparisonPlan(LocalProcess):
+    """Lays the cells of a comparison out; the return value is what the tasks below are mapped over."""
+
+    def execute(self, context: Context) -> list[str]:
+        """Check the trigger, write the specs, name the cells."""
+        refuse_if_stopped()
+        form, environment = Contest.of(context["params"]), load_environment(self.environment_file)
+        prefix = Run.prefix_of(environment, self.dag_id, context["run_id"])
+        log.info("plan: starts with %s", form.file)
+        self.run_process(self.command(form, f"{Store.of(environment).uri}/{prefix}/{algorithms.FILE}"))
+        return [cell.name for cell in algorithms.Cells.open(environment, prefix).plan.cells]
+
+    def command(self, form: Contest, uri: str) -> list[str]:
+        """The arguments of `wmtp` that lay them out."""
+        return ["comparison", "plan", f"--env={self.environment_file}", f"--spec={uri}", str(form.file)]
 
 
 class LocalCleaning(LocalProcess):

@@ -16,7 +16,7 @@ from typing import Any
 from airflow.sdk import Context, ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import algorithms, pipeline, stage
 from mlops_tasks.config import load_environment
 from mlops_tasks.errors import DataError, Interrupted, Unavailable, UserError
 from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
@@ -75,6 +75,8 @@ class StageTask:
     dag_id: str
     environment_file: str
     index: int
+    cell: str | None
+    """Of a comparison: the task is done in this cell of it, each of its indices after the other. None: it is a task of the run itself."""
     operator_extra_links: Collection[Any] = (ManifestLink(), ReportLink(), MlflowLink())
     links: Mapping[str, str] = MappingProxyType({})
     """Addresses by the name of the link, when the task has ended."""
@@ -92,6 +94,15 @@ class StageTask:
         refuse_if_stopped()
         run = Run.open(load_environment(self.environment_file), self._prefix(context))
         task = pipeline.task_named(self.task_id)
+        if self.cell is None:
+            return self.settle(run, task, context)
+        found = None
+        for self.index in [index for one, index in pipeline.places(run.spec) if one.id == task.id] or [0]:
+            found = self.settle(run, task, context)
+        return found
+
+    def settle(self, run: Run, task: Task, context: Context) -> dict[str, Any]:
+        """Look one place of the task up, or run it."""
         if self.index >= run.spec.fan_out.get(task.id, 1):
             raise AirflowSkipException(f"The spec of this run wants {run.spec.fan_out[task.id]} of {task.id}.")
         pointer = self._pointer(run, task, context)
@@ -119,7 +130,7 @@ class StageTask:
     @property
     def label(self) -> str:
         """The task, as people are told of it."""
-        return f"{self.task_id}[{self.index}]"
+        return f"{self.task_id}[{self.index}]" if self.cell is None else f"{self.cell}: {self.task_id}[{self.index}]"
 
     def _pointer(self, run: Run, task: Task, context: Context) -> Pointer:
         stage.apply_force(run, task, self.index, tasks=pipeline.TASKS)
@@ -136,4 +147,5 @@ class StageTask:
 
     def _prefix(self, context: Context) -> str:
         environment = load_environment(self.environment_file)
-        return Run.prefix_of(environment, self.dag_id, context["run_id"])
+        prefix = Run.prefix_of(environment, self.dag_id, context["run_id"])
+        return prefix if self.cell is None else algorithms.cell_prefix(prefix, self.cell)

@@ -19,6 +19,7 @@ from mlops_tasks.stage import Stage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _RECIPES = CHECKOUT / "configs" / "recipes"
+_COMPARISONS = CHECKOUT / "configs" / "comparisons"
 
 
 class Form(Settings):
@@ -65,8 +66,24 @@ class Trigger(Form):
     @property
     def recipe_file(self) -> Path:
         """Where the recipe lies; a relative path is below the checkout."""
-        is_name = Path(self.recipe).name == self.recipe and not self.recipe.endswith((".yaml", ".yml"))
-        return _RECIPES / f"{self.recipe}.yaml" if is_name else CHECKOUT / self.recipe
+        return _file(self.recipe, _RECIPES)
+
+
+class Contest(Form):
+    """The choices of one comparison of algorithms."""
+
+    comparison: str = Field("demo", examples=sorted(path.stem for path in _COMPARISONS.glob("*.yaml")))
+    """What to compare: a name in configs/comparisons, or the path of a file on the machine that runs Airflow."""
+
+    @property
+    def file(self) -> Path:
+        """Where the comparison lies; a relative path is below the checkout."""
+        return _file(self.comparison, _COMPARISONS)
+
+
+def _file(given: str, folder: Path) -> Path:
+    is_name = Path(given).name == given and not given.endswith((".yaml", ".yml"))
+    return folder / f"{given}.yaml" if is_name else CHECKOUT / given
 
 
 class Cleaning(Form):

@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 
+from mlops_tasks.pipeline import TASKS
+from mlops_tasks.stage import Stage
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 DAGS = sorted((CHECKOUT / "dags").glob("*.py"))
 
 READ = """
 import json, sys
 sys.path[:0] = ["plugins", "dags"]
-import evaluate_champion, housekeeping, model_rollback, wmtp_daily
+import evaluate_champion, housekeeping, model_rollback, wmtp_compare, wmtp_daily
 heavy = ("torch", "transformers", "mlflow", "optuna", "boto3", "pyarrow", "pandas", "numpy", "kubernetes")
 loaded = [name for name in heavy if name in sys.modules]
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag("dags")
-dag, back = bag.dags["wmtp_daily"], bag.dags["model_rollback"]
+dag, back, compare = bag.dags["wmtp_daily"], bag.dags["model_rollback"], bag.dags["wmtp_compare"]
 print("READ", json.dumps({
     "loaded": loaded,
     "errors": bag.import_errors,
@@ -38,6 +41,11 @@ print("READ", json.dumps({
         "tasks": [[task.task_id, sorted(task.downstream_task_ids), getattr(task, "index", None)] for task in bag.dags[id].tasks],
         "facts": [[task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md)] for task in bag.dags[id].tasks],
     } for id in ("evaluate_champion", "housekeeping")},
+    "compare": {
+        "schedule": str(compare.schedule), "doc": compare.doc_md, "params": compare.params.dump(),
+        "tasks": [[task.task_id, sorted(task.downstream_task_ids), task.is_mapped] for task in compare.tasks],
+        "facts": [[task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md), task.trigger_rule] for task in compare.tasks],
+    },
     "rollback": {
         "schedule": str(back.schedule), "doc": back.doc_md, "params": back.params.dump(),
         "tasks": [[task.task_id, task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md)] for task in back.tasks],
@@ -124,6 +132,22 @@ def test_a_rollback_is_one_task_that_is_started_by_hand(read: dict[str, Any]) ->
     assert (dag["schedule"], dag["params"]["version"]) == ("None", None)
     assert dag["tasks"] == [["roll_back", "wmtp", 2, "ExceptionRetryPolicy", True, True]]
     assert "Roll a model back" in dag["doc"]
+
+
+def test_a_comparison_is_the_stages_of_the_pipeline_mapped_over_its_cells(read: dict[str, Any]) -> None:
+    dag, stages = read["compare"], [task.id for task in TASKS.values() if isinstance(task.run, Stage)]
+    assert (dag["schedule"], dag["params"]) == ("None", {"comparison": "demo"})
+    assert [name for name, _, is_mapped in dag["tasks"] if is_mapped] == stages
+    assert (
+        dict((name, below) for name, below, _ in dag["tasks"])
+        == {
+            "plan": sorted(stages),  # which all read the names of the cells
+            **{name: [below] for name, below in zip(stages, [*stages[1:], "contrast"], strict=True)},
+            "contrast": [],
+        }
+    )
+    assert dag["doc"]
+    assert all(facts == ["wmtp", 2, "ExceptionRetryPolicy", True, True, "none_failed"] for facts in dag["facts"])
 
 
 def test_the_champion_is_evaluated_every_week_and_nothing_else_is_done(read: dict[str, Any]) -> None:
