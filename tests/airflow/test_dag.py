@@ -139,7 +139,7 @@ def test_a_comparison_is_the_stages_of_the_pipeline_mapped_over_its_cells(read: 
     assert (dag["schedule"], dag["params"]) == ("None", {"comparison": "demo"})
     assert [name for name, _, is_mapped in dag["tasks"] if is_mapped] == stages
     assert (
-        dict((name, below) for name, below, _ in dag["tasks"])
+        {name: below for name, below, _ in dag["tasks"]}
         == {
             "plan": sorted(stages),  # which all read the names of the cells
             **{name: [below] for name, below in zip(stages, [*stages[1:], "contrast"], strict=True)},
