@@ -34,7 +34,7 @@ ui: $(READY) ## open Airflow and MLflow on localhost, until Ctrl-C
 	@$(BIN)/python -m scripts.ui
 
 test: $(READY) ## run all tests, with branch coverage and its floor
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff format --check
