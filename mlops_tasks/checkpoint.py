@@ -1,53 +1,169 @@
 """Training checkpoints: small commits of their own below a training's prefix, so that an interrupted one goes on exactly.
 
-    <prefix>/checkpoints/step-00000100/   state.pt: model, optimiser, and whatever else `training` hands over
+    <prefix>/checkpoints/step-00000100/   rank-00000.pt, …: what each rank has of the tensors; the first file also has the rest
     <prefix>/checkpoints/latest.json      the last step, and the token of the lease under which it was written
 
-Owns which steps are there, which of them are whole, and which are kept. What has to be in a state is `training`'s; removing all
-of them after the training is committed is the runtime's. Only rank 0 writes, and only as long as nobody took over: `latest.json`
-moves under its lease alone, and a step beyond it counts for nothing.
+Owns how a state gets into the store while the training goes on, which steps are there, which of them are whole, and which are kept. What
+has to be in a state is `training`'s, which rank has what of a tensor `parallel`'s; removing all of them after the training is committed is
+the runtime's. Every rank writes its own file; rank 0 alone commits, and only as long as nobody took over: `latest.json` moves under its
+lease alone, and a step beyond it counts for nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import torch
+from torch import Tensor
 
-from mlops_tasks import lease
+from mlops_tasks import distributed, lease
 from mlops_tasks.errors import DataError
-from mlops_tasks.store import Artifact, Store
+from mlops_tasks.store import Artifact, Draft, Store
 
 log = logging.getLogger(__name__)
 
-STATE = "state.pt"
+R = TypeVar("R")
+
+Slab = tuple[int, Tensor]
+"""Some rows of a tensor, and which is the first of them."""
 
 
-def save(store: Store, prefix: str, state: Mapping[str, Any], *, step: int, best_step: int | None, token: int) -> None:
-    """Commit the state after `step` optimiser steps, without a local copy; a step that is there already stays as it is.
+@dataclass(frozen=True)
+class Part:
+    """What one rank adds to a checkpoint."""
+
+    slabs: Mapping[str, Slab]
+    """By name of the tensor; on the CPU, and changed by nobody any more."""
+    rest: Mapping[str, Any]
+    """Numbers, strings, and lists and dicts of them; rank 0's counts."""
+
+
+class Saver:
+    """Commits a training's checkpoints beside its steps, one at a time; all ranks do the same with theirs.
 
     Args:
         store: where the training itself will be committed.
         prefix: of the training.
-        state: tensors, numbers, strings, and lists and dicts of them.
-        step: optimiser steps done.
-        best_step: an earlier checkpoint, or this one, that the result may have to be taken from; it is kept as long as this one.
         token: of the lease under which this process works.
-
-    Raises:
-        Unavailable: another process took over this training.
+        keep_last: checkpoints that are kept, beside the best ones that they need.
     """
-    lease.require(store, prefix, token)
-    at = _prefix(prefix, step)
-    if store.find(at) is None:
-        draft = store.begin(at)
-        with draft.stream(STATE) as stream:
-            torch.save(dict(state), stream)
-        store.commit(draft, {"step": step, "best_step": best_step})
-    lease.point(store, prefix, {"step": step}, token=token)
+
+    def __init__(self, store: Store, prefix: str, *, token: int, keep_last: int) -> None:
+        self._store, self._prefix, self._token, self._keep_last = store, prefix, token, keep_last
+        self._aside = distributed.Aside()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A rank that fails ends at once: it may be for want of it that another one's save does not.
+        self._pool.shutdown(wait=error is None or distributed.num_ranks() == 1)
+
+    def begin(self, part: Part, *, step: int, best_step: int | None) -> None:
+        """Save the state after `step` optimiser steps, when the one before is saved.
+
+        Args:
+            part: of this rank.
+            step: optimiser steps done.
+            best_step: an earlier checkpoint, or this one, that the result may have to be taken from; it is kept as long as this one.
+
+        Raises:
+            Unavailable: another process took over this training; this may come with any later call.
+        """
+        self.wait()
+        at = _prefix(self._prefix, step)
+        draft = self._store.begin(at) if distributed.rank() == 0 else None
+        attempt = distributed.broadcast(draft.attempt if draft else "")
+        mine = draft or self._store.joined(at, attempt)
+        self._running = self._pool.submit(self._save, mine, part, {"step": step, "best_step": best_step})
+
+    def check(self) -> None:
+        """Fail if a save did."""
+        if self._running is not None and self._running.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all is saved that was begun, or failed to be."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def _save(self, draft: Draft, part: Part, record: dict[str, Any]) -> None:
+        told = self._together(lambda: self._write(draft, part))
+        if told is None or distributed.rank() > 0:
+            return
+        if self._store.find(draft.prefix) is None:
+            draft.streamed[:] = told
+            self._store.commit(draft, record)
+        else:
+            self._store.abandon(draft)
+        lease.point(self._store, self._prefix, {"step": record["step"]}, token=self._token)
+        prune(self._store, self._prefix, keep_last=self._keep_last)
+
+    def _write(self, draft: Draft, part: Part) -> dict[str, Any]:
+        """Put this rank's file into the store; returns its entry in the manifest."""
+        if distributed.rank() == 0:
+            lease.require(self._store, self._prefix, self._token)
+        with draft.stream(f"rank-{distributed.rank():05d}.pt") as stream:
+            torch.save({"slabs": dict(part.slabs), "rest": dict(part.rest)}, stream)
+        return draft.streamed[-1]
+
+    def _together(self, action: Callable[[], R]) -> list[R] | None:
+        """What an action gave on each rank; None where it failed on another one, which will end this one too."""
+        found, failure = None, None
+        try:
+            found = action()
+        except Exception as error:
+            failure = error
+        told = self._aside.gather((found, failure is None))
+        if failure is not None:
+            raise failure
+        return [one for one, _ in told] if all(is_done for _, is_done in told) else None  # type: ignore[misc]
+
+
+class Saved:
+    """A checkpoint to go on from; tensors are read by rows, and only those that are asked for.
+
+    Args:
+        artifact: whole.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        paths = artifact.paths(artifact.names)
+        self._files = [torch.load(path, map_location="cpu", mmap=True, weights_only=True) for path in paths]
+        self.rest: dict[str, Any] = self._files[0]["rest"]
+
+    @cached_property
+    def _slabs(self) -> dict[str, list[Slab]]:
+        found: dict[str, list[Slab]] = {}
+        for file in self._files:
+            for name, slab in file["slabs"].items():
+                found.setdefault(name, []).append(slab)
+        return {name: sorted(slabs, key=lambda slab: slab[0]) for name, slabs in found.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self._slabs)
+
+    def rows(self, name: str, first: int = 0, num: int | None = None) -> Tensor:
+        """Some rows of a tensor, or all of it; a copy of no more than these."""
+        slabs = self._slabs[name]
+        if slabs[0][1].ndim == 0 or (num is None and len(slabs) == 1):
+            return slabs[0][1]
+        end = slabs[-1][0] + len(slabs[-1][1]) if num is None else first + num
+        return torch.cat([rows[max(0, first - start) : max(0, end - start)] for start, rows in slabs])
 
 
 def steps(store: Store, prefix: str) -> list[int]:
@@ -55,8 +171,8 @@ def steps(store: Store, prefix: str) -> list[int]:
     return sorted(_complete(store, prefix))
 
 
-def load(store: Store, prefix: str, step: int) -> dict[str, Any]:
-    """The state that was committed at a step, on the CPU.
+def load(store: Store, prefix: str, step: int) -> Saved:
+    """The state that was committed at a step.
 
     Raises:
         DataError: it is not there, or its bytes are not those that were committed.
@@ -66,8 +182,7 @@ def load(store: Store, prefix: str, step: int) -> dict[str, Any]:
         raise DataError(
             f"{store.uri}/{_prefix(prefix, step)} is not whole any more. Start the task again: it goes on from another checkpoint."
         )
-    state: dict[str, Any] = torch.load(artifact.path(STATE), map_location="cpu", mmap=True, weights_only=True)
-    return state
+    return Saved(artifact)
 
 
 def newest(store: Store, prefix: str) -> int | None:
@@ -97,7 +212,7 @@ def _verified(store: Store, prefix: str) -> Artifact:
     artifact = store.find(prefix)
     if artifact is None:
         raise DataError(f"{store.uri}/{prefix} is not whole any more.")
-    artifact.path(STATE)
+    artifact.paths(artifact.names)
     return artifact
 
 

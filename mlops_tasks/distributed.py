@@ -175,6 +175,22 @@ def gather(value: R) -> list[R]:
     return values
 
 
+class Aside:
+    """What ranks say to one another beside their steps, each from one thread of its own; all ranks make one at the same time."""
+
+    def __init__(self) -> None:
+        # Of its own, so that it is not mixed up with what the steps say meanwhile.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+    def gather(self, value: R) -> list[R]:
+        """What every rank gave, by rank; small picklable values."""
+        if self._group is None:
+            return [value]
+        values: list[R] = [value] * num_ranks()
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     sum_over_ranks(torch.zeros(1))

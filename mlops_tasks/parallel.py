@@ -1,25 +1,25 @@
 """One model on all ranks: whole on each of them (`ddp`), or a part on each (`fsdp`).
 
 Owns where parameters, gradients and the optimiser's state lie, when gradients are summed, and a training's state in one form whatever the
-number of ranks and the way: `model` and `optimizer` by parameter name, whole, on the CPU of rank 0, without what is frozen. So a training
-goes on with other ranks or the other way. The processes are `distributed`'s, what is in a checkpoint beside this is `training`'s.
+number of ranks and the way: rows of tensors by parameter name, without what is frozen. So a training goes on with other ranks or the other
+way. The processes are `distributed`'s, how a state is kept `checkpoint`'s, what is in it beside this `training`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mlops_tasks import distributed
+from mlops_tasks.checkpoint import Saved, Slab
 from mlops_tasks.corpus import MicroBatch
 from mlops_tasks.objective import StepSums, WeightedLoss
 
@@ -78,44 +78,86 @@ class Parallel:
         """The model's `state_dict`, whole on rank 0; all ranks call it."""
         return {name: _whole(value) for name, value in self.loss.model.state_dict().items()}
 
-    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What `load` goes on from, on rank 0; all ranks call it."""
+    def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Slab]:
+        """This rank's part of what `load` goes on from: copies on the CPU, by name; all ranks call it.
+
+        What is spread is told by each rank's rows, and of the rest each tensor by one rank, so that all have as much to write.
+        """
         if isinstance(self._module, FSDPModule):
             # After a forward without a backward the parameters are whole, and others than those that the optimiser knows.
             self._module.reshard()
-        states = {name: optimizer.state.get(parameter, {}) for name, parameter in _learnt(self.loss.model)}
-        moments = {name: {key: _whole(value) for key, value in state.items()} for name, state in states.items()}
-        model = {name: _whole(value) for name, value in _without_frozen(self.loss.model).items()}
-        return {"model": model, "optimizer": moments}
+        found = {f"model/{name}": value for name, value in _kept(self.loss.model).items()}
+        for name, parameter in _learnt(self.loss.model):
+            found |= {f"{key}/{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
+        writers = _shared_out({name: value.nbytes for name, value in found.items() if not isinstance(value, DTensor)})
+        return {
+            name: (_first_row(value), _local(value).to("cpu", copy=True))
+            for name, value in found.items()
+            if writers.get(name, distributed.rank()) == distributed.rank()
+        }
 
-    def load(self, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        """Go on from what `state` gave on rank 0; all ranks call it with the same."""
+    def load(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
+        """Go on from what `state` gave on all ranks, whichever they were; all ranks call it with the same."""
         model = self.loss.model
+        kinds: dict[str, list[str]] = {}
+        for kind, _, name in (one.partition("/") for one in saved.names):
+            kinds.setdefault(name, []).append(kind)
         with torch.no_grad():
-            for name, own in _without_frozen(model).items():
-                own.copy_(_like(state["model"][name], own))
-        for name, parameter in _learnt(model):
-            moments = state["optimizer"][name]
-            optimizer.state[parameter] = {
-                key: _like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
-                for key, value in moments.items()
-            }
+            for name, own in _kept(model).items():
+                _fill(own, saved, f"model/{name}")
+            for name, parameter in _learnt(model):
+                optimizer.state[parameter] = {
+                    kind: _moment(saved, f"{kind}/{name}", parameter) for kind in kinds[name] if kind != "model"
+                }
 
 
 def _learnt(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def _without_frozen(model: nn.Module) -> dict[str, Tensor]:
-    """The `state_dict` without what a training does not change, since it is in the model that it begins with."""
-    all_names = model.named_parameters(remove_duplicate=False)
-    frozen = {name for name, parameter in all_names if not parameter.requires_grad}
-    # A quantized weight has scales in the `state_dict`, below its own name.
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if frozen.isdisjoint(accumulate(name.split("."), "{}.{}".format))
-    }
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """The `state_dict` with what is tied only once, and without what a training does not change: that is in the model it begins with."""
+    names = {name for name, _ in (*_learnt(model), *model.named_buffers())}
+    return {name: value for name, value in model.state_dict().items() if name in names}
+
+
+def _shared_out(num_bytes: Mapping[str, int]) -> dict[str, int]:
+    """Which rank writes which tensor: the largest first, each to the rank that has the least so far."""
+    loads = [0] * distributed.num_ranks()
+    found = {}
+    for name in sorted(num_bytes, key=lambda name: (-num_bytes[name], name)):
+        found[name] = loads.index(min(loads))
+        loads[found[name]] += num_bytes[name]
+    return found
+
+
+def _local(value: Tensor) -> Tensor:
+    """This rank's rows of a tensor, or all of one that is not spread."""
+    return value.to_local() if isinstance(value, DTensor) else value.detach()
+
+
+def _first_row(value: Tensor) -> int:
+    """Which row of a tensor is the first that this rank has."""
+    if not isinstance(value, DTensor):
+        return 0
+    assert value.placements == (Shard(0),), f"rows are spread as {value.placements}"
+    first = min(len(value), distributed.rank() * -(-len(value) // distributed.num_ranks()))
+    assert len(_local(value)) == min(len(value) - first, -(-len(value) // distributed.num_ranks()))
+    return first
+
+
+def _fill(own: Tensor, saved: Saved, name: str) -> None:
+    local = _local(own)
+    local.copy_(saved.rows(name, _first_row(own), len(local)) if own.ndim else saved.rows(name))
+
+
+def _moment(saved: Saved, name: str, parameter: nn.Parameter) -> Tensor:
+    """A part of the optimiser's state, spread as the parameter is if it is as large."""
+    if name.startswith("step/"):
+        return saved.rows(name).to(parameter.device, copy=True)
+    moment = torch.zeros_like(parameter, requires_grad=False)
+    _fill(moment, saved, name)
+    return moment
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -124,13 +166,6 @@ def _whole(value: Tensor) -> Tensor:
         return value
     whole = value.full_tensor()
     return whole.cpu() if distributed.rank() == 0 else whole[:0]
-
-
-def _like(whole: Tensor, own: Tensor) -> Tensor:
-    """This rank's part of a tensor."""
-    if not isinstance(own, DTensor):
-        return whole.to(own.device)
-    return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 def _shard(loss: WeightedLoss) -> None:

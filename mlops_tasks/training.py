@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from mlops_tasks import adapters, checkpoint, distributed, precision
 from mlops_tasks.calibration import Bin, bins_of, no_sums
+from mlops_tasks.checkpoint import Saver
 from mlops_tasks.config import LowRank, QLora, Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
@@ -156,12 +157,14 @@ class _Training:
         self.progress = Progress()
         self.scale = LossScale.of(self.lesson.train.precision)
         self.watcher: Watcher | None = None
+        self.saver = Saver(attempt.store, attempt.prefix, token=attempt.token, keep_last=self.resources.keep_last)
+        self.saved_step: int | None = None
 
     def run(self) -> dict[str, Any]:
         """All steps that are left, and the result."""
         resumed_from = self._resume()
         started, tokens_before = time.monotonic(), self.progress.num_tokens
-        with self._watched() as bar:
+        with self.saver, self._watched() as bar:
             if resumed_from is None:
                 self._validate()
             while not self._is_done:
@@ -169,6 +172,7 @@ class _Training:
                 line = self._learn(micro_batches, num_targets_H)
                 bar.advance(f"loss {line['loss']:.4f}" if "loss" in line else "left out")
                 self._after_step(line)
+            self.saver.wait()
         tokens_per_second = (self.progress.num_tokens - tokens_before) / (time.monotonic() - started)
         return self._finish() | {"resumed_from": resumed_from, "tokens_per_second": round(tokens_per_second, 1)}
 
@@ -210,6 +214,7 @@ class _Training:
 
     def _next_batch(self) -> tuple[list[MicroBatch], Tensor]:
         """This rank's micro-batches of the step, and N_k over all ranks; here is where all ranks stop together."""
+        self.saver.check()
         micro_batches = self._share(self.corpus.of_step(self.progress.step), self.corpus.values)
         own_H = torch.stack([micro.num_targets_H() for micro in micro_batches]).sum(0)
         wishes = torch.tensor([int(distributed.stop_requested())])
@@ -284,6 +289,7 @@ class _Training:
         train, progress = self.lesson.train, self.progress
         where = f"Step {progress.step + 1} of {self.corpus.num_steps}: the {fault}."
         if progress.num_skipped >= train.skip_bad_batches:
+            self.saver.wait()
             kept = checkpoint.steps(self.attempt.store, self.attempt.prefix)
             raise DataError(
                 f"{where} {progress.num_skipped} of {train.skip_bad_batches} such steps were left out before, and the last checkpoint is "
@@ -374,14 +380,15 @@ class _Training:
         return precision.autocast(self.device, self.lesson.train.precision)
 
     def _save_checkpoint(self) -> None:
+        """Begin to save the state as it is now, unless that is done."""
         progress, keeps_best = self.progress, self.lesson.train.keep == "best"
-        state = {**self.parallel.state(self.optimizer), "progress": asdict(progress), "loss_scale": asdict(self.scale)}
-        if not self.is_first:
+        if progress.step == self.saved_step:
             return
-        place = (self.attempt.store, self.attempt.prefix)
-        best_step = progress.best_step if keeps_best else None
-        checkpoint.save(*place, state, step=progress.step, best_step=best_step, token=self.attempt.token)
-        checkpoint.prune(*place, keep_last=self.resources.keep_last)
+        self.saver.wait()  # two copies of the state would be too many
+        rest = {"progress": asdict(progress), "loss_scale": asdict(self.scale)}
+        part = checkpoint.Part(self.parallel.state(self.optimizer), rest)
+        self.saver.begin(part, step=progress.step, best_step=progress.best_step if keeps_best else None)
+        self.saved_step = progress.step
 
     def _resume(self) -> int | None:
         """Go on from the newest checkpoint that is whole; returns its step."""
@@ -395,13 +402,15 @@ class _Training:
         return step
 
     def _load(self, step: int) -> None:
-        state = checkpoint.load(self.attempt.store, self.attempt.prefix, step)
-        self.parallel.load(state, self.optimizer)
-        self.progress, self.scale = Progress(**state["progress"]), LossScale(**state["loss_scale"])
+        saved = checkpoint.load(self.attempt.store, self.attempt.prefix, step)
+        self.parallel.load(saved, self.optimizer)
+        self.progress, self.scale = Progress(**saved.rest["progress"]), LossScale(**saved.rest["loss_scale"])
+        self.saved_step = step
 
     def _stop(self) -> NoReturn:
         self._save_checkpoint()
-        distributed.barrier()  # a rank that ends first ends the others, and rank 0 may still be writing
+        self.saver.wait()
+        distributed.barrier()  # a rank that ends first ends the others, which may still be writing
         raise Interrupted(
             f"The training was stopped at step {self.progress.step} of {self.corpus.num_steps}, and a checkpoint is committed. "
             "Start the task again and it resumes."

@@ -16,7 +16,7 @@ from mlops_tasks.adapters import Adapter, linear_layers, quantized
 from mlops_tasks.config import Lora, QLora
 from mlops_tasks.errors import UserError
 from mlops_tasks.model import MtpModel
-from mlops_tasks.parallel import _without_frozen
+from mlops_tasks.parallel import _kept
 from mlops_tasks.pretrained import load_quantized
 
 LORA = Lora(kind="lora", rank=4, alpha=12)
@@ -151,7 +151,7 @@ def require_same_logits_of_four_bits(folder: Path, device: torch.device, toleran
             if one.requires_grad:
                 one.add_(0.1 * torch.randn_like(one))
     assert model.num_parameters() - model.num_trainable() == plain.num_parameters()
-    assert not [name for name in _without_frozen(model) if "lora_" not in name and not name.startswith("heads.")]
+    assert not [name for name in _kept(model) if "lora_" not in name and not name.startswith("heads.")]
     model.save(folder, adapter.merged(model.state_dict()))
     saved = AutoModelForCausalLM.from_pretrained(folder / "model").to(device)
     assert not hasattr(saved.config, "quantization_config")

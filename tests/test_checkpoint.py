@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import boto3
 import pytest
@@ -13,6 +17,7 @@ import torch
 from s3_server import BUCKET, S3Server
 
 from mlops_tasks import checkpoint, lease
+from mlops_tasks.checkpoint import Part, Saved, Saver
 from mlops_tasks.config import S3Access
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.store import Store
@@ -29,20 +34,24 @@ def store(tmp_path: Path) -> Store:
 
 def save(store: Store, *steps: int, best: int | None = None) -> None:
     for step in steps:
-        checkpoint.save(store, PREFIX, state(step), step=step, best_step=best, token=1)
+        save_part(store, state(step), step=step, best=best)
 
 
-def state(step: int) -> dict[str, Any]:
-    return {
-        "model": {"w": torch.full((2,), float(step))},
-        "progress": {"step": step, "curves": ["a", "b"], "best": None},
-    }
+def save_part(store: Store, part: Part, *, step: int = 1, best: int | None = None, keep_last: int = 9) -> None:
+    with Saver(store, PREFIX, token=1, keep_last=keep_last) as saver:
+        saver.begin(part, step=step, best_step=best)
+        saver.wait()
+
+
+def state(step: int) -> Part:
+    progress = {"step": step, "curves": ["a", "b"], "best": None}
+    return Part({"w": (0, torch.full((2,), float(step)))}, {"progress": progress})
 
 
 def file_of(store: Store, step: int) -> Path:
     artifact = store.find(f"{PREFIX}/checkpoints/step-{step:08d}")
     assert artifact
-    return artifact.path("state.pt")
+    return artifact.path("rank-00000.pt")
 
 
 class Full(io.FileIO):
@@ -63,8 +72,71 @@ def test_a_disk_that_is_full_is_said_to_be_full(store: Store, monkeypatch: pytes
 def test_state_comes_back_as_it_was(store: Store) -> None:
     save(store, 7)
     found = checkpoint.load(store, PREFIX, 7)
-    assert found["model"]["w"].tolist() == [7.0, 7.0]
-    assert found["progress"] == state(7)["progress"]
+    assert found.names == ["w"]
+    assert found.rows("w").tolist() == [7.0, 7.0]
+    assert found.rest == state(7).rest
+
+
+def test_rows_are_put_together_from_the_files_that_have_them(store: Store) -> None:
+    draft = store.begin(f"{PREFIX}/checkpoints/step-00000001")
+    table = torch.arange(14.0).view(7, 2)
+    for number, (first, end) in enumerate([(0, 3), (3, 6), (6, 7), (7, 7)]):
+        slabs = {"table": (first, table[first:end].clone())} | (
+            {"count": (0, torch.tensor(5.0))} if number == 2 else {}
+        )
+        with draft.stream(f"rank-{number:05d}.pt") as stream:
+            torch.save({"slabs": slabs, "rest": {}}, stream)
+    saved = Saved(store.commit(draft, {"step": 1, "best_step": None}))
+    assert torch.equal(saved.rows("table"), table)
+    for first in range(7):
+        for end in range(first, 8):
+            assert torch.equal(saved.rows("table", first, end - first), table[first:end])
+    assert saved.rows("count").item() == 5
+
+
+class Slow(FolderBackend):
+    """A store that takes a file only when it may."""
+
+    may = threading.Event()
+
+    @contextmanager
+    def sink(self, name: str) -> Iterator[BinaryIO]:
+        assert self.may.wait(30)
+        with super().sink(name) as stream:
+            yield stream
+
+
+def test_the_training_goes_on_while_a_checkpoint_is_saved_and_only_one_is_at_a_time(
+    store: Store, tmp_path: Path
+) -> None:
+    slow = Store(Slow(tmp_path))
+    with Saver(slow, PREFIX, token=1, keep_last=9) as saver:
+        saver.begin(state(1), step=1, best_step=None)
+        saver.check()
+        assert checkpoint.steps(store, PREFIX) == []
+        threading.Timer(0.2, Slow.may.set).start()
+        saver.begin(state(2), step=2, best_step=None)
+        assert checkpoint.steps(store, PREFIX)[0] == 1
+        saver.wait()
+    assert checkpoint.steps(store, PREFIX) == [1, 2]
+
+
+def check_until_it_fails(saver: Saver) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        saver.check()
+        time.sleep(0.01)
+
+
+def test_a_save_that_failed_is_told_at_the_next_step_and_moves_nothing(store: Store) -> None:
+    save(store, 1)
+    lease.point(store, PREFIX, {"step": 1}, token=2)
+    saver = Saver(store, PREFIX, token=1, keep_last=9)
+    saver.begin(state(2), step=2, best_step=None)
+    with pytest.raises(Unavailable, match="another process has taken over"), saver:
+        check_until_it_fails(saver)
+    assert store.read_json(f"{PREFIX}/checkpoints/latest.json") == {"step": 1, "token": 2}
+    assert checkpoint.steps(store, PREFIX) == [1]
 
 
 def test_newest_is_by_step_and_none_without_any(store: Store) -> None:
@@ -79,7 +151,7 @@ def test_truncated_changed_and_uncommitted_ones_are_passed_over(store: Store) ->
     file_of(store, 3).write_bytes(b"short")
     same_size = file_of(store, 2)
     same_size.write_bytes(bytes(len(same_size.read_bytes())))
-    (store.begin(f"{PREFIX}/checkpoints/step-00000004").folder / "state.pt").write_bytes(b"never committed")
+    (store.begin(f"{PREFIX}/checkpoints/step-00000004").folder / "rank-00000.pt").write_bytes(b"never committed")
     assert checkpoint.newest(store, PREFIX) == 1
 
 
@@ -101,7 +173,7 @@ def test_broken_one_is_written_anew(store: Store) -> None:
     file_of(store, 5).write_bytes(b"short")
     assert checkpoint.newest(store, PREFIX) is None
     save(store, 5)
-    assert checkpoint.load(store, PREFIX, 5)["progress"]["step"] == 5
+    assert checkpoint.load(store, PREFIX, 5).rest["progress"]["step"] == 5
 
 
 def test_one_whose_best_is_gone_is_of_no_use(store: Store) -> None:
@@ -135,8 +207,7 @@ def test_on_s3_each_object_of_a_checkpoint_has_the_tag_of_the_lifecycle_rule_and
     s3: S3Server, tmp_path: Path
 ) -> None:
     store = Store.open(f"s3://{BUCKET}/tagged", S3Access.model_validate(s3.access(tmp_path)))
-    weights = {**state(1), "large": torch.zeros(5 * 2**20)}  # 20 MiB: more than one part
-    checkpoint.save(store, PREFIX, weights, step=1, best_step=None, token=1)
+    save_part(store, Part({"large": (0, torch.zeros(5 * 2**20))}, {}))  # 20 MiB: more than one part
     draft = store.begin(PREFIX)
     (draft.folder / "model.safetensors").write_bytes(b"weights")
     store.commit(draft, {})
@@ -146,7 +217,7 @@ def test_on_s3_each_object_of_a_checkpoint_has_the_tag_of_the_lifecycle_rule_and
     assert {name: tag for name, tag in tags.items() if "/checkpoints/" in name and tag != CHECKPOINT_TAG} == {}
     assert {name: tag for name, tag in tags.items() if "/checkpoints/" not in name and tag} == {}
     assert sorted(Path(name).name for name in tags) == [
-        "latest.json", "manifest.json", "manifest.json", "model.safetensors", "state.pt",
+        "latest.json", "manifest.json", "manifest.json", "model.safetensors", "rank-00000.pt",
     ]  # fmt: skip
 
 

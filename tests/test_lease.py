@@ -172,29 +172,35 @@ def test_a_holder_of_this_machine_that_was_killed_is_followed_at_once(store: Sto
     assert time.monotonic() - started < 30
 
 
+def save(store: Store, *, step: int, token: int) -> None:
+    with checkpoint.Saver(store, PREFIX, token=token, keep_last=9) as saver:
+        saver.begin(checkpoint.Part({"w": (0, torch.ones(2))}, {}), step=step, best_step=None)
+        saver.wait()
+
+
 def test_one_that_was_out_of_touch_writes_no_checkpoint_any_more(store: Store) -> None:
     with hold(store) as zombie:
         lease.require(store, PREFIX, zombie.token)
-        checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=1, best_step=None, token=zombie.token)
+        save(store, step=1, token=zombie.token)
         elsewhere(store, token=zombie.token + 1)
         with pytest.raises(Unavailable, match=r"process 1 on far for dag/other has taken over \(token 2 against 1\)"):
-            checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=2, best_step=None, token=zombie.token)
+            save(store, step=2, token=zombie.token)
     assert checkpoint.steps(store, PREFIX) == [1]
     assert state(store)["token"] == 2, "a lease that is lost is not let go"
 
 
 def test_a_checkpoint_does_not_move_the_pointer_of_a_later_holder(store: Store) -> None:
-    checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=4, best_step=None, token=3)
+    save(store, step=4, token=3)
     with pytest.raises(Unavailable, match="its checkpoints count"):
-        checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=5, best_step=None, token=2)
+        save(store, step=5, token=2)
     assert store.read_json(f"{PREFIX}/checkpoints/latest.json") == {"step": 4, "token": 3}
 
 
 def test_a_lease_that_was_removed_by_hand_goes_on_from_the_token_of_the_pointer(store: Store) -> None:
-    checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=4, best_step=None, token=3)
+    save(store, step=4, token=3)
     with hold(store) as mine:
         assert mine.token == 4
-        checkpoint.save(store, PREFIX, {"w": torch.ones(2)}, step=5, best_step=None, token=mine.token)
+        save(store, step=5, token=mine.token)
     assert checkpoint.newest(store, PREFIX) == 5
 
 

@@ -25,6 +25,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from train_process import ClosedToRank1
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -40,7 +41,7 @@ from mlops_tasks.config import Environment, SoftWeights, Text, Train, TrainResou
 from mlops_tasks.corpus import MicroBatch
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
 from mlops_tasks.data.tokens import Example, Row, encode
-from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, UserError
+from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, Unavailable, UserError
 from mlops_tasks.loss import at_tokens, token_losses
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
@@ -434,6 +435,14 @@ def test_lost_rank_ends_the_other_with_an_interruption(given: Given, processes: 
         time.sleep(0.1)
 
 
+def test_a_checkpoint_that_one_rank_cannot_save_ends_all_with_its_error(given: Given, processes: Processes) -> None:
+    attempt = long(given, "closed", num_ranks=2)
+    closed = replace(attempt, store=Store(ClosedToRank1(Path(given.store.uri))))
+    assert processes.end(processes.start(closed)) == Unavailable.exit_code
+    assert attempt.folder.with_suffix(".error").read_text() == "Rank 1 of 2: The store is closed to rank 1."
+    assert checkpoints(attempt) == []
+
+
 def test_bad_scores_end_two_ranks_with_65_and_name_the_problem(
     given: Given, processes: Processes, store: Store
 ) -> None:
@@ -552,7 +561,7 @@ def test_broken_checkpoint_is_passed_over(given: Given, monkeypatch: pytest.Monk
         training.train(parts[0])
     newest = given.store.find(f"{parts[0].prefix}/checkpoints/step-00000003")
     assert newest
-    newest.path("state.pt").write_bytes(b"short")
+    newest.path("rank-00000.pt").write_bytes(b"short")
     assert training.train(parts[1])["resumed_from"] == 2
     assert files(parts[1]) == files(unbroken)
 
@@ -665,8 +674,9 @@ def test_patience_stops_and_best_is_what_is_kept(given: Given) -> None:
     assert metrics["validation_nats_after"] == validations[best]
     kept = MtpModel.load(attempt.folder / "model", num_heads=3, seed=0)
     kept.load_heads(attempt.folder / "heads.safetensors")
-    state = checkpoint.load(given.store, attempt.prefix, best)["model"]
-    assert all(torch.equal(value, state[name]) for name, value in kept.state_dict().items())
+    saved = checkpoint.load(given.store, attempt.prefix, best)
+    for name, value in kept.named_parameters():
+        assert torch.equal(value, saved.rows(f"model/{name}"))
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])

@@ -10,10 +10,22 @@ import logging
 import os
 import pickle
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
-from mlops_tasks import logs, training
-from mlops_tasks.errors import WmtpError
+from mlops_tasks import distributed, logs, training
+from mlops_tasks.errors import Unavailable, WmtpError
+from mlops_tasks.store.backend import FolderBackend
+
+
+class ClosedToRank1(FolderBackend):
+    """A store that takes no checkpoint of the second rank."""
+
+    def sink(self, name: str) -> AbstractContextManager[BinaryIO]:
+        if distributed.rank() == 1:
+            raise Unavailable("The store is closed to rank 1.")
+        return super().sink(name)
 
 
 def run(path: Path) -> int:

@@ -15,6 +15,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+import os
 import shutil
 import socket
 import uuid
@@ -267,6 +268,10 @@ class Store:
         """Start an attempt with a folder of its own."""
         attempt = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{socket.gethostname()[:20]}-{uuid.uuid4().hex[:8]}"
         return Draft(self.backend, prefix, attempt, self.backend.scratch(f"{prefix}/attempts/{attempt}"))
+
+    def joined(self, prefix: str, attempt: str) -> Draft:
+        """An attempt that another process has begun and commits, with the entries of what is streamed into it here."""
+        return Draft(self.backend, prefix, attempt, Path(os.devnull))
 
     def commit(self, draft: Draft, record: dict[str, Any]) -> Artifact:
         """Make the draft's files the artifact, unless another attempt was first: then theirs is returned.
