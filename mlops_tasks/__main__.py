@@ -26,6 +26,7 @@ from mlops_tasks.machine import num_cores
 from mlops_tasks.registry import commands as registry_commands
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact, Store
+from mlops_tasks.tuning import commands as tuning_commands
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("registry", help="which versions there are, which one production loads, and moving that"),
         common,
     )
+    recipe = argparse.ArgumentParser(add_help=False)
+    _add_recipe(recipe)
+    tuning_commands.add(
+        commands.add_parser("tune", help="look for a better recipe, and how far a study is"), common, recipe
+    )
     doctor = commands.add_parser(
         "doctor", parents=[common], help="look an environment over before the first run, and say what to put right"
     )
@@ -123,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _task_commands() -> dict[str, str]:
     commands: dict[str, str] = {}
-    for task in (*pipeline.TASKS.values(), pipeline.WATCH, pipeline.CONTRAST):
+    for task in pipeline.every().values():
         name = _command_of(task)
         commands[name] = f"run one task of the {'stage' if isinstance(task.run, stage.Stage) else 'action'} {name}"
     return commands
@@ -154,6 +160,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--champion", action="store_true", help="only evaluate the champion on the data as they are; train nothing"
     )
+    command.add_argument("--study", action="store_true", help="look for a better recipe, as `tuning` says")
     command.set_defaults(answer=_plan)
 
 
@@ -216,13 +223,13 @@ def _run_task(options: argparse.Namespace, environment: Environment, out: TextIO
     if options.command != _command_of(task):
         raise UserError(f"The task {task.id} is run by `wmtp {_command_of(task)}`, not by `wmtp {options.command}`.")
     if os.environ.get("JOB_COMPLETION_INDEX", "0") == "0":
-        stage.execute(run, task, options.index, tasks=pipeline.TASKS, expect_key=options.expect_key)
+        stage.execute(run, task, options.index, tasks=pipeline.every(), expect_key=options.expect_key)
         return
     from mlops_tasks.distributed import Pods
 
     first = Pods.of_environment()
     key, is_there = options.expect_key, first.is_first_there
-    stage.accompany(run, task, options.index, tasks=pipeline.TASKS, expect_key=key, may_begin=is_there)
+    stage.accompany(run, task, options.index, tasks=pipeline.every(), expect_key=key, may_begin=is_there)
 
 
 def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
@@ -234,6 +241,7 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
             overrides=options.overrides,
             force=options.force,
             only_champion=options.champion,
+            is_study=options.study,
         )
         return
     spec = pipeline.resolve(
@@ -242,6 +250,7 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
         overrides=options.overrides,
         force=options.force,
         only_champion=options.champion,
+        is_study=options.study,
     )
     forecasts = list(pipeline.preview(environment, spec))
     for one in forecasts:
@@ -308,7 +317,7 @@ def _recompute(options: argparse.Namespace, environment: Environment, out: TextI
         raise UserError("--recompute TASK needs --spec, the URI of the run's spec.json, and no prefix.")
     run = Run.open(environment, _prefix_of(options.spec, environment))
     task = pipeline.task_named(options.recompute)
-    found = housekeeping.recompute(run, task, options.index, tasks=pipeline.TASKS)
+    found = housekeeping.recompute(run, task, options.index, tasks=pipeline.every())
     for one in found:
         out.write(f"{one.name}: committed {one.committed or 'nothing'}, recomputed {one.recomputed or 'nothing'}\n")
     out.write(f"{run.spec.label(task.id, options.index)}: {len(found) or 'no'} files differ\n")

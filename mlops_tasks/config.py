@@ -18,12 +18,14 @@ from mlops_tasks.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
 Price = Annotated[float, Field(ge=0)]
-Priced = Literal["default", "pull", "train", "reward", "fit_critic", "score_shard", "score", "generate", "judge"]
+Priced = Literal[
+    "default", "pull", "train", "reward", "fit_critic", "score_shard", "score", "generate", "judge", "select"
+]
 Split = Literal["prompt", "train", "validation", "test"]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
 TaskId = Literal[
     "pull_data", "pull_model", "pull_reference", "reference", "reward", "fit_critic", "score_shard", "score", "train",
-    "generate", "judge", "promote", "report", "watch", "contrast",
+    "generate", "judge", "promote", "report", "watch", "contrast", "search", "select", "conclude",
 ]  # fmt: skip
 ProblemKind = Literal["asserts", "completion", "stdio"]
 """`asserts`: write a function that asserts call; `completion`: go on with code; `stdio`: write a script."""
@@ -576,6 +578,175 @@ class Watch(Settings):
     """The interval of its pass@1 lies below this; None: any score is good enough."""
 
 
+Scalar = bool | int | float | str | None
+When = Annotated[
+    dict[str, Scalar],
+    Field(description="Only tried where another parameter of the space, by dotted name, has this value."),
+]
+
+
+class FloatRange(Settings):
+    """A number between two bounds."""
+
+    kind: Literal["float"]
+    low: float
+    """Smallest value that is tried."""
+    high: float
+    """Largest value that is tried."""
+    log: bool = False
+    """Tried evenly in the logarithm, as learning rates are."""
+    step: float | None = Field(None, gt=0)
+    """Only `low` and whole steps above it; None: any."""
+    when: When = {}
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError(f"log wants a low above 0 and no step; got low={self.low}, step={self.step}")
+        _require_rising(self.low, self.high)
+        return self
+
+
+class IntegerRange(Settings):
+    """A whole number between two bounds."""
+
+    kind: Literal["integer"]
+    low: int
+    """Smallest value that is tried."""
+    high: int
+    """Largest value that is tried."""
+    log: bool = False
+    """Tried evenly in the logarithm."""
+    step: int = Field(1, ge=1)
+    """Only `low` and whole steps above it."""
+    when: When = {}
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
+        if self.log and (self.low <= 0 or self.step != 1):
+            raise ValueError(f"log wants a low above 0 and step 1; got low={self.low}, step={self.step}")
+        _require_rising(self.low, self.high)
+        return self
+
+
+class Choice(Settings):
+    """One of some values."""
+
+    kind: Literal["choice"]
+    choices: tuple[Scalar, ...] = Field(min_length=2)
+    """The values, in no order that means something."""
+    when: When = {}
+
+
+Parameter = Annotated[FloatRange | IntegerRange | Choice, Field(discriminator="kind")]
+
+
+def _require_rising(low: float, high: float) -> None:
+    if low >= high:
+        raise ValueError(f"low must be below high; got low={low}, high={high}")
+
+
+class Tpe(Settings):
+    """The tree-structured Parzen estimator, which tries more of what did well (arXiv 2304.11127)."""
+
+    seed: int = Field(0, ge=0)
+    """Of its draws. With one worker a study comes out the same again; with several it depends on who is faster."""
+    num_startup_trials: int = Field(10, ge=1)
+    """Trials that are drawn at random before it learns from them."""
+    num_candidates: int = Field(24, ge=1)
+    """Draws of which the most promising one is tried."""
+    multivariate: bool = True
+    """Parameters are drawn together, so that it sees what goes well with what."""
+    group: bool = True
+    """Parameters that are only tried with others (`when`) are drawn together with those alone. It needs `multivariate`."""
+    constant_liar: bool = True
+    """Trials that are running count as bad ones, so that two workers do not try the same."""
+
+    @model_validator(mode="after")
+    def _group_of_several(self) -> Self:
+        if self.group and not self.multivariate:
+            raise ValueError("group draws parameters together, which needs multivariate: true")
+        return self
+
+
+class NoPruner(Settings):
+    """Every training goes on to its end."""
+
+    kind: Literal["none"]
+
+
+class MedianPruner(Settings):
+    """A training ends whose validation loss is above the median of the earlier ones at the same step."""
+
+    kind: Literal["median"]
+    num_startup_trials: int = Field(5, ge=0)
+    """Trainings that go on to their end in any case."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimiser steps before which none is ended."""
+
+
+class HyperbandPruner(Settings):
+    """Brackets of successive halving: of the trainings that reach a rung the best share goes on (arXiv 1603.06560)."""
+
+    kind: Literal["hyperband"]
+    min_steps: int = Field(ge=1)
+    """Optimiser steps of the first rung."""
+    max_steps: int = Field(ge=2)
+    """Optimiser steps of the last one."""
+    reduction_factor: int = Field(3, ge=2)
+    """One in so many goes on."""
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
+        if self.min_steps >= self.max_steps:
+            raise ValueError(
+                f"min_steps must be below max_steps; got min_steps={self.min_steps}, max_steps={self.max_steps}"
+            )
+        return self
+
+
+Pruner = Annotated[NoPruner | MedianPruner | HyperbandPruner, Field(discriminator="kind")]
+Objective = Literal["pass_at_1", "validation_loss", "tokens_per_second"]
+"""`tokens_per_second`: how fast the trained model writes, with its heads guessing ahead where that pays."""
+
+
+class Tuning(Settings):
+    """Where a better recipe is looked for, and when one is believed to be better."""
+
+    space: dict[str, Parameter] = Field(min_length=1)
+    """By dotted name the settings of this recipe that are tried: of `train`, `weighting`, `scoring` or `text`. The recipe's own value must be
+    among those that are tried, for it is the first trial."""
+    num_trials: int = Field(ge=2)
+    """Trials that are done in the end, pruned ones among them, whatever happens to workers."""
+    num_problems: int = Field(50, ge=1)
+    """Problems of the gate set, the first by id, by which trials are measured. The rest decides whether the best trial is believed."""
+    sampler: Tpe = Tpe()
+    pruner: Pruner = NoPruner(kind="none")
+    """Which trainings end early, by their validation loss."""
+    objectives: tuple[Objective, ...] = Field(("pass_at_1",), min_length=1, max_length=2)
+    """What is looked for. With two, the trials that no other one beats in both are told, and the best of them by the first counts."""
+    repeats: int = Field(3, ge=2, le=50)
+    """Seeds with which the best recipe and this one learn again, side by side, on problems that no trial was measured by."""
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+    """Of the one-sided lower bound of the paired difference over these seeds, which must be above 0."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len({*self.objectives}) < len(self.objectives):
+            raise ValueError(f"objectives={list(self.objectives)}: one is there twice")
+        if len(self.objectives) > 1 and self.pruner.kind != "none":
+            raise ValueError(
+                f"pruner {self.pruner.kind} ends trainings by one loss, but there are two objectives: set pruner to kind none"
+            )
+        for name, parameter in self.space.items():
+            earlier = list(self.space)[: list(self.space).index(name)]
+            if unknown := [other for other in parameter.when if other not in earlier]:
+                raise ValueError(
+                    f"space.{name}.when names {', '.join(unknown)}, which is not in the space before it: {', '.join(earlier) or 'nothing'}"
+                )
+        return self
+
+
 class Recipe(Settings):
     """What to learn."""
 
@@ -592,6 +763,8 @@ class Recipe(Settings):
     evaluation: Evaluation = Evaluation()
     gate: Gate = Gate()
     watch: Watch = Watch()
+    tuning: Tuning | None = None
+    """Where `wmtp_tune` looks for a better recipe; None: it does not. In no key of a daily run."""
 
     @model_validator(mode="after")
     def _gate_of_its_own(self) -> Self:
@@ -636,6 +809,17 @@ class Recipe(Settings):
                         f"evaluation.{name}.skip is {part.skip}, but the split {part.split} has {sizes[part.split]} problems: "
                         "none would be left"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _problems_left_to_decide(self) -> Self:
+        if self.tuning is None or self.evaluation.gate.limit is None:
+            return self
+        if self.tuning.num_problems >= self.evaluation.gate.limit:
+            raise ValueError(
+                f"tuning.num_problems is {self.tuning.num_problems} of the {self.evaluation.gate.limit} problems of evaluation.gate: none would "
+                "be left to decide by. Set it to less"
+            )
         return self
 
     @model_validator(mode="before")
@@ -757,6 +941,33 @@ class JudgeResources(Settings):
     """Programs run at one time; None: one per core."""
     unsafe: bool = False
     """Where the system cannot confine programs (macOS), run them all the same, as your user, with limits of memory and time only."""
+
+
+class TuneResources(Settings):
+    """How trials are shared out."""
+
+    storage: str | None = Field(None, pattern=r"^(sqlite:///.+|env:[A-Za-z_][A-Za-z0-9_]*)$")
+    """Database of the studies: `sqlite:///…` with one worker, or `env:NAME`, the environment variable that holds the address of a PostgreSQL,
+    `postgresql+psycopg2://user:password@host:5432/database`, which never stands here. None: there is no tuning."""
+    num_workers: int = Field(1, ge=1)
+    """Mapped tasks that take trials until none is left."""
+    heartbeat_seconds: int = Field(60, ge=1)
+    """Between two signs of life of a running trial."""
+    grace_seconds: int = Field(300, ge=2)
+    """Without one for so long, a trial counts as dead and is tried again. Too short a time kills healthy ones."""
+
+    @model_validator(mode="after")
+    def _can_be_shared(self) -> Self:
+        if self.num_workers > 1 and (self.storage or "").startswith("sqlite"):
+            raise ValueError(
+                f"num_workers is {self.num_workers}, but {self.storage} is one file, which several workers lock for one another: "
+                "set it to 1, or storage to env:NAME, a variable with the address of a PostgreSQL"
+            )
+        if self.grace_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                f"grace_seconds is {self.grace_seconds}, less than two beats of {self.heartbeat_seconds} s: a healthy trial would count as dead"
+            )
+        return self
 
 
 class Housekeeping(Settings):
@@ -892,6 +1103,8 @@ _PROFILE_OF: dict[TaskId, str] = {
     "score_shard": "gpu",
     "train": "gpu",
     "generate": "gpu",
+    "search": "gpu",
+    "select": "gpu",
     "judge": "sandbox",
 }
 
@@ -906,7 +1119,7 @@ class Kubernetes(Settings):
     profiles: dict[str, Profile]
     """By name; `cpu`, and each that a task is given."""
     tasks: dict[TaskId, str] = {}
-    """Profile by task; those not named here have `gpu` (reference, reward, fit_critic, score_shard, train, generate), `sandbox` (judge) or `cpu`."""
+    """Profile by task; those not named here have `gpu` (reference, reward, fit_critic, score_shard, train, generate, search, select), `sandbox` (judge) or `cpu`."""
     service_accounts: dict[TaskId, str] = {}
     """By task, where it is not the profile's."""
     secrets: dict[str, SecretKey] = {}
@@ -949,7 +1162,8 @@ class Environment(Settings):
     """Where to run."""
 
     scheduled_recipe: str = "demo"
-    """What a scheduled run learns: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
+    """What a scheduled run learns: a name in configs/recipes, the path of a file on the machine that runs Airflow, or `tuned:NAME`, what the
+    last study of that recipe has found."""
     deployment: str = Field("laptop", pattern=r"^[A-Za-z0-9._-]+$")
     """Tells the runs of two Airflows on one store apart."""
     executor: Literal["local", "kubernetes"] = "local"
@@ -974,6 +1188,7 @@ class Environment(Settings):
     train: TrainResources = TrainResources()
     generate: GenerateResources = GenerateResources()
     judge: JudgeResources = JudgeResources()
+    tune: TuneResources = TuneResources()
     housekeeping: Housekeeping = Housekeeping()
     approval: Approval = AutomaticApproval(kind="automatic")
     """Who lets a candidate take the champion's place after the gates."""
@@ -994,6 +1209,10 @@ class Environment(Settings):
             )
         if not self.store.startswith("s3://"):
             raise ValueError(f"store is {self.store}, which a pod cannot reach: with executor kubernetes it is s3://…")
+        if (self.tune.storage or "").startswith("sqlite"):
+            raise ValueError(
+                f"tune.storage is {self.tune.storage}, which a pod cannot reach: with executor kubernetes it is env:NAME"
+            )
         if not self.mlflow_uri.startswith("http"):
             raise ValueError(
                 f"mlflow_uri is {self.mlflow_uri}, which a pod cannot reach: with executor kubernetes it is http(s)://…"
@@ -1030,9 +1249,11 @@ def load_environment(path: str | Path) -> Environment:
     for name in ("store", "mlflow_artifacts"):
         if isinstance(tree.get(name), str) and "://" not in tree[name]:
             tree[name] = str((folder / Path(tree[name]).expanduser()).resolve())
-    uri = tree.get("mlflow_uri")
-    if isinstance(uri, str) and uri.startswith("sqlite:///"):
-        tree["mlflow_uri"] = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"
+    tune = tree.get("tune")
+    for part, name in ((tree, "mlflow_uri"), (tune if isinstance(tune, dict) else {}, "storage")):
+        uri = part.get(name)
+        if isinstance(uri, str) and uri.startswith("sqlite:///"):
+            part[name] = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"
     return _validated(Environment, tree, str(path))
 
 

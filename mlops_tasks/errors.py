@@ -5,7 +5,8 @@ WmtpError                  1   unknown: the orchestrator retries as its DAG says
 ├── DataError             65   the data or an invariant is bad: contamination, NaN loss; fail at once
 │   └── OutOfMemory            a device cannot hold what it was given; less may do
 ├── Unavailable           75   cannot now: a server is down, another build is running; retry later
-└── Interrupted           85   stopped after a checkpoint: start again and it resumes
+├── Interrupted           85   stopped after a checkpoint: start again and it resumes
+└── Pruned                86   whoever watched saw no use in going on; never the end of a process that somebody else started
 
 A message has three parts: what was wrong with the value, where, and what to do.
 """
@@ -45,6 +46,12 @@ class Interrupted(WmtpError):
     exit_code = 85
 
 
+class Pruned(WmtpError):
+    """A training that was ended because others did better at the same step; it leaves nothing."""
+
+    exit_code = 86
+
+
 BY_EXIT_CODE: dict[int, type[WmtpError]] = {
-    error.exit_code: error for error in (UserError, DataError, Unavailable, Interrupted)
+    error.exit_code: error for error in (UserError, DataError, Unavailable, Interrupted, Pruned)
 }

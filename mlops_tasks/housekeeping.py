@@ -25,11 +25,12 @@ from mlops_tasks.logs import watched
 from mlops_tasks.registry import moves
 from mlops_tasks.stage import Run, Stage, Task, artifact_prefix, carry_out, decide
 from mlops_tasks.store import MANIFEST, Artifact, Inspection, Store
+from mlops_tasks.tuning import adoption
 
 log = logging.getLogger(__name__)
 
 _RUNS = "runs"
-_NO_STAGES = frozenset({_RUNS, moves.PLACE})
+_NO_STAGES = frozenset({_RUNS, moves.PLACE, adoption.PLACE})
 _LEASE = "lease.json"
 _NUM_STREAMS = 8
 _STAMP = re.compile(r"(?:^|/)(\d{8}T\d{6})-")
@@ -213,7 +214,7 @@ class Collector:
         contents = self._contents()
         # After the contents: what was committed or pointed to meanwhile is in a run that is read here.
         kept_runs, old_runs = self._runs()
-        references = [*self._aliased(), *self._of_runs(kept_runs)]
+        references = [*self._aliased(), *self._of_runs({*kept_runs, adoption.PLACE})]
         self._mark(contents, references)
         found = [one for prefix, content in contents.items() if (one := self._doomed(prefix, content))]
         return [*found, *old_runs]

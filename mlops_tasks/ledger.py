@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops_tasks.errors import Unavailable, UserError
-from mlops_tasks.pipeline import TASKS, places
+from mlops_tasks.pipeline import every, places
 from mlops_tasks.stage import Pointer, Run, Stage, artifact_prefix, decide
 
 
@@ -97,7 +97,7 @@ def _unfinished(run: Run, ended: Iterable[Pointer]) -> set[str]:
     for task, index in places(run.spec):
         if (task.id, index) not in done and isinstance(task.run, Stage):
             try:
-                decision = decide(run, task, index, tasks=TASKS)
+                decision = decide(run, task, index, tasks=every())
             except (Unavailable, UserError):
                 continue
             if decision.components:

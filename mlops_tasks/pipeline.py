@@ -43,7 +43,7 @@ from mlops_tasks.data.prompts import mismatch
 from mlops_tasks.data.protocols import module_of, protocol_named
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.keys import differences
-from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task
+from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task, Tuned
 from mlops_tasks.store import MANIFEST, Artifact, Store
 from mlops_tasks.tracking import experiment_name
 
@@ -57,6 +57,7 @@ SCORE_SHARD = Stage("score_shard", "mlops_tasks.scoring.shards:score_shard", _MO
 SCORE = Stage("score", "mlops_tasks.scoring.merging:score", ("pyarrow",))
 GENERATE = Stage("generate", "mlops_tasks.evaluation.generation:generate", _MODEL_PACKAGES)
 JUDGE = Stage("judge", "mlops_tasks.evaluation.judging:judge", ("numpy", "pyarrow"))
+SELECT = Stage("select", "mlops_tasks.tuning.selection:select", (*_MODEL_PACKAGES, "optuna"))
 
 _TOKENIZER_FILES = tuple(
     f"model/{name}"
@@ -66,6 +67,18 @@ _ASKED = ("protocol", "num_samples", "temperature", "top_p")
 _TRAINING_DATA = ("train.parquet", "validation.parquet", "prompt.parquet")
 
 _NUM_EARLIER_RUNS = 20
+
+PREPARATION = (
+    "pull_data",
+    "pull_model",
+    "pull_reference",
+    "reference",
+    "reward",
+    "fit_critic",
+    "score_shard",
+    "score",
+)
+"""Tasks before the training, in order."""
 
 # generate and judge are mapped over these, in this order.
 EVALUATIONS: tuple[tuple[Literal["candidate", "baseline"], Literal["gate", "report"]], ...] = (
@@ -375,13 +388,51 @@ CHAMPION_GATE = EVALUATIONS.index(("baseline", "gate"))
 CANDIDATE_REPORT = EVALUATIONS.index(("candidate", "report"))
 
 
+def _select(spec: Spec, index: int) -> dict[str, Any] | None:
+    if spec.recipe.tuning is None:
+        return None
+    return {"recipe": spec.recipe.model_dump(mode="json"), "pins": spec.pins}
+
+
+def _of_trials(spec: Spec) -> tuple[str, ...]:
+    """What a trial runs: `select` imports none of it, for a trial is a run of these stages."""
+    stages = {task.run for task in TASKS.values() if isinstance(task.run, Stage)}
+    return tuple(
+        sorted(
+            {stage.function.partition(":")[0] for stage in stages}
+            | {*_text_protocol(spec), *_evaluation_protocol(spec)}
+        )
+    )
+
+
+STUDY: dict[str, Task] = {
+    task.id: task
+    for task in (
+        Task(
+            "search",
+            "mlops_tasks.tuning.study:search",
+            fan_out=lambda recipe, environment: environment.tune.num_workers,
+            covered_by="select",
+        ),
+        Task("select", SELECT, config=_select, modules=_of_trials),
+        Task("conclude", "mlops_tasks.tuning.conclusion:conclude"),
+    )
+}
+"""What a study ends with, after the daily run's tasks up to `score`."""
+
+
+def every() -> dict[str, Task]:
+    """All tasks of all DAGs, by id."""
+    return {**TASKS, WATCH.id: WATCH, CONTRAST.id: CONTRAST, **STUDY}
+
+
 def task_named(name: str) -> Task:
     """The task with this id.
 
     Raises:
         UserError: there is none; lists those that there are.
     """
-    known = {**TASKS, WATCH.id: WATCH, CONTRAST.id: CONTRAST}
+    known = every()
     if name not in known:
         raise UserError(f"There is no task {name!r}. The tasks are plan, {', '.join(known)}.")
     return known[name]
@@ -394,7 +445,8 @@ def places(spec: Spec) -> list[tuple[Task, int]]:
         return [(TASKS["pull_data"], 0), *mapped, (WATCH, 0)]
     if spec.only_candidate:
         return [(task, index) for task in TASKS.values() for index in _indices_of_candidate(spec, task)]
-    return [(task, index) for task in TASKS.values() for index in range(spec.fan_out.get(task.id, 1))]
+    tasks = [*(TASKS[name] for name in PREPARATION), *STUDY.values()] if spec.is_study else TASKS.values()
+    return [(task, index) for task in tasks for index in range(spec.fan_out.get(task.id, 1))]
 
 
 def _indices_of_candidate(spec: Spec, task: Task) -> list[int]:
@@ -413,11 +465,14 @@ def plan(
     overrides: Sequence[str] = (),
     force: Sequence[str] = (),
     only_champion: bool = False,
+    is_study: bool = False,
 ) -> Run:
     """Resolve a recipe into the spec of a run and write it, or read the spec that is there already (a retry).
 
     Args:
+        recipe: a file, or `tuned:NAME`: what the last study of the recipe NAME ended with.
         only_champion: see `Spec`.
+        is_study: see `Spec`.
 
     Raises:
         UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
@@ -425,7 +480,14 @@ def plan(
     started = time.monotonic()
     store = Store.of(environment)
     if store.read_json(f"{prefix}/spec.json") is None:
-        spec = resolve(environment, recipe=recipe, overrides=overrides, force=force, only_champion=only_champion)
+        spec = resolve(
+            environment,
+            recipe=recipe,
+            overrides=overrides,
+            force=force,
+            only_champion=only_champion,
+            is_study=is_study,
+        )
         store.create_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
     run = Run.open(environment, prefix)
     run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=round(time.monotonic() - started, 3)))
@@ -440,35 +502,43 @@ def resolve(
     force: Sequence[str] = (),
     only_evaluates: bool = False,
     only_champion: bool = False,
+    is_study: bool = False,
 ) -> Spec:
     """Pin everything that could move: data, models, champion.
 
     Args:
+        recipe: see `plan`.
         only_evaluates: nothing is trained, and the recipe's own model is asked, whoever the champion is.
         only_champion: see `Spec`.
+        is_study: see `Spec`; its space is tried first.
 
     Raises:
         UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
     """
     from mlops_tasks.registry import champion
+    from mlops_tasks.tuning.space import require_space
 
     for name in force:
         if not isinstance(task_named(name).run, Stage):
             raise UserError(
                 f"force names {name!r}, which is an action and always runs. Stages are {', '.join(id for id, task in TASKS.items() if isinstance(task.run, Stage))}."
             )
-    asked = load_recipe(recipe, overrides)
+    asked, tuned = _asked_for(environment, recipe, overrides)
+    if is_study:
+        require_space(asked, environment)
     _require_protocols(asked, only_evaluates=only_evaluates)
     found, pins = _pinned(asked, *_digests(environment.s3))
     return Spec(
         recipe=found,
         pins=pins,
-        champion=None if only_evaluates else champion(environment, found.model.name),
+        champion=None if only_evaluates or is_study else champion(environment, found.model.name),
         # Shards are in no key: to make them anew is to make anew what is merged of them.
         force=tuple(dict.fromkeys([*force, *(TASKS[name].covered_by or name for name in force)])),
         created=datetime.now(UTC).isoformat(),
-        fan_out=_fan_out(found, environment),
+        fan_out=fan_out_of(found, environment, {**TASKS, **(STUDY if is_study else {})}),
         only_champion=only_champion,
+        is_study=is_study,
+        tuned=tuned,
     )
 
 
@@ -483,15 +553,31 @@ def resolve_candidates(environment: Environment, recipes: Sequence[Recipe]) -> l
     for recipe in recipes:
         _require_protocols(recipe, only_evaluates=False)
         found, pins = _pinned(recipe, *digests)
-        fan_out = _fan_out(found, environment)
+        fan_out = fan_out_of(found, environment, TASKS)
         specs.append(
             Spec(recipe=found, pins=pins, champion=None, created=created, fan_out=fan_out, only_candidate=True)
         )
     return specs
 
 
-def _fan_out(recipe: Recipe, environment: Environment) -> dict[str, int]:
-    return {task.id: task.fan_out(recipe, environment) for task in TASKS.values() if task.fan_out}
+def _asked_for(environment: Environment, recipe: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Tuned | None]:
+    if (name := tuned_name(recipe)) is None:
+        return load_recipe(recipe, overrides), None
+    from mlops_tasks.tuning.adoption import adopted
+
+    tuned, file = adopted(Store.of(environment), name)
+    return load_recipe(file, overrides), tuned
+
+
+def tuned_name(recipe: str | Path) -> str | None:
+    """The NAME of `tuned:NAME`, empty for `tuned` alone; None: it is a recipe's own name or file."""
+    first, _, name = str(recipe).partition(":")
+    return name if first == "tuned" else None
+
+
+def fan_out_of(recipe: Recipe, environment: Environment, tasks: Mapping[str, Task]) -> dict[str, int]:
+    """How many of each mapped task a recipe wants."""
+    return {task.id: task.fan_out(recipe, environment) for task in tasks.values() if task.fan_out}
 
 
 def _require_protocols(recipe: Recipe, *, only_evaluates: bool) -> None:
@@ -578,7 +664,7 @@ def preview(environment: Environment, spec: Spec) -> Iterator[Forecast]:
 def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> Forecast:
     cost = _cost(run.environment, task, seconds)
     try:
-        decision = runtime.decide(run, task, index, tasks=TASKS)
+        decision = runtime.decide(run, task, index, tasks=every())
     except Unavailable:
         return Forecast(task.id, index, "waits", seconds, cost)
     found = (decision.components, decision.inputs, decision.artifact)

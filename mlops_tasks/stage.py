@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 
 from mlops_tasks import __version__, lease
 from mlops_tasks.config import Environment, Recipe, Settings
-from mlops_tasks.errors import Interrupted, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import Interrupted, Pruned, Unavailable, UserError, WmtpError
 from mlops_tasks.keys import differences, key_components, key_of, require_locked
 from mlops_tasks.store import Artifact, Draft, Store, canonical_json
 from mlops_tasks.store.backend import is_disk_full
@@ -62,6 +62,17 @@ class Champion(Settings):
         return artifact_prefix("train", self.key)
 
 
+class Tuned(Settings):
+    """The result of a study that a recipe was taken from."""
+
+    name: str
+    """Of the recipe that was tuned."""
+    key: str
+    """Names the artifact of `select` in the store."""
+    digest: str
+    """Digest of that artifact."""
+
+
 class Spec(Settings):
     """A recipe with everything that could move pinned; every task of a run reads this one."""
 
@@ -80,6 +91,10 @@ class Spec(Settings):
     """The champion is evaluated on the data as they are, and nothing is trained."""
     only_candidate: bool = False
     """The candidate alone is made and evaluated, on the report set alone: a cell of a comparison."""
+    is_study: bool = False
+    """A better recipe is looked for, and nothing is promoted."""
+    tuned: Tuned | None = None
+    """The study that the recipe is the result of, if it was asked for as `tuned`."""
 
     @property
     def digest(self) -> str:
@@ -239,7 +254,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """`<dag>/<run>`, quoted; of a cell of a comparison `<dag>/<run>/cells/<cell>`."""
+        """`<dag>/<run>`, quoted; of a cell `<dag>/<run>/cells/<cell>`."""
         return "/".join(self.prefix.split("/")[2:]) or self.prefix
 
     def pointer(self, task: str, index: int = 0) -> Pointer | None:
@@ -303,11 +318,11 @@ def decide(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -
     config = task.config(run.spec, index)
     if config is None:
         return Decision("skipped")
-    if not isinstance(task.run, Stage):
-        return Decision("done")
     is_covered = task.covered_by and not {task.id, task.covered_by} & {*run.spec.force}
     if is_covered and decide(run, tasks[str(task.covered_by)], tasks=tasks).outcome == "hit":
         return Decision("skipped")
+    if not isinstance(task.run, Stage):
+        return Decision("done")
     inputs = _present_inputs(run, task, index)
     components = _components(task, run.spec, config, {name: one for name, one in inputs.items() if one[0].is_keyed})
     artifact = run.store.find(artifact_prefix(task.run.name, key_of(components)))
@@ -547,6 +562,8 @@ def _run_stage(
             run.store.abandon(draft)
         with suppress(WmtpError, OSError):
             _record_failure(run, task, draft, error, seconds=time.monotonic() - started)
+            if isinstance(error, Pruned):  # nobody goes on from them
+                _clear_checkpoints(run.store, prefix)
         raise
     seconds = time.monotonic() - started
     device_seconds = seconds * task.num_devices(run.environment)
@@ -609,7 +626,8 @@ def carry_out(
 def _record_failure(run: Run, task: Task, draft: Draft, error: BaseException, *, seconds: float) -> None:
     assert isinstance(task.run, Stage)
     num_devices = task.num_devices(run.environment)
-    lost = num_devices * _seconds_lost(run.store, draft.prefix, seconds)
+    # What was ended on purpose was spent, not lost.
+    lost = 0.0 if isinstance(error, Pruned) else num_devices * _seconds_lost(run.store, draft.prefix, seconds)
     record = {
         "task": task.id, "run": run.name, "deployment": run.environment.deployment,
         "error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc(), "at": datetime.now(UTC).isoformat(),

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -47,6 +48,7 @@ _FLUSH_SECONDS = 10.0
 _MAX_QUEUED_LINES = 1000
 _MAX_METRICS_PER_CALL = 1000  # MLflow refuses more
 _MAX_PARAMS_PER_CALL = 100
+_MAX_TAG = 5000  # characters
 _UNFINISHED = ".mlflow-"
 _STALE_SECONDS = 3600.0
 _TEMPORARY = frozenset(
@@ -160,12 +162,25 @@ def find_run(client: MlflowClient, stage_key: str) -> Run | None:
     return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def find_or_create_run(client: MlflowClient, environment: Environment, *, stage_key: str, experiment: str) -> Run:
-    """The one run of a key. MLflow has no unique tags: of two that are made at one time the older stays."""
+def find_or_create_run(
+    client: MlflowClient,
+    environment: Environment,
+    *,
+    stage_key: str,
+    experiment: str,
+    kind: str = "train",
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> Run:
+    """The one run of a key. MLflow has no unique tags: of two that are made at one time the older stays.
+
+    Args:
+        kind: what it is a run of; its name begins with that.
+        tags: further ones of a run that is made.
+    """
     if (found := find_run(client, stage_key)) is not None:
         return found
     experiment_id = _experiment_id(client, environment, experiment)
-    made = client.create_run(experiment_id, tags={KEY_TAG: stage_key}, run_name=f"train-{stage_key[:12]}")
+    made = client.create_run(experiment_id, tags={**tags, KEY_TAG: stage_key}, run_name=f"{kind}-{stage_key[:12]}")
     first = find_run(client, stage_key) or made
     if first.info.run_id != made.info.run_id:
         client.delete_run(made.info.run_id)
@@ -478,6 +493,80 @@ def _save_completer(folder: Path, *, model_id: str, run_id: str, train: Artifact
 
 def _version(distribution: str) -> str:
     return metadata.version(distribution).partition("+")[0]
+
+
+# Studies
+
+
+def study_run(client: MlflowClient, environment: Environment, *, study_key: str, experiment: str) -> Run:
+    """The run of a study, below which its trials are."""
+    return find_or_create_run(client, environment, stage_key=study_key, experiment=experiment, kind="study")
+
+
+def log_trial(
+    environment: Environment, *, study_key: str, experiment: str, slot: int, params: Mapping[str, Any], curve: Mapping[int, float],
+    metrics: Mapping[str, float], tags: Mapping[str, str], status: Status,
+) -> None:  # fmt: skip
+    """Log what a trial's run, below that of its study, does not have yet.
+
+    Args:
+        study_key: of the study.
+        slot: the trial's number in the study; one slot, one run.
+        params: what it changes, by dotted name.
+        curve: validation losses by step.
+        metrics: what it came to.
+        tags: replaced if they are there.
+
+    Raises:
+        WmtpError: see `connection`.
+    """
+    from mlflow.entities import RunTag
+
+    with connection(environment) as client:
+        parent = study_run(client, environment, study_key=study_key, experiment=experiment)
+        run = find_or_create_run(
+            client,
+            environment,
+            stage_key=f"{study_key}.{slot}",
+            experiment=experiment,
+            kind=f"slot-{slot}",
+            tags={"mlflow.parentRunId": parent.info.run_id, "slot": str(slot)},
+        )
+        log_params(client, run, params)
+        client.log_batch(run.info.run_id, tags=[RunTag(name, value[:_MAX_TAG]) for name, value in tags.items()])
+        lines = [_Line(step, {"validation_nats": nats}, _now()) for step, nats in sorted(curve.items())]
+        _Points(client, run).add(client, lines)
+        _set_metrics(client, run, metrics, step=max(curve, default=0))
+        if status == "RUNNING":
+            client.update_run(run.info.run_id, status=status)
+        else:
+            client.set_terminated(run.info.run_id, status)
+
+
+def log_study(
+    environment: Environment, *, study_key: str, experiment: str, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str],
+) -> dict[str, str]:  # fmt: skip
+    """Log what a study came to, and end its run.
+
+    Args:
+        texts: files beside it, by name.
+
+    Returns:
+        Ids of its run and of its experiment.
+
+    Raises:
+        WmtpError: see `connection`.
+    """
+    from mlflow.entities import RunTag
+
+    with connection(environment) as client:
+        run = study_run(client, environment, study_key=study_key, experiment=experiment)
+        client.log_batch(run.info.run_id, tags=[RunTag(name, value[:_MAX_TAG]) for name, value in tags.items()])
+        _set_metrics(client, run, metrics, step=0)
+        for name, text in texts.items():
+            client.log_text(run.info.run_id, text, name)
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return {"experiment_id": run.info.experiment_id, "run_id": run.info.run_id}
 
 
 def log_report(environment: Environment, *, stage_key: str, experiment: str, page: str, name: str) -> dict[str, str]:

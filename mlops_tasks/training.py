@@ -36,7 +36,7 @@ from mlops_tasks.checkpoint import Saver
 from mlops_tasks.config import LowRank, QLora, Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
-from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, UserError
+from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, Pruned, UserError
 from mlops_tasks.logs import ProgressBar
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
@@ -53,25 +53,36 @@ NUM_CALIBRATED_EXAMPLES = 256
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
-def train(attempt: Attempt) -> dict[str, Any]:
+class Overseer(Protocol):
+    """Who may end a training that does worse than others; picklable, for rank 0 may be a process of its own."""
+
+    def goes_on(self, step: int, num_steps: int, validation_nats: float) -> bool:
+        """Take a validation loss; False ends the training."""
+
+
+def train(attempt: Attempt, overseer: Overseer | None = None) -> dict[str, Any]:
     """Train a model as the recipe says, on as many ranks as the environment says, from the newest checkpoint if there is one.
+
+    Args:
+        overseer: told of each validation loss; None: nobody is.
 
     Raises:
         UserError: settings that do not fit the model or the data.
         DataError: scores of other tokens, or a loss that is not finite.
         Interrupted: stopped by a signal or a lost rank, after a checkpoint.
+        Pruned: the overseer ended it.
     """
     attempt.inputs["model"].folder("model")  # its hash is checked here, once for all ranks
     try:
         return distributed.launch(
             _train_rank,
             num_ranks=attempt.environment.train.num_ranks,
-            args=(attempt,),
+            args=(attempt, overseer),
             is_resumable=lambda: bool(checkpoint.steps(attempt.store, attempt.prefix)),
         )
     except OutOfMemory as error:
         smaller = _shrunk(attempt, error)
-    return train(smaller)
+    return train(smaller, overseer)
 
 
 def _shrunk(attempt: Attempt, error: OutOfMemory) -> Attempt:
@@ -112,10 +123,10 @@ class Watcher(Protocol):
         """Take the numbers of a step."""
 
 
-def _train_rank(attempt: Attempt) -> dict[str, Any]:
+def _train_rank(attempt: Attempt, overseer: Overseer | None) -> dict[str, Any]:
     resources = attempt.environment.train
     try:
-        return _Training(attempt).run()
+        return _Training(attempt, overseer).run()
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = str(error).partition(". ")[0]
     # Outside of `except`, where the frames that hold the tensors are gone.
@@ -132,8 +143,9 @@ def _train_rank(attempt: Attempt) -> dict[str, Any]:
 class _Training:
     """One rank's training: what it works with, and how far it is."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, overseer: Overseer | None = None) -> None:
         self.attempt = attempt
+        self.overseer = overseer
         self.lesson = Lesson.model_validate(attempt.config)
         self.resources = attempt.environment.train
         # Of several pods one may have shrunk them; all must make as many.
@@ -167,6 +179,8 @@ class _Training:
         with self.saver, self._watched() as bar:
             if resumed_from is None:
                 self._validate()
+            else:
+                self._retell()
             while not self._is_done:
                 micro_batches, num_targets_H = self._next_batch()
                 line = self._learn(micro_batches, num_targets_H)
@@ -334,10 +348,27 @@ class _Training:
             log.info("step %d of %d: validation %.4f nats a token", step, num_steps, nats)
         if nats >= self.progress.best_nats:
             self.progress.num_stale += 1
+        else:
+            self.progress.best_nats, self.progress.best_step, self.progress.num_stale = nats, step, 0
+            if self.lesson.train.keep == "best":
+                self._save_checkpoint()
+        self._oversee(step, nats)
+
+    def _oversee(self, step: int, nats: float) -> None:
+        """Tell the overseer, and end on all ranks if it says so; a training that is done anyway is kept."""
+        if self.overseer is None or step == 0:
             return
-        self.progress.best_nats, self.progress.best_step, self.progress.num_stale = nats, step, 0
-        if self.lesson.train.keep == "best":
-            self._save_checkpoint()
+        goes_on = distributed.broadcast(
+            self.overseer.goes_on(step, self.corpus.num_steps, nats) if self.is_first else None
+        )
+        if not goes_on and not self._is_done:
+            raise Pruned(f"Ended at step {step} of {self.corpus.num_steps} with a validation loss of {nats:.4f} nats.")
+
+    def _retell(self) -> None:
+        """An overseer of a resumed training has not seen how it came so far."""
+        for line in map(json.loads, self.progress.curves):
+            if "validation_nats" in line:
+                self._oversee(line["step"], line["validation_nats"])
 
     @torch.no_grad()
     def _validation_nats_H(self) -> list[float | None]:

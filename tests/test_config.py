@@ -191,6 +191,7 @@ FELT_ELSEWHERE = {
         ),
         "test_gates: one test each",
     ),
+    "tuning": "tuning/test_study: test_every_setting_of_a_tuning_is_in_the_key_of_its_study",
     "watch.max_loss": "test_watch: test_a_loss_counts_that_is_more_than_may_be_lost_and_than_chance",
     "watch.min_score": "test_watch: test_the_score_may_have_a_limit_of_its_own_which_chance_does_not_break",
 }
@@ -261,7 +262,8 @@ def mutations(variant: dict[str, Any]) -> Iterator[tuple[str, Recipe | None]]:
             place[-1] in ("tests", "inputs", "outputs") and _at(tree, place) is None
         ):
             continue
-        yield ".".join(place), next(_valid(tree, place), None)
+        if place[-1] != "tuning":  # a part of its own, or none
+            yield ".".join(place), next(_valid(tree, place), None)
 
 
 def _valid(tree: dict[str, Any], place: tuple[str, ...]) -> Iterator[Recipe]:

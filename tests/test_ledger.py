@@ -101,7 +101,7 @@ def test_a_stage_costs_its_own_price_or_the_default_one(environment: Environment
 
 
 def test_every_stage_may_have_a_price() -> None:
-    stages = {task.run.name for task in pipeline.TASKS.values() if isinstance(task.run, Stage)}
+    stages = {task.run.name for task in pipeline.every().values() if isinstance(task.run, Stage)}
     assert set(get_args(Priced)) == stages | {"default"}
 
 

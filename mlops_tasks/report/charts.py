@@ -79,7 +79,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(place * step, 12) for place in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> Markup:
+def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str, has_legend: bool = True) -> Markup:
     """Lines over a common x axis, with a legend below."""
     points = [(x, y) for one in series for x, *ys in (*one.points, *one.band) for y in ys]
     x = _Scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT, _WIDTH - _RIGHT)
@@ -91,7 +91,7 @@ def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -
         "figure",
         element("figcaption", title, element("small", y_label) if y_label else None),
         _svg(title, _axes(x, y, x_label), drawn),
-        _legend(series) if len(series) > 1 else None,
+        _legend(series) if has_legend and len(series) > 1 else None,
     )
 
 
@@ -320,3 +320,165 @@ def number(value: float) -> str:
 
 def _svg(title: str, *children: Child, height: float = _HEIGHT) -> Markup:
     return element("svg", *children, viewBox=f"0 0 {_WIDTH:g} {height:g}", role="img", aria_label=title)
+
+
+# Many trials
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting, or what trials came to, from one end to the other."""
+
+    label: str
+    marks: Sequence[tuple[float, str]]
+    """Places from 0 to 1, and what stands there."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A trial somewhere."""
+
+    x: float
+    """From 0 to 1 on its axis."""
+    y: float
+    kind: str
+    """Class in the style sheet: complete, pruned, fail or best."""
+    detail: str
+    """Told when it is pointed at."""
+
+
+def scatter(dots: Sequence[Dot], x: Axis, y: Axis, *, title: str, steps: Sequence[tuple[float, float]] = ()) -> Markup:
+    """Dots on two axes, and perhaps a line in steps."""
+    across, up = _Scale(0, 1, _LEFT, _WIDTH - _RIGHT), _Scale(0, 1, _HEIGHT - _BOTTOM, _TOP)
+    path = "".join(
+        f"M{across(a):.1f} {up(b):.1f}" if place == 0 else f"H{across(a):.1f}V{up(b):.1f}"
+        for place, (a, b) in enumerate(steps)
+    )
+    rows = [
+        [
+            element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=up(place), y2=up(place), class_="grid"),
+            element("text", text, x=_LEFT - 8, y=up(place) + 4, class_="tick", text_anchor="end"),
+        ]
+        for place, text in y.marks
+    ]
+    columns = [
+        element("text", text, x=across(place), y=_HEIGHT - _BOTTOM + 18, class_="tick", text_anchor="middle")
+        for place, text in x.marks
+    ]
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    label = element("text", x.label, x=middle, y=_HEIGHT - 4, class_="axis", text_anchor="middle")
+    marks = [_dot(across(one.x), up(one.y), one) for one in dots]
+    line = element("path", d=path, class_="line") if path else None
+    return element(
+        "figure",
+        element("figcaption", title, element("small", y.label)),
+        _svg(title, rows, columns, label, line, marks),
+    )
+
+
+def _dot(x: float, y: float, dot: Dot) -> Markup:
+    radius = 6 if dot.kind == "best" else 4
+    return element("circle", element("title", dot.detail), cx=x, cy=y, r=radius, class_=f"trial {dot.kind}")
+
+
+@dataclass(frozen=True)
+class Path:
+    """A trial on several axes."""
+
+    places: Sequence[float | None]
+    """From 0 to 1 on each axis; None: it has no such setting."""
+    emphasis: float
+    is_best: bool
+
+
+_TOP_LABEL = 34.0
+
+
+def parallel(axes: Sequence[Axis], paths: Sequence[Path], *, title: str) -> Markup:
+    """Axes side by side, and a line through all of them for each trial."""
+    margin = 60.0
+    across = _Scale(0, max(len(axes) - 1, 1), margin, _WIDTH - margin)
+    up = _Scale(0, 1, _HEIGHT - 24, _TOP_LABEL)
+    drawn = [
+        [
+            element("line", x1=across(place), x2=across(place), y1=up(0), y2=up(1), class_="grid"),
+            element(
+                "text",
+                axis.label,
+                x=across(place),
+                y=12 + 12 * (place % 2),
+                class_="tick",
+                text_anchor="middle",
+            ),
+            [
+                element("text", text, x=across(place) + 5, y=up(at) + 4, class_="tick small", text_anchor="start")
+                for at, text in axis.marks
+            ],
+        ]
+        for place, axis in enumerate(axes)
+    ]
+    ordered = sorted(paths, key=lambda path: (path.is_best, path.emphasis))
+    lines = [
+        element(
+            "polyline",
+            points=" ".join(
+                f"{across(place):.1f},{up(at):.1f}" for place, at in enumerate(path.places) if at is not None
+            ),
+            class_="path best" if path.is_best else "path",
+            opacity=1.0 if path.is_best else path.emphasis,
+        )
+        for path in ordered
+    ]
+    return element("figure", element("figcaption", title), _svg(title, lines, drawn), class_="graph")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A trial in time."""
+
+    row: str
+    """Who worked on it."""
+    start: float
+    end: float
+    kind: str
+    """Class in the style sheet: complete, pruned, fail or running."""
+    detail: str
+    """Told when it is pointed at."""
+
+
+_SPAN_HEIGHT = 22.0
+
+
+def timeline(spans: Sequence[Span], *, unit: str, title: str) -> Markup:
+    """Spans by row, from the first start to the last end."""
+    rows = list(dict.fromkeys(span.row for span in spans))
+    end = max((span.end for span in spans), default=1.0)
+    across, left = _Scale(0, end, 110.0, _WIDTH - _RIGHT), 104.0
+    bottom = len(rows) * _SPAN_HEIGHT + 8
+    labels = [
+        element("text", row, x=left, y=place * _SPAN_HEIGHT + 17, class_="tick", text_anchor="end")
+        for place, row in enumerate(rows)
+    ]
+    bars = [
+        element(
+            "rect",
+            element("title", span.detail),
+            x=across(span.start),
+            y=rows.index(span.row) * _SPAN_HEIGHT + 5,
+            width=max(across(span.end) - across(span.start) - 0.6, 1.0),
+            height=_SPAN_HEIGHT - 8,
+            rx=2,
+            class_=f"trial {span.kind}",
+        )
+        for span in spans
+    ]
+    marks = [
+        element("text", number(value), x=across(value), y=bottom + 14, class_="tick", text_anchor="middle")
+        for value in ticks(0, end, 6)
+    ]
+    return element(
+        "figure",
+        element("figcaption", title, element("small", unit)),
+        _svg(title, labels, bars, marks, height=bottom + 22),
+        class_="graph",
+    )

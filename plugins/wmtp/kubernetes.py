@@ -235,7 +235,7 @@ class SandboxStage(PodStage):
                     run.store.remove(place)
 
         key = decision.key
-        stage.execute(run, task, self.index, tasks=pipeline.TASKS, expect_key=key, call=by_parcel)
+        stage.execute(run, task, self.index, tasks=pipeline.every(), expect_key=key, call=by_parcel)
 
     def _is_of_use(self, found: Any, order: Order) -> bool:
         return False  # its addresses are those of a worker that is gone

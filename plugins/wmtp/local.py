@@ -89,11 +89,13 @@ class LocalPlan(LocalStage):
 
     Args:
         only_champion: see `mlops_tasks.stage.Spec`; where there is no champion the run is skipped.
+        is_study: see `mlops_tasks.stage.Spec`.
     """
 
-    def __init__(self, *, only_champion: bool = False, **operator: Any) -> None:
+    def __init__(self, *, only_champion: bool = False, is_study: bool = False, **operator: Any) -> None:
         super().__init__(**operator)
         self.only_champion = only_champion
+        self.is_study = is_study
 
     def execute(self, context: Context) -> list[int]:
         """Check the trigger, write the spec, say how many references it wants."""
@@ -115,7 +117,7 @@ class LocalPlan(LocalStage):
         """The arguments of `wmtp` that resolve the recipe."""
         arguments = ["plan", f"--env={self.environment_file}", f"--spec={uri}", f"--recipe={trigger.recipe_file}"]
         arguments += [f"--set={override}" for override in trigger.overrides]
-        arguments += ["--champion"] if self.only_champion else []
+        arguments += [*(["--champion"] if self.only_champion else []), *(["--study"] if self.is_study else [])]
         return arguments + [f"--force={task}" for task in trigger.force]
 
 

@@ -133,8 +133,8 @@ class StageTask:
         return f"{self.task_id}[{self.index}]" if self.cell is None else f"{self.cell}: {self.task_id}[{self.index}]"
 
     def _pointer(self, run: Run, task: Task, context: Context) -> Pointer:
-        stage.apply_force(run, task, self.index, tasks=pipeline.TASKS)
-        decision = stage.decide(run, task, self.index, tasks=pipeline.TASKS)
+        stage.apply_force(run, task, self.index, tasks=pipeline.every())
+        decision = stage.decide(run, task, self.index, tasks=pipeline.every())
         if decision.outcome in ("hit", "skipped"):
             return stage.settle(run, task, self.index, decision, decision.artifact, seconds=0.0)
         if decision.components:

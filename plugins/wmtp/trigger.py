@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, WithJsonSchema
 
 from mlops_tasks.config import Housekeeping, Settings
 from mlops_tasks.errors import UserError
-from mlops_tasks.pipeline import TASKS
+from mlops_tasks.pipeline import TASKS, tuned_name
 from mlops_tasks.stage import Stage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,8 @@ class Trigger(Form):
     """The choices of one daily run."""
 
     recipe: str = Field(examples=sorted(path.stem for path in _RECIPES.glob("*.yaml")))
-    """What to learn: a name in configs/recipes, or the path of a file on the machine that runs Airflow."""
+    """What to learn: a name in configs/recipes, the path of a file on the machine that runs Airflow, or tuned:NAME, what the last study of
+    that recipe has found."""
     overrides: tuple[str, ...] = ()
     """Settings to change, one a line: train.steps=200"""
     force: tuple[str, ...] = Field((), examples=[task.id for task in TASKS.values() if isinstance(task.run, Stage)])
@@ -65,8 +66,8 @@ class Trigger(Form):
 
     @property
     def recipe_file(self) -> Path:
-        """Where the recipe lies; a relative path is below the checkout."""
-        return _file(self.recipe, _RECIPES)
+        """Where the recipe lies; a relative path is below the checkout. What a study has found is no file (`tuned:NAME`)."""
+        return Path(self.recipe) if tuned_name(self.recipe) is not None else _file(self.recipe, _RECIPES)
 
 
 class Contest(Form):

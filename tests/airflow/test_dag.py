@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mlops_tasks.pipeline import TASKS
+from mlops_tasks.pipeline import PREPARATION, STUDY, TASKS
 from mlops_tasks.stage import Stage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ DAGS = sorted((CHECKOUT / "dags").glob("*.py"))
 READ = """
 import json, sys
 sys.path[:0] = ["plugins", "dags"]
-import evaluate_champion, housekeeping, model_rollback, wmtp_compare, wmtp_daily
+import evaluate_champion, housekeeping, model_rollback, wmtp_compare, wmtp_daily, wmtp_tune
 heavy = ("torch", "transformers", "mlflow", "optuna", "boto3", "pyarrow", "pandas", "numpy", "kubernetes")
 loaded = [name for name in heavy if name in sys.modules]
 from airflow.dag_processing.dagbag import DagBag
@@ -40,7 +40,7 @@ print("READ", json.dumps({
         "schedule": str(bag.dags[id].schedule), "catchup": bag.dags[id].catchup, "doc": bag.dags[id].doc_md, "params": bag.dags[id].params.dump(),
         "tasks": [[task.task_id, sorted(task.downstream_task_ids), getattr(task, "index", None)] for task in bag.dags[id].tasks],
         "facts": [[task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md)] for task in bag.dags[id].tasks],
-    } for id in ("evaluate_champion", "housekeeping")},
+    } for id in ("evaluate_champion", "housekeeping", "wmtp_tune")},
     "compare": {
         "schedule": str(compare.schedule), "doc": compare.doc_md, "params": compare.params.dump(),
         "tasks": [[task.task_id, sorted(task.downstream_task_ids), task.is_mapped] for task in compare.tasks],
@@ -168,6 +168,20 @@ def test_housekeeping_looks_before_it_removes(read: dict[str, Any]) -> None:
     dag = read["weekly"]["housekeeping"]
     assert (dag["schedule"], dag["catchup"], dag["params"]) == ("0 18 * * SUN", False, {"delete": None})
     assert dag["tasks"] == [["look", ["remove"], None], ["remove", [], None]]
+
+
+def test_a_better_recipe_is_looked_for_every_week_after_what_trials_share_is_there(read: dict[str, Any]) -> None:
+    dag = read["weekly"]["wmtp_tune"]
+    assert (dag["schedule"], dag["catchup"]) == ("0 20 * * SAT", False)
+    assert dag["params"] == read["params"]
+    below = {name: others for name, others, _ in dag["tasks"]}
+    assert list(below) == ["plan", *PREPARATION, *STUDY]
+    assert [below[name] for name in ("score", "search", "select", "conclude")] == [
+        ["search"],
+        ["select"],
+        ["conclude"],
+        [],
+    ]
 
 
 def test_weekly_tasks_have_an_owner_retries_a_time_limit_and_a_description(read: dict[str, Any]) -> None:

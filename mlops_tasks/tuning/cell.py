@@ -1,0 +1,113 @@
+"""One cell of a study: a recipe as a run of its own, from the data up to a judged model, by the daily run's own stages.
+
+Every result lies where a daily run would look for it, and is a hit there and here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from mlops_tasks import stage
+from mlops_tasks.config import Evaluation, Objective, Recipe
+from mlops_tasks.errors import DataError
+from mlops_tasks.pipeline import EVALUATIONS, PREPARATION, TASKS, fan_out_of
+from mlops_tasks.stage import Run
+from mlops_tasks.store import Artifact, canonical_json
+from mlops_tasks.training import Overseer, train
+
+CANDIDATE = EVALUATIONS.index(("candidate", "gate"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recipe that is tried."""
+
+    run: Run
+
+    @classmethod
+    def below(cls, parent: Run, prefix: str, recipe: Recipe) -> Cell:
+        """The cell of a recipe.
+
+        Args:
+            parent: whose data and models are pinned.
+            prefix: below which its pointers are put.
+            recipe: with the parent's data and models.
+        """
+        name = hashlib.sha256(canonical_json(recipe.model_dump(mode="json"))).hexdigest()[:16]
+        # A cell trains on this machine alone.
+        here = parent.environment.train.model_copy(update={"num_pods": 1})
+        environment = parent.environment.model_copy(update={"train": here})
+        spec = parent.spec.model_copy(
+            update={
+                "recipe": recipe,
+                "champion": None,
+                "force": (),
+                "is_study": False,
+                "fan_out": fan_out_of(recipe, environment, TASKS),
+            }
+        )
+        run = Run(parent.store, environment, f"{prefix}/cells/{name}", spec)
+        run.store.create_json(f"{run.prefix}/spec.json", spec.model_dump(mode="json"))
+        return cls(run)
+
+    def train(self, overseer: Overseer | None = None) -> Artifact:
+        """All up to the training; what is there is a hit.
+
+        Raises:
+            WmtpError: as the stages do.
+        """
+        for name in PREPARATION:
+            for index in range(self.run.spec.fan_out.get(name, 1)):
+                stage.execute(self.run, TASKS[name], index, tasks=TASKS)
+        # Its curve is in MLflow with the trial, so that it needs no run there of its own.
+        task = replace(TASKS["train"], labels=lambda spec: {})
+        call = None if overseer is None else partial(train, overseer=overseer)
+        stage.execute(self.run, task, tasks=TASKS, call=call)
+        return self._made("train", 0)
+
+    def measure(self, objectives: Sequence[Objective], overseer: Overseer | None = None) -> dict[Objective, float]:
+        """Train, and measure what is asked for on the gate set.
+
+        Raises:
+            WmtpError: as the stages do.
+        """
+        found: dict[Objective, float] = {}
+        trained = self.train(overseer)
+        if "validation_loss" in objectives:
+            found["validation_loss"] = _validation_nats(trained)
+        if {"pass_at_1", "tokens_per_second"} & {*objectives}:
+            stage.execute(self.run, TASKS["generate"], CANDIDATE, tasks=TASKS)
+            found["tokens_per_second"] = float(self._made("generate", CANDIDATE).metrics["tokens_per_second"])
+        if "pass_at_1" in objectives:
+            stage.execute(self.run, TASKS["judge"], CANDIDATE, tasks=TASKS)
+            found["pass_at_1"] = float(self._made("judge", CANDIDATE).metrics["pass_at_k"]["1"])
+        return {name: found[name] for name in objectives}
+
+    def _made(self, task: str, index: int) -> Artifact:
+        artifact = self.run.artifact(task, index)
+        assert artifact is not None, f"{task} is skipped by no recipe"
+        return artifact
+
+
+def _validation_nats(trained: Artifact) -> float:
+    nats = trained.metrics["validation_nats_after"]
+    if nats is None:
+        raise DataError(
+            f"{trained.uri} has no validation loss, for the data have no validation problems. Take validation_loss out of tuning.objectives."
+        )
+    return float(nats)
+
+
+def first_problems(evaluation: Evaluation, count: int) -> Evaluation:
+    """With the first so many problems of the gate set as its gate set."""
+    return evaluation.model_copy(update={"gate": evaluation.gate.model_copy(update={"limit": count})})
+
+
+def other_problems(evaluation: Evaluation, count: int) -> Evaluation:
+    """With the problems of the gate set after the first so many as its gate set."""
+    gate = evaluation.gate
+    limit = None if gate.limit is None else gate.limit - count
+    return evaluation.model_copy(update={"gate": gate.model_copy(update={"skip": gate.skip + count, "limit": limit})})

@@ -1,0 +1,239 @@
+"""The stage `select`: of a study that is done the best recipe, and whether it is better than the one that was tuned.
+
+The best of many trials looks better than it is, for it was chosen by the very numbers. So it is believed only after it has learnt again with
+seeds of its own beside the recipe as it was, and both were measured on problems that no trial was measured by.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mlops_tasks.config import Objective, Recipe, changed
+from mlops_tasks.errors import DataError, Unavailable
+from mlops_tasks.stage import Attempt, Run, Spec
+from mlops_tasks.tuning.adoption import RECIPE
+from mlops_tasks.tuning.cell import Cell, other_problems
+from mlops_tasks.tuning.space import default_point, in_order, tuning_of
+from mlops_tasks.tuning.study import CELL, CHANGES, DIRECTIONS, NUM_STEPS, STEPS, WHY, WORKER, Study
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
+
+_FEWEST_TRIALS = 4
+TRIALS, EVIDENCE = "trials.jsonl", "evidence.json"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of differences over seeds, with Student's interval."""
+
+    difference: float
+    lower_bound: float
+    """One-sided."""
+    low: float
+    """Lower end of the two-sided interval of the same confidence."""
+    high: float
+    """Upper end of it."""
+
+
+def select(attempt: Attempt) -> dict[str, Any]:
+    """Find the best trial, hold it against the recipe as it is, and write both the recipe and the evidence.
+
+    Raises:
+        Unavailable: trials are not done, or the database is away.
+        DataError: no trial was trained to its end.
+    """
+    recipe = Recipe.model_validate(attempt.config["recipe"])
+    run = _run_of(attempt, recipe)
+    study = Study(run, attempt.key)
+    with study.alone():
+        slots = study.slots()
+    _require_done(study, slots)
+    best = best_of(study, slots)
+    if best is None:
+        raise DataError(
+            f"No trial of {study.name} was trained to its end: {slots[0].user_attrs.get(WHY)}. Let the pruner begin later, or widen the space."
+        )
+    changes: dict[str, Any] = best.user_attrs[CHANGES]
+    evidence: dict[str, Any] = {
+        "best_slot": best.user_attrs["slot"],
+        "changes": changes,
+        "front": _front(study, slots),
+        "importances": _importances(study),
+    }
+    evidence |= _believed(study, changes)
+    _write(attempt, study, slots, evidence)
+    return {
+        "num_trials": len(slots),
+        "num_complete": sum(trial.state.name == "COMPLETE" for trial in slots.values()),
+        "num_pruned": sum(trial.state.name == "PRUNED" for trial in slots.values()),
+        "num_failed": len(study.trials()) - len(slots),
+        "steps_saved_share": saved_share(slots.values()),
+        **{f"best_{name}": value for name, value in zip(study.objectives, best.values, strict=True)},
+        **{name: evidence[name] for name in ("is_better", "reason", "interval")},
+    }
+
+
+def _run_of(attempt: Attempt, recipe: Recipe) -> Run:
+    """What the study's cells are below; they find the data pinned as the workers did."""
+    spec = Spec(recipe=recipe, pins=attempt.config["pins"], champion=None, created=datetime.now(UTC).isoformat())
+    return Run(attempt.store, attempt.environment, attempt.prefix, spec)
+
+
+def _require_done(study: Study, slots: Mapping[int, FrozenTrial]) -> None:
+    open_slots = [str(slot) for slot in range(study.tuning.num_trials) if not _is_done(slots.get(slot))]
+    if open_slots:
+        raise Unavailable(
+            f"{len(open_slots)} of the {study.tuning.num_trials} trials of {study.name} are not done: {', '.join(open_slots[:10])}. Clear the "
+            "task `search`: its workers take them."
+        )
+
+
+def _is_done(trial: FrozenTrial | None) -> bool:
+    return trial is not None and trial.state.name in ("COMPLETE", "PRUNED")
+
+
+def best_of(study: Study, slots: Mapping[int, FrozenTrial]) -> FrozenTrial | None:
+    """The best by the first objective, of those that no other one beats in all; of two the earlier slot. None: none is complete."""
+    front = [(_costs(study, slots[slot]), slot) for slot in _front(study, slots)]
+    return slots[min(front)[1]] if front else None
+
+
+def _front(study: Study, slots: Mapping[int, FrozenTrial]) -> list[int]:
+    costs = {slot: _costs(study, trial) for slot, trial in slots.items() if trial.state.name == "COMPLETE"}
+    return sorted(slot for slot, own in costs.items() if not any(_beats(other, own) for other in costs.values()))
+
+
+def _costs(study: Study, trial: FrozenTrial) -> tuple[float, ...]:
+    """Values of which less is better."""
+    pairs = zip(study.objectives, trial.values, strict=True)
+    return tuple(-value if DIRECTIONS[name] == "maximize" else value for name, value in pairs)
+
+
+def _beats(other: Sequence[float], own: Sequence[float]) -> bool:
+    return other != own and all(a <= b for a, b in zip(other, own, strict=True))
+
+
+def _importances(study: Study) -> dict[str, float]:
+    """By setting, how much of what trials differ by in the first objective goes with it; of too few or equal trials nothing is said."""
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    complete = [trial for trial in study.trials() if trial.state.name == "COMPLETE"]
+    if len(complete) < _FEWEST_TRIALS or len({trial.values[0] for trial in complete}) == 1:
+        return {}
+    # With a target of ours, low values are taken for the good ones.
+    target = None if len(study.objectives) == 1 else lambda trial: _costs(study, trial)[0]
+    return get_param_importances(study.database, evaluator=PedAnovaImportanceEvaluator(), target=target)
+
+
+def _believed(study: Study, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What learning again came to: the measure of each seed, the interval, and a sentence."""
+    objective = study.objectives[0]
+    if changes == default_point(study.recipe):
+        return {
+            "is_better": False,
+            "reason": "No trial did better than the recipe itself.",
+            "interval": None,
+            "repeats": [],
+        }
+    repeats = [_repeat(study, changes, objective, seed) for seed in _seeds(study)]
+    sign = 1.0 if DIRECTIONS[objective] == "maximize" else -1.0
+    found = paired([sign * (one["best"] - one["recipe"]) for one in repeats], confidence=study.tuning.confidence)
+    is_better = found.lower_bound > 0
+    reason = (
+        f"{objective} of the best trial's recipe is better than the recipe's own by {found.difference:+.4f} on average over {len(repeats)} seeds, "
+        f"lower bound {found.lower_bound:+.4f}: {'it is believed' if is_better else 'that may be chance'}."
+    )
+    log.info("%s", reason)
+    return {"is_better": is_better, "reason": reason, "interval": asdict(found), "repeats": repeats}
+
+
+def _seeds(study: Study) -> range:
+    """None of them is the trials'."""
+    first = study.recipe.seed + 1
+    return range(first, first + study.tuning.repeats)
+
+
+def _repeat(study: Study, changes: Mapping[str, Any], objective: Objective, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"seed": seed}
+    for name, asked in (("recipe", {}), ("best", changes)):
+        recipe = confirmed(study.recipe, {**in_order(asked), "seed": seed})
+        found[name] = Cell.below(study.run, study.prefix, recipe).measure([objective])[objective]
+    log.info(
+        "seed %d: %s %.4f with the recipe, %.4f with the best trial's", seed, objective, found["recipe"], found["best"]
+    )
+    return found
+
+
+def confirmed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe changed, and measured on what is left of the gate set when trials have had theirs."""
+    evaluation = other_problems(recipe.evaluation, tuning_of(recipe).num_problems)
+    return changed(recipe, changes, "the best trial").model_copy(update={"evaluation": evaluation, "tuning": None})
+
+
+def paired(differences: Sequence[float], *, confidence: float) -> Paired:
+    """Mean difference with Student's t interval over seeds.
+
+    Args:
+        differences: of one pair each, two at least.
+
+    Example:
+        1, 2, 3 at 0.9: mean 2, standard error 1/√3, t of 2 degrees 1.886: lower bound 0.911.
+    """
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
+    one_sided, two_sided = (float(t.ppf(share, len(differences) - 1)) for share in (confidence, 0.5 + confidence / 2))
+    return Paired(mean, mean - one_sided * error, mean - two_sided * error, mean + two_sided * error)
+
+
+def saved_share(trials: Any) -> float:
+    """Of the steps that all trials would have taken, the share that pruning has left out."""
+    told = [trial.user_attrs for trial in trials if NUM_STEPS in trial.user_attrs]
+    planned = sum(one[NUM_STEPS] for one in told)
+    return 1.0 - sum(one[STEPS] for one in told) / planned if planned else 0.0
+
+
+def _write(attempt: Attempt, study: Study, slots: Mapping[int, FrozenTrial], evidence: Mapping[str, Any]) -> None:
+    recipe = changed(study.recipe, in_order(evidence["changes"]), "the best trial")
+    lines = [
+        f"# Of the study {study.name}: slot {evidence['best_slot']} of {len(slots)}.",
+        f"# {evidence['reason']}",
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    ]
+    (attempt.folder / RECIPE).write_text("\n".join(lines), encoding="utf-8")
+    (attempt.folder / EVIDENCE).write_text(json.dumps(evidence, indent=1), encoding="utf-8")
+    rows = [json.dumps(row(study, trial)) for trial in study.trials()]
+    (attempt.folder / TRIALS).write_text("".join(f"{one}\n" for one in rows), encoding="utf-8")
+
+
+def row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as it is kept when the database is gone."""
+    from mlops_tasks.tuning.runs import curve_of
+
+    is_complete = trial.state.name == "COMPLETE"
+    return {
+        "trial": trial.number,
+        "slot": trial.user_attrs.get("slot"),
+        "state": trial.state.name.lower(),
+        "params": trial.user_attrs.get(CHANGES, trial.params),
+        "values": dict(zip(study.objectives, trial.values, strict=True)) if is_complete else None,
+        "curve": [list(point) for point in sorted(curve_of(study, trial).items())],
+        "began": _iso(trial.datetime_start),
+        "ended": _iso(trial.datetime_complete),
+        **{name: trial.user_attrs.get(name) for name in (WORKER, WHY, STEPS, NUM_STEPS, CELL)},
+    }
+
+
+def _iso(at: datetime | None) -> str | None:
+    return at.isoformat() if at else None

@@ -1,0 +1,389 @@
+"""One study that several workers share: exactly as many trials as were asked for, whatever happens to the workers.
+
+A study has a slot for each trial. A slot is done when a trial of Optuna with its number is complete or pruned; one whose trial has failed, or whose
+worker was killed, waits again with the same parameters. Trials are given out one at a time under the lease of the study, so that no two
+workers take one, and none is taken that has no slot.
+
+Owns the database, slots, and what becomes of a trial. What a trial runs is `cell`'s, what it may change `space`'s, what is made of all of them
+`selection`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlops_tasks import lease, stage
+from mlops_tasks.config import HyperbandPruner, MedianPruner, Objective, Recipe, Tuning, changed
+from mlops_tasks.errors import DataError, Pruned, Unavailable, UserError, WmtpError
+from mlops_tasks.pipeline import STUDY, every
+from mlops_tasks.stage import Run, artifact_prefix
+from mlops_tasks.tuning.cell import Cell, first_problems
+from mlops_tasks.tuning.overseer import listening
+from mlops_tasks.tuning.space import default_point, draw, in_order, tuning_of
+
+if TYPE_CHECKING:
+    import optuna
+    import optuna.pruners
+    import optuna.samplers
+    import optuna.storages
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
+
+SLOT, CHANGES, WORKER, WHY, STEPS, NUM_STEPS, CELL = "slot", "changes", "worker", "why", "steps", "num_steps", "cell"
+"""What is kept of a trial beside what Optuna keeps."""
+DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
+    "pass_at_1": "maximize",
+    "validation_loss": "minimize",
+    "tokens_per_second": "maximize",
+}
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """The study of a run's recipe."""
+
+    run: Run
+    key: str
+    """Of `select`, which names the study too."""
+
+    @classmethod
+    def of(cls, run: Run) -> Study:
+        """The study of a run that was planned as one.
+
+        Raises:
+            UserError: its recipe has no space.
+        """
+        tuning_of(run.spec.recipe)
+        return cls(run, stage.decide(run, STUDY["select"], tasks=every()).key)
+
+    @property
+    def prefix(self) -> str:
+        """Of the study in the store."""
+        return artifact_prefix("select", self.key)
+
+    @property
+    def name(self) -> str:
+        """In the database."""
+        return f"{self.run.spec.recipe.name}-{self.key[:16]}"
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.spec.recipe
+
+    @property
+    def tuning(self) -> Tuning:
+        return tuning_of(self.recipe)
+
+    @property
+    def objectives(self) -> Sequence[Objective]:
+        return self.tuning.objectives
+
+    @cached_property
+    def database(self) -> optuna.Study:
+        """The study in the database; made if it is not there. Only under the lease: two that make tables at one time break one another."""
+        import optuna
+
+        with _database():
+            return optuna.create_study(
+                storage=self._storage,
+                study_name=self.name,
+                load_if_exists=True,
+                directions=[DIRECTIONS[objective] for objective in self.objectives],
+                sampler=self._sampler(0),
+                pruner=_pruner(self.tuning),
+            )
+
+    @cached_property
+    def _storage(self) -> optuna.storages.RDBStorage:
+        import optuna
+
+        _know()
+        terms = self.run.environment.tune
+        with _database():
+            return optuna.storages.RDBStorage(
+                _address(terms.storage or ""),
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=terms.heartbeat_seconds,
+                grace_period=terms.grace_seconds,
+            )
+
+    def trials(self) -> list[FrozenTrial]:
+        """All that were begun or wait, in the order in which they were made."""
+        with _database():
+            return self.database.get_trials(deepcopy=False)
+
+    def slots(self) -> dict[int, FrozenTrial]:
+        """The trial that stands in each slot now."""
+        return _slots(self.trials())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lease of the study, for a moment."""
+        terms = self.run.environment.lease
+        with lease.held(self.run.store, f"{self.prefix}/study", terms=terms, run=self.run.name, is_done=lambda: False):
+            yield
+
+    def next_trial(self) -> optuna.Trial | None:
+        """Take a trial, or wait for those of others, which may turn out to be dead; None when all slots are done."""
+        while True:
+            with self.alone(), _database():
+                self._restore_slots()
+                states = [trial.state.name for trial in self.slots().values()]
+                if "WAITING" in states:
+                    return self._take()
+                if "RUNNING" not in states:
+                    return None
+            time.sleep(min(_SECONDS_BETWEEN_LOOKS, self.run.environment.tune.heartbeat_seconds))
+
+    def _take(self) -> optuna.Trial:
+        # Each draw has a seed of its own: a worker that starts anew, or beside another one, must not repeat draws that were made.
+        self.database.sampler = self._sampler(len(self.trials()) + sum(_is_begun(trial) for trial in self.trials()))
+        trial = self.database.ask()
+        self._storage.record_heartbeat(trial._trial_id)
+        trial.set_user_attr(WORKER, f"{socket.gethostname()}:{os.getpid()}")
+        return trial
+
+    def _restore_slots(self) -> None:
+        """Have a trial wait in each slot in which none waits, runs or is done."""
+        import optuna
+
+        optuna.storages.fail_stale_trials(self.database)
+        for trial in self.trials():
+            # Taken under the lease that we hold now, by a process that was killed before its first sign of life.
+            if trial.state.name == "RUNNING" and WORKER not in trial.user_attrs:
+                self.database.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        standing = self.slots()
+        for slot in range(self.tuning.num_trials):
+            last = standing.get(slot)
+            if last is not None and last.state.name != "FAIL":
+                continue
+            if last is not None:
+                log.warning("slot %d waits again: trial %d has failed", slot, last.number)
+            self.database.enqueue_trial(self._parameters(slot, last), user_attrs={SLOT: slot})
+
+    def _parameters(self, slot: int, last: FrozenTrial | None) -> dict[str, Any]:
+        """What a slot's trial is held to: the recipe's own point, or what one that failed had drawn."""
+        if slot == 0:
+            return default_point(self.recipe)
+        # One that was killed in the middle of its draw has had no chance; the rest would be drawn as if it had.
+        return last.params if last is not None and CHANGES in last.user_attrs else {}
+
+    def _sampler(self, count: int) -> optuna.samplers.TPESampler:
+        import optuna
+
+        settings = self.tuning.sampler
+        digest = hashlib.sha256(f"{settings.seed}/{count}".encode()).digest()
+        return optuna.samplers.TPESampler(
+            seed=int.from_bytes(digest[:4]),
+            n_startup_trials=settings.num_startup_trials,
+            n_ei_candidates=settings.num_candidates,
+            multivariate=settings.multivariate,
+            group=settings.group,
+            constant_liar=settings.constant_liar,
+        )
+
+    @contextmanager
+    def beating(self, trial: optuna.Trial) -> Iterator[None]:
+        """Give signs of life of a trial."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(self.run.environment.tune.heartbeat_seconds):
+                try:
+                    with _database():
+                        self._storage.record_heartbeat(trial._trial_id)
+                except Unavailable as error:
+                    log.warning("%s", error)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+
+def search(run: Run) -> dict[str, Any]:
+    """Take trials of the run's study until none is left.
+
+    Returns:
+        How many this worker has done.
+    """
+    study, done = Study.of(run), 0
+    while (trial := study.next_trial()) is not None:
+        with study.beating(trial):
+            _carry_out(study, trial)
+        done += 1
+    return {"trials": done}
+
+
+def _carry_out(study: Study, trial: optuna.Trial) -> None:
+    """One trial to its end; where it fails for a reason that is not its parameters', its slot waits again."""
+    from mlops_tasks.tuning import runs
+
+    started = time.monotonic()
+    try:
+        outcome = _Attempt(study, trial).outcome()
+    except BaseException:
+        with suppress(WmtpError), _database():
+            _tell(study, trial, state="FAIL")
+        raise
+    with _database():
+        _tell(
+            study,
+            trial,
+            values=outcome if isinstance(outcome, list) else None,
+            state="COMPLETE" if isinstance(outcome, list) else "PRUNED",
+        )
+    slot = trial.user_attrs[SLOT]
+    left = sum(not one.state.is_finished() for one in study.slots().values())
+    words = (
+        ", ".join(f"{name} {value:.4g}" for name, value in zip(study.objectives, outcome, strict=True))
+        if isinstance(outcome, list)
+        else outcome
+    )
+    log.info("slot %d: %s in %.1f s; %d are left", slot, words, time.monotonic() - started, left)
+    runs.tell_trial(study, slot)
+
+
+def _tell(study: Study, trial: optuna.Trial, *, state: str, values: list[float] | None = None) -> None:
+    import optuna
+
+    # Another worker may have taken this trial for dead, and then its slot is done anew, which is a hit.
+    study.database.tell(trial, values, state=optuna.trial.TrialState[state], skip_if_finished=True)
+
+
+class _Attempt:
+    """What becomes of one trial."""
+
+    def __init__(self, study: Study, trial: optuna.Trial) -> None:
+        self.study, self.trial = study, trial
+        self.slot: int = trial.user_attrs[SLOT]
+        self._is_pruned = False
+
+    def outcome(self) -> list[float] | str:
+        """Its values, or why it was pruned.
+
+        Raises:
+            WmtpError: for a reason that has nothing to do with its parameters.
+        """
+        from mlops_tasks.tuning import runs
+
+        study, tuning = self.study, self.study.tuning
+        with _database():
+            changes = draw(self.trial, study.recipe)
+            self.trial.set_user_attr(CHANGES, changes)
+        runs.tell_trial(study, self.slot)
+        try:
+            recipe = trial_recipe(study.recipe, changes, f"slot {self.slot} of {study.name}")
+            cell = Cell.below(study.run, study.prefix, recipe)
+            self.trial.set_user_attr(CELL, cell.run.prefix)
+            with listening(self._judge) as line:
+                found = cell.measure(tuning.objectives, line)
+        except Pruned as pruned:
+            return self._left(f"pruned: {pruned}")
+        except (UserError, DataError) as error:
+            # What the recipe itself ends with is no trial's fault.
+            if self.slot == 0:
+                raise
+            return self._left(f"{type(error).__name__}: {error}")
+        return [found[objective] for objective in tuning.objectives]
+
+    def _left(self, why: str) -> str:
+        with _database():
+            self.trial.set_user_attr(WHY, why)
+        return why
+
+    def _judge(self, step: int, num_steps: int, nats: float) -> bool:
+        """Report a validation loss as Optuna wants it, the better the nearer to the study's direction."""
+        if len(self.study.objectives) > 1:
+            return True
+        sign = -1.0 if DIRECTIONS[self.study.objectives[0]] == "maximize" else 1.0
+        with _database():
+            self.trial.set_user_attr(STEPS, step)
+            self.trial.set_user_attr(NUM_STEPS, num_steps)
+            self.trial.report(sign * nats, step)
+            return not self.trial.should_prune()
+
+
+def trial_recipe(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
+    """The recipe of a trial: changed, and measured on its share of the gate set."""
+    evaluation = first_problems(recipe.evaluation, tuning_of(recipe).num_problems)
+    return changed(recipe, in_order(changes), where).model_copy(update={"evaluation": evaluation, "tuning": None})
+
+
+def _slots(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
+    found: dict[int, FrozenTrial] = {}
+    for trial in trials:
+        if (slot := trial.user_attrs.get(SLOT)) is not None:
+            found[slot] = trial
+    return found
+
+
+def _is_begun(trial: FrozenTrial) -> bool:
+    return trial.state.name != "WAITING"
+
+
+def _pruner(tuning: Tuning) -> optuna.pruners.BasePruner:
+    import optuna
+
+    given = tuning.pruner
+    if isinstance(given, MedianPruner):
+        return optuna.pruners.MedianPruner(given.num_startup_trials, given.warmup_steps)
+    if isinstance(given, HyperbandPruner):
+        return optuna.pruners.HyperbandPruner(given.min_steps, given.max_steps, given.reduction_factor)
+    return optuna.pruners.NopPruner()
+
+
+def _know() -> None:
+    """Hear no more of what Optuna warns of and we know: the version is pinned, and whoever asks for a trial here gives its signs of life too."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")
+    warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
+
+
+def _address(storage: str) -> str:
+    kind, _, name = storage.partition(":")
+    if kind != "env":
+        return storage
+    if not (found := os.environ.get(name)):
+        raise UserError(
+            f"tune.storage is {storage}, but the environment variable {name} is empty. Set it to postgresql+psycopg2://user:password@host:5432/database; "
+            "pods get it from a Secret (kubernetes.secrets in the environment file)."
+        )
+    return found
+
+
+@contextmanager
+def _database() -> Iterator[None]:
+    """What the database raises becomes ours.
+
+    Raises:
+        Unavailable: it cannot be reached, or was lost on the way.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except (StorageInternalError, DBAPIError) as error:
+        raise Unavailable(
+            f"The database of the study (tune.storage) cannot now: {error}. Start it, and run this task again: the study goes on."
+        ) from error

@@ -1,0 +1,151 @@
+"""Whole studies of a tiny recipe: exactly the trials that were asked for, pruned or killed or not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlops_tasks import pipeline, stage
+from mlops_tasks.config import MedianPruner, load_environment
+from mlops_tasks.errors import UserError
+from mlops_tasks.stage import Run
+from mlops_tasks.tuning.adoption import adopt
+from mlops_tasks.tuning.space import default_point
+from mlops_tasks.tuning.study import CHANGES, WORKER, Study
+
+
+def planned(place: Path, name: str, *overrides: str) -> Run:
+    environment = load_environment(place / "environment.yaml")
+    prefix = Run.prefix_of(environment, "wmtp_tune", name)
+    return pipeline.plan(environment, prefix, recipe=place / "recipe.yaml", overrides=overrides, is_study=True)
+
+
+def carried_out(run: Run, *, last: str = "conclude") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for task, index in pipeline.places(run.spec):
+        found[f"{task.id}.{index}"] = stage.execute(run, task, index, tasks=pipeline.every()).outcome
+        if task.id == last:
+            break
+    return found
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    selected = run.artifact("select")
+    assert selected is not None
+    return [json.loads(line) for line in selected.path("trials.jsonl").read_text().splitlines()]
+
+
+def test_a_study_is_done_once_and_its_trials_are_hits_for_whoever_trains_the_same(place: Path) -> None:
+    run = planned(place, "first")
+    found = carried_out(run)
+    assert (found["search.0"], found["select.0"], found["conclude.0"]) == ("done", "run", "done")
+    trials = rows(run)
+    assert [one["slot"] for one in trials] == [0, 1, 2, 3]
+    assert trials[0]["params"]["train.learning_rate"] == 0.003  # the recipe itself
+    assert all(("weighting.top_share" in one["params"]) == (one["params"]["weighting.kind"] == "select") for one in trials)  # fmt: skip
+    selected = run.artifact("select")
+    assert selected is not None
+    best = min(trials, key=lambda one: one["values"]["validation_loss"])
+    assert selected.metrics["best_validation_loss"] == best["values"]["validation_loss"]
+    tuned = yaml.safe_load(selected.path("recipe.yaml").read_text())
+    assert tuned["train"]["learning_rate"] == best["params"]["train.learning_rate"]
+
+    again = planned(place, "second")
+    assert {carried_out(again, last="select")[name] for name in ("search.0", "select.0")} == {"skipped", "hit"}
+
+    adopt(run.store, "tiny", selected)
+    daily = pipeline.resolve(run.environment, recipe="tuned:tiny")
+    assert daily.tuned is not None and daily.tuned.digest == selected.digest
+    assert daily.recipe.model_dump(mode="json") == tuned
+    assert pipeline.resolve(run.environment, recipe="tuned").tuned == daily.tuned
+    with pytest.raises(UserError, match=r"There is no recipe tuned:other in .*; there is tuned:tiny\."):
+        pipeline.resolve(run.environment, recipe="tuned:other")
+    night = Run(run.store, run.environment, "runs/laptop/wmtp_daily/night", daily)
+    for name in ("pull_data", "pull_model", "score_shard", "score"):
+        stage.execute(night, pipeline.TASKS[name], tasks=pipeline.TASKS)
+    assert stage.decide(night, pipeline.TASKS["train"], tasks=pipeline.TASKS).outcome == "hit"
+
+
+def test_a_pruned_training_leaves_no_artifact_and_counts(place: Path) -> None:
+    pruner = "tuning.pruner={kind: median, num_startup_trials: 0}"
+    run = planned(place, "pruned", "tuning.num_trials=6", pruner, "train.steps=6")
+    carried_out(run, last="search")
+    study = Study.of(run)
+    slots = study.slots()
+    assert sorted(slots) == list(range(6))
+    pruned = [trial for trial in slots.values() if trial.state.name == "PRUNED"]
+    complete = [trial for trial in slots.values() if trial.state.name == "COMPLETE"]
+    assert pruned and len(pruned) + len(complete) == 6
+    for trial in pruned:
+        assert trial.user_attrs["why"].startswith("pruned: Ended at step")
+        assert trial.user_attrs["steps"] < trial.user_attrs["num_steps"] == 6
+        assert not run.store.read_json(f"{trial.user_attrs['cell']}/train.json")
+    trained = [key for key in run.store.children("train") if run.store.find(f"train/{key}")]
+    assert len(trained) == len({json.dumps(trial.user_attrs[CHANGES]) for trial in complete})
+    assert not [key for key in run.store.children("train") if run.store.children(f"train/{key}/checkpoints")]
+
+
+def worker(place: Path, run: Run, index: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlops_tasks", "search", f"--env={place / 'environment.yaml'}", "--task=search"]
+    command += [f"--spec={run.store.uri}/{run.prefix}/spec.json", f"--index={index}"]
+    with (place / f"worker{index}.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_a_trial_costs_no_trial(
+    place: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDIES", postgres.replace("postgresql://", "postgresql+psycopg2://"))
+    tune = {"storage": "env:STUDIES", "num_workers": 2, "heartbeat_seconds": 1, "grace_seconds": 3}
+    given = yaml.safe_load((place / "environment.yaml").read_text())
+    (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": tune}))
+    run = planned(place, "killed", "tuning.num_trials=3")
+    study = Study.of(run)
+    doomed = worker(place, run, 0)
+    with study.alone():
+        study.slots()  # the tables are there now, whoever has made them
+    wait_until(lambda: any(str(doomed.pid) in trial.user_attrs.get(WORKER, "") for trial in study.trials()))
+    doomed.send_signal(signal.SIGKILL)
+    doomed.wait()
+    others = [worker(place, run, index) for index in (0, 1)]
+    assert [one.wait(timeout=240) for one in others] == [0, 0], (place / "worker1.log").read_text()
+    trials = study.trials()
+    assert sorted(slot for slot, trial in study.slots().items() if trial.state.name == "COMPLETE") == [0, 1, 2]
+    assert [trial.state.name for trial in trials].count("FAIL") == len(trials) - 3 == 1
+    (failed,) = (trial for trial in trials if trial.state.name == "FAIL")
+    assert failed.user_attrs["slot"] == 0
+    assert study.slots()[0].user_attrs[CHANGES] == default_point(study.recipe)
+
+
+def wait_until(is_so: Any, *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        time.sleep(0.1)
+
+
+def test_every_setting_of_a_tuning_is_in_the_key_of_its_study(place: Path) -> None:
+    run = planned(place, "keys")
+    tuning = run.spec.recipe.tuning
+    assert tuning is not None
+    changes: list[dict[str, Any]] = [
+        {"num_trials": 5}, {"num_problems": 4}, {"objectives": ("pass_at_1",)}, {"repeats": 3}, {"confidence": 0.8},
+        {"sampler": tuning.sampler.model_copy(update={"seed": 1})}, {"pruner": MedianPruner(kind="median")},
+        {"space": dict(list(tuning.space.items())[:1])},
+    ]  # fmt: skip
+    assert {*type(tuning).model_fields} == {name for change in changes for name in change}
+    keys = {Study.of(run).key}
+    for change in changes:
+        recipe = run.spec.recipe.model_copy(update={"tuning": tuning.model_copy(update=change)})
+        keys.add(Study.of(replace(run, spec=run.spec.model_copy(update={"recipe": recipe}))).key)
+    assert len(keys) == len(changes) + 1
