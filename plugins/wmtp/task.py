@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, A
 
 from mlops_tasks import algorithms, pipeline, stage
 from mlops_tasks.config import load_environment
-from mlops_tasks.errors import DataError, Interrupted, Unavailable, UserError
+from mlops_tasks.errors import DataError, Interrupted, Pruned, Unavailable, UserError
 from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
 from wmtp.champion import tell_decay, tell_promotion
 from wmtp.links import ManifestLink, MlflowLink, ReportLink, links_of
@@ -33,7 +33,7 @@ GRACE_SECONDS = 120.0
 
 RETRY_POLICY = ExceptionRetryPolicy(
     [
-        RetryRule([UserError, DataError], RetryAction.FAIL, reason="it would fail again"),
+        RetryRule([UserError, DataError, Pruned], RetryAction.FAIL, reason="it would fail again"),
         RetryRule(Unavailable, RetryAction.RETRY, timedelta(minutes=1), "it may be there soon"),
         RetryRule(Interrupted, RetryAction.RETRY, timedelta(seconds=1), "it resumes"),
         RetryRule(KeyboardInterrupt, RetryAction.FAIL, reason="stopped from the keyboard"),
