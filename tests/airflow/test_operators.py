@@ -24,7 +24,7 @@ from wmtp.trigger import CHECKOUT, Trigger
 from mlops_tasks import errors, pipeline
 from mlops_tasks.__main__ import _parser
 from mlops_tasks.config import load_environment, load_recipe
-from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Pruned, Unavailable, UserError, WmtpError
 from mlops_tasks.stage import Decision, Run, Spec
 from mlops_tasks.store import Store
 
@@ -182,12 +182,12 @@ def test_every_error_class_has_its_rule() -> None:
         found = RETRY_POLICY.evaluate(error, 1, 2)
         return found.action, found.retry_delay
 
-    assert decision(UserError()) == decision(DataError()) == (RetryAction.FAIL, None)
+    assert decision(UserError()) == decision(DataError()) == decision(Pruned()) == (RetryAction.FAIL, None)
     assert decision(Unavailable()) == (RetryAction.RETRY, timedelta(minutes=1))
     assert decision(Interrupted()) == (RetryAction.RETRY, timedelta(seconds=1))
     assert decision(KeyboardInterrupt()) == (RetryAction.FAIL, None)
     assert decision(WmtpError()) == decision(ValueError()) == (RetryAction.DEFAULT, None)
-    assert set(errors.BY_EXIT_CODE.values()) == {UserError, DataError, Unavailable, Interrupted}
+    assert set(errors.BY_EXIT_CODE.values()) == {UserError, DataError, Unavailable, Interrupted, Pruned}
 
 
 def test_the_policy_survives_the_way_to_the_scheduler() -> None:
