@@ -9,6 +9,7 @@ Shapes: B batch, S position, V vocabulary, D width, N rows.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,7 +25,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from mlops_tasks.errors import UserError
-from mlops_tasks.pretrained import load_model
+from mlops_tasks.pretrained import UnreadModel, load_model
+
+log = logging.getLogger(__name__)
 
 HEADS_FILE = "heads.safetensors"
 
@@ -54,6 +57,7 @@ class MtpModel(nn.Module):
         super().__init__()
         self.base = base
         self.num_heads = num_heads
+        self._unread: UnreadModel | None = None
         generator = torch.Generator().manual_seed(seed)
         hidden_size: int = base.config.get_text_config().hidden_size
         self.heads = nn.ModuleList(ResidualHead(hidden_size, generator) for _ in range(num_heads - 1))
@@ -80,6 +84,33 @@ class MtpModel(nn.Module):
         model = cls(base, num_heads=num_heads, seed=seed)
         model.probe(str(folder))
         return model
+
+    @classmethod
+    def load_in_parts(cls, folder: Path, *, num_heads: int, seed: int) -> Self:
+        """`load`, but the base has no weights yet: `read` gives a part of it its own, and whoever has read all calls `probe`.
+
+        A folder whose files name weights in another way than the model is read at once.
+
+        Raises:
+            UserError: as `load`.
+        """
+        unread = UnreadModel(folder)
+        if not unread.is_readable:
+            log.warning("%s cannot be read in parts: each rank reads the whole model when it starts", folder)
+            return cls.load(folder, num_heads=num_heads, seed=seed)
+        model = cls(unread.model, num_heads=num_heads, seed=seed)
+        model._unread = unread
+        return model
+
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether it was loaded so that parts of it have to be read."""
+        return self._unread is not None
+
+    def read(self, module: nn.Module) -> None:
+        """Give a part of the model the weights that it lacks."""
+        if self._unread is not None:
+            self._unread.read(module)
 
     @classmethod
     def with_saved_heads(cls, base: PreTrainedModel, file: Path) -> Self:

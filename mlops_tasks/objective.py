@@ -65,6 +65,10 @@ class WeightedLoss(nn.Module):
         weight_sums = torch.stack([one_BS.sum(), one_BS.square().sum(), torch.xlogy(one_BS, one_BS).sum()])
         return StepSums(found.loss, found.head_nats_H, weight_sums)
 
+    def probe(self, name: str) -> None:
+        """`MtpModel.probe`, of a model that is spread too."""
+        self.model.probe(name)
+
     def weights_of(self, micro: MicroBatch) -> Tensor:
         """`weights` of a micro-batch alone."""
         return self.weights(micro, self.hidden(micro))

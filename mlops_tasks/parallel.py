@@ -28,7 +28,7 @@ class Parallel:
     """A loss whose gradients are those of all ranks.
 
     Args:
-        loss: on this rank's device; its parameters are replaced where they are spread, so an optimiser is made afterwards.
+        loss: goes to this rank's device; its parameters are replaced where they are spread, so an optimiser is made afterwards.
         way: `ddp` or `fsdp`; of one rank alone neither is used.
         rehearsal: a micro-batch without targets, on the device.
     """
@@ -36,10 +36,11 @@ class Parallel:
     def __init__(self, loss: WeightedLoss, way: Literal["ddp", "fsdp"], *, rehearsal: MicroBatch) -> None:
         self.loss = loss
         self._module: nn.Module = loss
-        if distributed.num_ranks() == 1:
-            return
-        if way == "fsdp":
+        if way == "fsdp" and distributed.num_ranks() > 1:
             _shard(loss)
+            return
+        loss.to(distributed.device())
+        if distributed.num_ranks() == 1:
             return
         self._module = DistributedDataParallel(loss, forward_sync_buffers=False, gradient_as_bucket_view=True)
         # The first backward decides in which order gradients are summed from the second one on. It is spent here, on a row
@@ -174,8 +175,10 @@ def _shard(loss: WeightedLoss) -> None:
     What gives logits stays whole from the loss's forward to the end of its backward, as `mtp_loss` takes its gradients by hand.
     """
     mesh = init_device_mesh(distributed.device().type, (distributed.num_ranks(),))
-    for layer in loss.model.layers():
-        fully_shard(layer, mesh=mesh)
-    fully_shard(loss, mesh=mesh, reshard_after_forward=False)
-    for name in ("weights_of", "sureness_of"):
+    for part in (*loss.model.layers(), loss):
+        # A layer is whole here until it is spread, and no two are.
+        loss.model.read(part)
+        part.to(mesh.device_type)
+        fully_shard(part, mesh=mesh, reshard_after_forward=part is not loss)
+    for name in ("weights_of", "sureness_of", "probe"):
         register_fsdp_forward_method(loss, name)

@@ -6,18 +6,25 @@ said in `data.pull`; heads are `model`'s.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
 import torch
+from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from mlops_tasks.errors import UserError
 
@@ -71,6 +78,76 @@ def load_quantized(folder: Path, *, device: torch.device, products_in: torch.dty
         bnb_4bit_compute_dtype=products_in,
     )
     return _loaded(folder, dtype=torch.float32, quantization_config=four_bits, device_map={"": device})
+
+
+class UnreadModel:
+    """A causal language model whose weights are still in its folder; each module is given its own when it is needed.
+
+    Args:
+        folder: as `load_model`.
+
+    Raises:
+        UserError: no configuration is there that transformers knows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            with _parameters_without_data(), no_init_weights():
+                config = AutoConfig.from_pretrained(folder, local_files_only=True)
+                build: Any = AutoModelForCausalLM.from_config
+                self.model: PreTrainedModel = build(config, dtype=torch.float32).eval()
+            if (folder / "generation_config.json").exists():
+                self.model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable("causal language model", folder, error) from error
+        self._names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the files hold just these weights, under the names that the model has for them."""
+        wanted = set(self._names.values())
+        with_ties = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        buffers = dict(self.model.named_buffers()).keys() & self.model.state_dict().keys()
+        return not buffers and wanted <= self._files.keys() <= with_ties
+
+    def read(self, module: nn.Module) -> None:
+        """Give the parameters of a part of the model their weights, in float32; those that have them stay."""
+        for parameter in module.parameters():
+            if parameter.is_meta:
+                name = self._names[id(parameter)]
+                with safetensors.safe_open(self._files[name], framework="pt") as file:
+                    weight = file.get_tensor(name).to(torch.float32, copy=True)
+                assert weight.shape == parameter.shape, f"{name} is {weight.shape} and not {parameter.shape}"
+                # In its place, so that what is tied to it has it too.
+                swap: Any = torch.utils.swap_tensors
+                swap(parameter, nn.Parameter(weight, parameter.requires_grad))
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """In which file each tensor lies; empty where they are of another kind."""
+        found = {}
+        for path in sorted(self._folder.glob("*.safetensors")):
+            with safetensors.safe_open(path, framework="pt") as file:
+                found.update(dict.fromkeys(file.keys(), path))
+        return found
+
+
+@contextmanager
+def _parameters_without_data() -> Iterator[None]:
+    """Models that are made here have parameters on the meta device; buffers, which no file holds, are real."""
+    plain = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        plain(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = plain  # type: ignore[method-assign]
 
 
 def _loaded(folder: Path, **how: Any) -> PreTrainedModel:

@@ -159,10 +159,11 @@ class _Training:
         self.model, self.adapter = self._load_model(inputs["model"].folder("model"))
         self.model.check_length(self.lesson.text.max_length)
         # It stays in evaluation mode, for dropout's masks would depend on the number of ranks and the size of a micro-batch.
-        self.model.to(self.device)
         if self.resources.recompute_activations:
             self.model.recompute_activations()
         self.parallel = self._in_parallel()
+        if self.model.is_in_parts:
+            self.parallel.loss.probe(inputs["model"].uri)
         self.optimizer = adamw(self.model, self.lesson.train)
         # Everything weighs 1 in validation, whatever the training does.
         self.validation = self._share(self.corpus.validation, None) if self.corpus.validation else []
@@ -204,7 +205,10 @@ class _Training:
         read: Callable[[Path], PreTrainedModel] = load_model
         if isinstance(method, QLora):
             read = adapters.quantized(self.device, self.resources.parallelism, train.precision)
-        model = MtpModel.load(folder, num_heads=train.num_heads, seed=seed, read=read)
+        if self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1 and not isinstance(method, LowRank):
+            model = MtpModel.load_in_parts(folder, num_heads=train.num_heads, seed=seed)
+        else:
+            model = MtpModel.load(folder, num_heads=train.num_heads, seed=seed, read=read)
         adapter = adapters.Adapter(model, method, seed=seed) if isinstance(method, LowRank) else None
         if self.is_first:
             share = 100 * model.num_trainable() / model.num_parameters()
