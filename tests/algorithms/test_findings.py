@@ -1,0 +1,224 @@
+"""What is concluded from cells that have ended, with outcomes worked by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mlops_tasks import algorithms
+from mlops_tasks.algorithms import Cell, Cells
+from mlops_tasks.algorithms.findings import Findings
+from mlops_tasks.config import Environment
+from mlops_tasks.errors import DataError, Unavailable
+from mlops_tasks.report.algorithms import in_words, page, status
+from mlops_tasks.stage import Pointer, Run
+from mlops_tasks.store import Artifact
+
+NUM_PROBLEMS = 60
+ASKED = {
+    "protocol": "docstring-0shot", "prompt_sha256": "p" * 64, "num_problems": NUM_PROBLEMS, "num_samples": 1, "temperature": 0.0,
+    "top_p": 1.0,
+}  # fmt: skip
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+Solved = Callable[[Cell, int], bool]
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A comparison in a store of its own, whose cells end as a test says."""
+
+    cells: Cells
+
+    @classmethod
+    def of(cls, folder: Path, *names: str, seeds: Sequence[int] = (0, 1, 2)) -> Stand:
+        tree = {
+            "name": "made-up", "recipe": str(CONFIGS / "recipes/demo.yaml"), "baseline": names[0], "seeds": list(seeds),
+            "algorithms": {name: {} for name in names},
+        }  # fmt: skip
+        (folder / "comparison.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        environment = Environment(store=str(folder / "store"), mlflow_uri=f"sqlite:///{folder}/mlflow.db")
+        return cls(algorithms.plan(environment, folder / "comparison.yaml"))
+
+    def ended(self, solved: Solved, nats: Callable[[Cell], float] = lambda cell: 1.0, **changed: Any) -> Findings:
+        """What is found when all cells have ended."""
+        for cell in self.cells.plan.cells:
+            self.end(cell, solved, nats(cell), **(changed if cell.arm == self.cells.plan.arms[-1] else {}))
+        return Findings.of(self.cells)
+
+    def end(self, cell: Cell, solved: Solved, nats: float, **changed: Any) -> None:
+        """Commit what a cell makes, in hours of one device: a reference that those of a seed share, a training, an evaluation."""
+        run = self.cells.run(cell)
+        data = self.made(run, "pull_data", "pull", "data", {})
+        inputs = {"data": data, "model": self.made(run, "pull_model", "pull", "base", {})}
+        if run.spec.recipe.reference:
+            reference = self.made(run, "reference", "train", f"reference-{cell.seed}", {"train_tokens": 100}, inputs)
+            inputs["scores"] = self.made(
+                run, "score", "score", f"score-{cell.name}", {}, {"data": data, "r": reference}
+            )
+        learnt = {"batches_sha256": f"{cell.seed}" * 64, "steps": 4, "train_tokens": 1000, "num_skipped": 0}
+        curve = [{"step": step, "validation_nats": nats + 4 - step} for step in range(5)]
+        train = self.made(
+            run, "train", "train", cell.name, {**learnt, "validation_nats_after": nats, **changed}, inputs,
+            {"curves.jsonl": "".join(f"{json.dumps(line)}\n" for line in curve).encode()},
+        )  # fmt: skip
+        written = self.made(run, "generate", "generate", cell.name, {}, {"data": data, "model": train})
+        rows = [
+            {"problem_id": str(n), "sample": 0, "passed": solved(cell, n), "program": ""} for n in range(NUM_PROBLEMS)
+        ]
+        self.made(
+            run, "judge", "judge", cell.name, {**ASKED, "pass_at_k": {"1": 0.5}}, {"data": data, "completions": written},
+            {"outcomes.parquet": parquet(rows)},
+        )  # fmt: skip
+
+    def made(  # noqa: PLR0917  read as a row: where, what, from what
+        self, run: Run, task: str, stage: str, key: str, metrics: Mapping[str, Any],
+        inputs: Mapping[str, Artifact] | None = None, files: Mapping[str, bytes] | None = None,
+    ) -> Artifact:  # fmt: skip
+        artifact = self.cells.store.find(f"{stage}/{key}")
+        if artifact is None:
+            draft = self.cells.store.begin(f"{stage}/{key}")
+            for name, content in (files or {"content": key.encode()}).items():
+                (draft.folder / name).write_bytes(content)
+            given = {
+                name: {"artifact": one.prefix, "digest": one.digest, "files": ["*"]}
+                for name, one in (inputs or {}).items()
+            }
+            record = {"stage": stage, "key": key, "metrics": metrics, "inputs": given, "device_seconds": 3600.0}
+            artifact = self.cells.store.commit(draft, record)
+        place = 1 if task in ("generate", "judge") else 0
+        made = {"key": key, "digest": artifact.digest}
+        run.point(Pointer(task=task, index=place, stage=stage, outcome="run", seconds=1.0, **made))
+        return artifact
+
+
+def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def half(cell: Cell, problem: int) -> bool:
+    """Every second problem, whoever is asked."""
+    return problem % 2 == 0
+
+
+def better(arm: str, by: int) -> Solved:
+    """One algorithm solves so many problems more, and with every second seed one more than that."""
+    return lambda cell, n: half(cell, n) or (cell.arm == arm and n < 2 * (by + cell.seed % 2))
+
+
+def test_the_same_outcomes_are_no_difference(tmp_path: Path) -> None:
+    findings = Stand.of(tmp_path, "uniform", "ntp").ended(half)
+    assert findings.headline == "No algorithm is shown to differ from uniform in pass@1."
+    assert findings.verdicts() == [
+        "ntp: no difference from uniform is shown: with each seed it is right on the same problems. Its validation loss is not shown to "
+        "differ (corrected p 1)."
+    ]
+
+
+def test_a_large_difference_is_shown_with_its_flips(tmp_path: Path) -> None:
+    findings = Stand.of(tmp_path, "uniform", "ntp", "rho1-soft").ended(better("rho1-soft", 20))
+    test, corrected = findings.flips["rho1-soft"]
+    assert (test.only_a, test.only_b) == (61, 0)
+    assert corrected == pytest.approx(2 * 2 / 2**61)
+    assert findings.headline == "In pass@1, against uniform: rho1-soft better; for the others no difference is shown."
+    assert findings.passed["rho1-soft"].estimate.value == pytest.approx(61 / 180)
+    assert findings.verdicts()[1].startswith("rho1-soft is better than uniform (+33.9 points, ")
+
+
+def test_a_small_difference_is_not_shown_and_it_is_said_which_would_be(tmp_path: Path) -> None:
+    findings = Stand.of(tmp_path, "uniform", "ntp").ended(better("ntp", 2))
+    margin = 100 * findings.passed["ntp"].estimate.margin
+    assert not findings.passed["ntp"].is_shown
+    assert f"one of less than about {margin:.0f} points would not show here" in findings.verdicts()[0]
+
+
+def test_a_placebo_that_helps_as_well_is_named(tmp_path: Path) -> None:
+    def solved(cell: Cell, problem: int) -> bool:
+        return half(cell, problem) or (cell.arm != "uniform" and problem < 40)
+
+    verdicts = Stand.of(tmp_path, "uniform", "rho1-soft", "shuffled").ended(solved).verdicts()
+    assert verdicts[-1].startswith("shuffled differs too, whose weights have nothing to do with importance")
+
+
+def test_a_loss_that_is_lower_with_every_seed_is_shown_beside_no_difference_in_programs(tmp_path: Path) -> None:
+    def nats(cell: Cell) -> float:
+        return 1.0 + 0.1 * cell.seed - (0.05 + 0.001 * cell.seed if cell.arm == "ntp" else 0)
+
+    findings = Stand.of(tmp_path, "uniform", "ntp").ended(half, nats)
+    assert "Its validation loss is lower by 0.051 nats" in findings.verdicts()[0]
+
+
+def test_trainings_that_were_not_equal_are_said_before_all_else(tmp_path: Path) -> None:
+    findings = Stand.of(tmp_path, "uniform", "ntp").ended(half, steps=3, batches_sha256="x")
+    first, second, *_ = findings.verdicts()
+    assert (
+        first
+        == "NOT EQUAL, so no conclusion is safe: the problems of each step, in order of ntp is not that of uniform."
+    )
+    assert second == "NOT EQUAL, so no conclusion is safe: optimiser steps of ntp is not that of uniform."
+    assert "not equal" in page(findings)
+
+
+def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:
+    findings = Stand.of(tmp_path, "uniform", "ntp", seeds=[3]).ended(half)
+    assert findings.verdicts()[0].startswith("One seed: what is shown may be chance of the training.")
+    assert findings.losses == {}
+
+
+def test_what_is_shared_is_charged_to_each_and_what_another_made_first_to_nobody_else(tmp_path: Path) -> None:
+    findings = Stand.of(tmp_path, "uniform", "rho1-soft", "shuffled", seeds=[0]).ended(half)
+    charges = {
+        arm.name: {purpose: arm.charge(purpose) / 3600 for purpose in ("training", "reference", "scores")}
+        for arm in findings.arms
+    }
+    assert charges == {
+        "uniform": {"training": 1, "reference": 0, "scores": 0},
+        "rho1-soft": {"training": 1, "reference": 1, "scores": 1},
+        "shuffled": {"training": 1, "reference": 1, "scores": 1},
+    }
+    assert [arm.num_tokens for arm in findings.arms] == [1000, 1100, 1100]
+    # Data and base, one reference, two scores, three trainings with their evaluations.
+    assert findings.spent / 3600 == 2 + 1 + 2 + 3 * 3
+
+
+def test_cells_that_were_asked_otherwise_are_not_compared(tmp_path: Path) -> None:
+    stand = Stand.of(tmp_path, "uniform", "ntp", seeds=[0])
+    stand.ended(half)
+    first = stand.cells.plan.cells[0]
+    asked = {**ASKED, "temperature": 0.8, "pass_at_k": {"1": 0.5}}
+    rows = [{"problem_id": str(n), "sample": 0, "passed": True, "program": ""} for n in range(NUM_PROBLEMS)]
+    stand.made(stand.cells.run(first), "judge", "judge", "other", asked, {}, {"outcomes.parquet": parquet(rows)})
+    with pytest.raises(DataError, match=r"temperature is 0\.0 in one and 0\.8 in the other"):
+        Findings.of(stand.cells)
+
+
+def test_a_comparison_that_is_not_done_says_how_far_it_is(tmp_path: Path) -> None:
+    stand = Stand.of(tmp_path, "uniform", "ntp", seeds=[0])
+    stand.end(stand.cells.plan.cells[0], half, 1.0)
+    with pytest.raises(Unavailable, match="train"):
+        Findings.of(stand.cells)
+    done, waiting = status(stand.cells)
+    assert done.split() == ["uniform-seed-0", "5", "run,", "6", "not", "yet"]
+    assert waiting.split() == ["ntp-seed-0", "11", "not", "yet"]
+
+
+def test_the_terminals_table_has_a_row_for_each_algorithm(tmp_path: Path) -> None:
+    lines = list(in_words(Stand.of(tmp_path, "uniform", "ntp").ended(better("ntp", 20))))
+    assert lines[1].split()[:6] == ["uniform", "0.500", "0.500", "0.500", "0.500", "baseline"]
+    assert lines[2].split()[:6] == ["ntp", "0.833", "0.850", "0.833", "0.839", "+33.9"]
+
+
+def test_a_page_shows_curves_with_the_range_of_the_seeds(tmp_path: Path) -> None:
+    text = page(Stand.of(tmp_path, "uniform", "ntp").ended(half, lambda cell: 1.0 + 0.1 * cell.seed))
+    assert text.count('class="band"') == 2
+    assert '<g class="baseline"' in text
