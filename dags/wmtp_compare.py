@@ -31,7 +31,6 @@ with DAG(
         "execution_timeout": timedelta(hours=1),
         # A task that an algorithm does not need is skipped, and what is below it runs all the same.
         "trigger_rule": "none_failed",
-        "map_index_template": "{{ task.cell }}",
     },
 ):
     plan = comparison("plan", doc_md="Checks the comparison before anything runs, and pins the spec of each cell.")

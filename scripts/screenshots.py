@@ -1,6 +1,7 @@
 """The pictures of the docs: `python -m scripts.screenshots` takes the report of the newest run; `make demo` makes one.
 
-With `--airflow URL`, beside `make ui`, it triggers a run in the browser too, watches it to its end and takes Airflow's pages.
+With `--airflow URL`, beside `make ui`, it triggers a run in the browser too, watches it to its end and takes Airflow's pages. With
+`--comparison` it takes the page of the newest comparison of algorithms, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_tasks.config import load_environment
+from mlops_tasks import algorithms
+from mlops_tasks.algorithms.findings import Findings
+from mlops_tasks.config import Environment, load_environment
 from mlops_tasks.report import page
+from mlops_tasks.report.algorithms import page as algorithms_page
 from mlops_tasks.stage import runs
 from scripts import airflow_home, browser
 
@@ -25,6 +29,7 @@ IMAGES = airflow_home.CHECKOUT / "docs" / "images"
 SIZES: dict[str, ViewportSize] = {"wide": {"width": 1280, "height": 1000}, "phone": {"width": 360, "height": 740}}
 # Anchors, and how much of each is shown; below the graph come the paths of whoever made the pictures.
 PARTS = {"weights": 1000, "lineage": 780}
+ALGORITHMS_HEIGHT = 2000
 
 
 def main() -> int:
@@ -32,9 +37,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder that they go to")
     parser.add_argument("--airflow", help="where `make ui` has Airflow, such as http://127.0.0.1:8080")
+    parser.add_argument("--comparison", action="store_true", help="the newest comparison of algorithms alone")
     options = parser.parse_args()
     options.images.mkdir(parents=True, exist_ok=True)
     environment = load_environment(airflow_home.variables()["WMTP_ENVIRONMENT"])
+    if options.comparison:
+        return comparison(environment, options.images)
     run = next(runs(environment), None)
     if run is None:
         print(f"There is no run in {environment.store}. Make one: make demo", file=sys.stderr)
@@ -46,6 +54,20 @@ def main() -> int:
         if options.airflow:
             written += airflow(chromium, options.airflow, options.images)
     print(*written, sep="\n")
+    return 0
+
+
+def comparison(environment: Environment, images: Path) -> int:
+    """The page of the newest comparison of algorithms, from top to bottom."""
+    cells = next(algorithms.planned(environment), None)
+    if cells is None:
+        print(f"There is no comparison in {environment.store}. Make one: wmtp comparison run FILE", file=sys.stderr)
+        return 1
+    with browser.chromium() as chromium, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "report.html")
+        path.write_text(algorithms_page(Findings.of(cells)), encoding="utf-8")
+        _picture(chromium, path, images / "algorithms.png", size="wide", scheme="light", height=ALGORITHMS_HEIGHT)
+    print(images / "algorithms.png")
     return 0
 
 

@@ -24,6 +24,7 @@ from mlops_tasks.errors import Unavailable
 from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes
 from mlops_tasks.evaluation.metrics import McNemar, mcnemar
 from mlops_tasks.pipeline import CANDIDATE_REPORT
+from mlops_tasks.scoring.scorers import read_scores
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact
 
@@ -45,6 +46,8 @@ _PURPOSES = {
     "generate": "evaluation",
     "judge": "evaluation",
 }
+_NUM_SCORING_MODELS = {"rho1": 1, "shuffled": 2, "critic": 1}
+"""Models that read all training problems for their scores; static rho-1 has the base model read them too."""
 PURPOSES = ("training", "reference", "scores", "critic", "evaluation", "data and models")
 """What device time goes to, in the order in which it is told."""
 
@@ -120,6 +123,17 @@ class Result:
     def num_tokens(self) -> int:
         """Tokens that went through a model that learns: this one, and its references."""
         return sum(int(one.metrics["train_tokens"]) for one in self.needed.values() if one.manifest["stage"] == "train")
+
+    @property
+    def num_scored_tokens(self) -> int:
+        """Tokens that went through a reference or the base model for the scores; those of a critic's candidates are not counted."""
+        return sum(_num_forwarded(one) for one in self.needed.values() if one.manifest["stage"] == "score")
+
+
+def _num_forwarded(scores: Artifact) -> int:
+    scoring = scores.manifest["components"]["config"]["scoring"]
+    num_models = _NUM_SCORING_MODELS.get(scoring["scorer"], 0) + (scoring.get("mode") == "static")
+    return num_models * sum(len(row.token_ids) for row in read_scores(scores.path("scores.parquet")).values())
 
 
 def _lineage(artifact: Artifact) -> Iterator[Artifact]:
@@ -199,6 +213,11 @@ class Arm:
     def num_tokens(self) -> float:
         """Tokens that went through learning models, references among them: the mean over the seeds."""
         return fmean(result.num_tokens for result in self.results)
+
+    @property
+    def num_scored_tokens(self) -> float:
+        """Tokens that were scored by another model: the mean over the seeds."""
+        return fmean(result.num_scored_tokens for result in self.results)
 
 
 @dataclass(frozen=True)

@@ -339,7 +339,8 @@ def _costs(findings: Findings) -> Markup:
     text = (
         "Device-seconds of one training with all that it needs, the mean over the seeds, as the manifests have them: what several algorithms share is "
         "charged to each, for alone each would need it. Scores are the forwards of reference or base model, a critic is its candidates, their "
-        "rewards and its heads. Tokens are those that went through models that learn, references among them. "
+        "rewards and its heads. Tokens learnt went through models that learn, references among them; tokens scored through a reference or the base "
+        "(a critic's candidates are in its seconds alone). Seconds depend on what else the machine did, tokens do not. "
         f"The comparison itself has taken {findings.spent:,.0f} device-seconds, what is shared counted once."
     )
     used = [purpose for purpose in PURPOSES if any(arm.charge(purpose) for arm in findings.arms)]
@@ -352,11 +353,12 @@ def _costs(findings: Findings) -> Markup:
                 f"{_cost(arm):,.1f}",
                 f"{_cost(arm) / baseline:.2f}" if baseline else "–",
                 f"{arm.num_tokens:,.0f}",
+                f"{arm.num_scored_tokens:,.0f}",
             ],
         )
         for arm in findings.arms
     ]
-    words = (*used, "all", f"of {findings.baseline.name}", "tokens")
+    words = (*used, "all", f"of {findings.baseline.name}", "tokens learnt", "tokens scored")
     return section(
         "cost", "Cost", element("p", text), element("div", _table("algorithm", words, rows), class_="card scroll")
     )

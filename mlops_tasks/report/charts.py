@@ -100,7 +100,12 @@ def _line(series: Series, x: _Scale, y: _Scale) -> Markup:
     shared = {"class_": _class_of(series), "opacity": series.emphasis}
     if len(series.points) == 1:
         return element(
-            "circle", cx=x(series.points[0][0]), cy=y(series.points[0][1]), r=3, class_="dot", opacity=series.emphasis
+            "circle",
+            cx=x(series.points[0][0]),
+            cy=y(series.points[0][1]),
+            r=3,
+            class_=" ".join(filter(None, ("dot", series.kind))),
+            opacity=series.emphasis,
         )
     edge = [(a, low) for a, low, _ in series.band] + [(a, high) for a, _, high in reversed(series.band)]
     band = element("polygon", points=_path(edge, x, y), class_="band") if edge else None

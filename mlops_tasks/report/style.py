@@ -59,7 +59,7 @@ svg { display: block; width: 100%; height: auto; font-family: inherit; overflow:
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .tick { fill: var(--muted); font-size: 12px; } svg .axis { fill: var(--muted); font-size: 12.5px; }
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; } svg .dashed .line { stroke-dasharray: 5 4; }
 svg .bar { fill: var(--accent); opacity: .85; } svg .mark { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
-svg .dot { fill: var(--accent); } svg .band { fill: var(--accent); opacity: .16; } svg .baseline .line { stroke: var(--baseline); } svg .baseline .band { fill: var(--baseline); }
+svg .dot { fill: var(--accent); } svg .band { fill: var(--accent); opacity: .16; } svg .baseline .line { stroke: var(--baseline); } svg .baseline .band, svg .dot.baseline { fill: var(--baseline); }
 svg .trial { fill: var(--muted); opacity: .85; } svg .complete { fill: var(--good); } svg .pruned { fill: var(--warn); } svg .fail { fill: var(--bad); } svg .trial.best { fill: var(--accent); opacity: 1; }
 svg .path { fill: none; stroke: var(--muted); stroke-width: 1.2; } svg .path.best { stroke: var(--accent); stroke-width: 2.6; } svg .small { font-size: 11px; }
 .v-complete { background: var(--good); } .v-pruned { background: var(--warn); } .v-fail { background: var(--bad); } .v-best { background: var(--accent); }

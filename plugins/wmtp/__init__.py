@@ -75,7 +75,7 @@ def stage(
     settings = {"task_id": task_id, **_common(promotes=is_promotion), **operator}
     settings |= {"outlets": [CHAMPIONS]} if is_promotion else {}
     if isinstance(cell, XComArg):
-        return kind.partial(**settings).expand(cell=cell)
+        return kind.partial(map_index_template="{{ task.cell }}", **settings).expand(cell=cell)
     if index is None or isinstance(index, int):
         return kind(**settings, index=index or 0, cell=cell)
     # Airflow takes the length of any other sequence from its text.

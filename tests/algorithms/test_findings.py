@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +21,7 @@ from mlops_tasks.algorithms.findings import Findings
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.report.algorithms import in_words, page, status
+from mlops_tasks.scoring.scorers import ScoreRow, write_scores
 from mlops_tasks.stage import Pointer, Run
 from mlops_tasks.store import Artifact
 
@@ -29,6 +32,19 @@ ASKED = {
 }  # fmt: skip
 CONFIGS = Path(__file__).parents[2] / "configs"
 
+
+def seven_tokens() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "scores.parquet")
+        rows = {
+            str(length): ScoreRow(np.zeros(length, np.int32), np.ones(length, bool), score=np.ones(length, np.float32))
+            for length in (3, 4)
+        }
+        write_scores(path, rows)
+        return path.read_bytes()
+
+
+SCORES = seven_tokens()
 Solved = Callable[[Cell, int], bool]
 
 
@@ -62,8 +78,8 @@ class Stand:
         if run.spec.recipe.reference:
             reference = self.made(run, "reference", "train", f"reference-{cell.seed}", {"train_tokens": 100}, inputs)
             inputs["scores"] = self.made(
-                run, "score", "score", f"score-{cell.name}", {}, {"data": data, "r": reference}
-            )
+                run, "score", "score", f"score-{cell.name}", {}, {"data": data, "r": reference}, {"scores.parquet": SCORES}
+            )  # fmt: skip
         learnt = {"batches_sha256": f"{cell.seed}" * 64, "steps": 4, "train_tokens": 1000, "num_skipped": 0}
         curve = [{"step": step, "validation_nats": nats + 4 - step} for step in range(5)]
         train = self.made(
@@ -92,7 +108,11 @@ class Stand:
                 name: {"artifact": one.prefix, "digest": one.digest, "files": ["*"]}
                 for name, one in (inputs or {}).items()
             }
-            record = {"stage": stage, "key": key, "metrics": metrics, "inputs": given, "device_seconds": 3600.0}
+            scoring = {"scoring": run.spec.recipe.scoring.model_dump(mode="json")}
+            record = {
+                "stage": stage, "key": key, "metrics": metrics, "inputs": given, "device_seconds": 3600.0,
+                "components": {"config": scoring},
+            }  # fmt: skip
             artifact = self.cells.store.commit(draft, record)
         place = 1 if task in ("generate", "judge") else 0
         made = {"key": key, "digest": artifact.digest}
@@ -187,6 +207,8 @@ def test_what_is_shared_is_charged_to_each_and_what_another_made_first_to_nobody
         "shuffled": {"training": 1, "reference": 1, "scores": 1},
     }
     assert [arm.num_tokens for arm in findings.arms] == [1000, 1100, 1100]
+    # Seven tokens, which for rho-1 the reference reads, and for its placebo the base model too.
+    assert [arm.num_scored_tokens for arm in findings.arms] == [0, 7, 14]
     # Data and base, one reference, two scores, three trainings with their evaluations.
     assert findings.spent / 3600 == 2 + 1 + 2 + 3 * 3
 
