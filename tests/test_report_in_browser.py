@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from comparisons import Stand, better
 from test_report import ATTACK, finished_run
 
+from mlops_tasks.algorithms import Cell
 from mlops_tasks.config import Environment
 from mlops_tasks.report import page
+from mlops_tasks.report.algorithms import page as algorithms_page
 from scripts import browser as chromium
 
 if TYPE_CHECKING:
@@ -218,3 +221,36 @@ def test_hostile_programs_run_nothing(browser: Browser, tmp_path: Path) -> None:
     assert "alert(1)" in seen.page.inner_text(".filter")
     assert (seen.problems, seen.requests) == ([], [seen.page.url])
     seen.page.close()
+
+
+@pytest.fixture(scope="module")
+def compared(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """The page of a comparison of algorithms, with something shown and something not."""
+    folder = tmp_path_factory.mktemp("comparison")
+    findings = Stand.of(folder, "uniform", "ntp", "rho1-soft", "shuffled").ended(better("rho1-soft", 20), uneven_nats)
+    path = folder / "report.html"
+    path.write_text(algorithms_page(findings), encoding="utf-8")
+    return Seen.open(browser, path)
+
+
+def uneven_nats(cell: Cell) -> float:
+    return 1.0 + 0.1 * cell.seed - 0.02 * len(cell.arm)
+
+
+def test_the_page_of_a_comparison_fits_stands_out_and_asks_for_nothing(compared: Seen) -> None:
+    sheet = compared.page
+    assert compared.problems == [] and set(compared.requests) == {sheet.url}
+    for size in (WIDE, PHONE):
+        sheet.set_viewport_size(size)
+        assert sheet.evaluate("() => document.documentElement.scrollWidth") <= size["width"]
+    for scheme in SCHEMES:
+        sheet.emulate_media(color_scheme=scheme)
+        result = sheet.evaluate(TOO_PALE)
+        assert result["seen"] > 100 and result["found"] == []
+
+
+def test_the_curves_of_a_comparison_have_bands_behind_them(compared: Seen) -> None:
+    drawn = compared.page.eval_on_selector_all(
+        "svg", "all => all.map(svg => [...svg.querySelectorAll('polygon.band')].map(one => one.getBBox().height))"
+    )
+    assert len(drawn) == 3 and all(len(heights) == 2 and min(heights) > 5 for heights in drawn)
