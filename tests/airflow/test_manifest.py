@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from airflow.sdk import DAG
 from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
 from wmtp import manifest, pods
@@ -168,6 +169,18 @@ def test_two_tasks_never_share_a_name_and_a_retry_has_the_same() -> None:
     assert len({each.name for each in (one, *others)}) == 5
     assert one.name == Identity("d", "dag", "run", "train", 0).name
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", one.name)
+
+
+def test_a_cell_of_a_comparison_has_pods_of_its_own() -> None:
+    made = {"task_id": "train", "environment_file": str(EKS)}
+    context: Any = {"run_id": "by hand"}
+    environment = load_environment(EKS)
+    names = []
+    for cell in (None, "ntp-seed-0", "ntp-seed-1"):
+        operator = JobStage(**made, cell=cell)
+        operator.dag = DAG("wmtp_compare", schedule=None)
+        names.append(operator._identity_in(environment, context).name)
+    assert len(set(names)) == 3
 
 
 def changed(tmp_path: Path, **changes: Any) -> Path:

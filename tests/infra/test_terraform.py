@@ -17,7 +17,7 @@ import pytest
 from botocore.stub import Stubber
 
 from mlops_tasks.errors import DataError
-from mlops_tasks.pipeline import TASKS, WATCH
+from mlops_tasks.pipeline import CONTRAST, TASKS, WATCH
 from mlops_tasks.stage import Stage
 from scripts import check_infra, check_terraform, refresh_prices, seed_faults, terraform_pages
 from scripts.infra_step import Fault, Skipped, Unpinned
@@ -211,7 +211,7 @@ def test_each_stage_and_each_task_is_written_by_one_role() -> None:
     assert sorted([*folders, *without]) == sorted(
         {task.run.name for task in TASKS.values() if isinstance(task.run, Stage)}
     )
-    assert sorted([*tasks, *without]) == sorted([*TASKS, WATCH.id])
+    assert sorted([*tasks, *without]) == sorted([*TASKS, WATCH.id, CONTRAST.id])
 
 
 def test_pages_say_what_modules_and_prices_say() -> None:

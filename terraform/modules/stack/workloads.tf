@@ -25,7 +25,7 @@ locals {
     }
     wmtp-promote = {
       folders = []
-      tasks   = ["promote", "report", "watch"]
+      tasks   = ["promote", "report", "watch", "contrast"]
     }
   }
 
