@@ -267,11 +267,16 @@ def _at(recipe: Recipe, dotted: str) -> Any:
 
 def _require_distinct(comparison: Comparison, found: Mapping[str, Recipe]) -> None:
     for (one, recipe), (other, same) in itertools.combinations(found.items(), 2):
-        if recipe == same:
+        if _learnt(recipe) == _learnt(same):
             raise UserError(
                 f"{comparison.name}: {one} and {other} are one and the same recipe, so there is nothing to compare. Leave one out, or change a "
                 "setting that has an effect."
             )
+
+
+def _learnt(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe a cell depends on: nothing is promoted, watched or tuned there."""
+    return recipe.model_dump(exclude={"name", "gate", "watch", "tuning"})
 
 
 def planned(environment: Environment) -> Iterator[Cells]:

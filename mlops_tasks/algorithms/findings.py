@@ -132,7 +132,7 @@ class Result:
 
 def _num_forwarded(scores: Artifact) -> int:
     scoring = scores.manifest["components"]["config"]["scoring"]
-    num_models = _NUM_SCORING_MODELS.get(scoring["scorer"], 0) + (scoring.get("mode") == "static")
+    num_models = _NUM_SCORING_MODELS.get(scoring["scorer"], 0) + int(scoring.get("mode") == "static")
     return num_models * sum(len(row.token_ids) for row in read_scores(scores.path("scores.parquet")).values())
 
 

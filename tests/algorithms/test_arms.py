@@ -90,6 +90,7 @@ def test_an_algorithm_of_any_name_starts_from_a_ready_one_or_from_the_recipe() -
         ({"ntp": {"settings": {"train.steps": 9}}}, r"train.steps of ntp is 9, but that of the baseline uniform is 280.*in `settings`"),
         ({"ntp": {"settings": {"text.max_length": 99}}}, r"text of ntp is .*max_length=99"),
         ({"other": {"like": "uniform"}}, r"uniform and other are one and the same recipe"),
+        ({"other": {"like": "uniform", "settings": {"gate.min_difference": 0.1}}}, r"uniform and other are one and the same recipe"),
         ({"two": {"like": "uniform", "settings": {"weighting.temperature": 1.0}}}, r"weighting has no effect with scoring.scorer uniform"),
     ],
 )  # fmt: skip
