@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 from mlops_tasks.config import Environment, Recipe
 from mlops_tasks.errors import Interrupted, Unavailable, UserError, WmtpError
-from mlops_tasks.store import Artifact
+from mlops_tasks.store import Artifact, Store
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY_TAG = "stage_key"
+STORE_TAG = "store"
+"""Tag of a run: URI of the store that its training lies in."""
 _COMPARISON_TAG = "comparison"
 _CONNECT_SECONDS = 5.0
 _BATCH_SECONDS = 2.0
@@ -153,13 +155,19 @@ def is_empty(environment: Environment) -> bool:
 # Runs
 
 
-def find_run(client: MlflowClient, stage_key: str) -> Run | None:
-    """The run of a training, whatever recipe asked for it first; the oldest, should two have been made at one time."""
+def find_run(client: MlflowClient, environment: Environment, stage_key: str) -> Run | None:
+    """The run of a training, whatever recipe asked for it first; the oldest, should two have been made at one time.
+
+    Another store's training of the same key has a run of its own. One from before runs named their store is anybody's.
+    """
     experiments = client.search_experiments(filter_string="name LIKE 'wmtp/%'")
     if not experiments:
         return None
     found = client.search_runs([one.experiment_id for one in experiments], f"tags.{KEY_TAG} = '{stage_key}'")
-    return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    for store in (Store.of(environment).uri, None):
+        if ours := [run for run in found if run.data.tags.get(STORE_TAG) == store]:
+            return min(ours, key=lambda run: (run.info.start_time, run.info.run_id))
+    return None
 
 
 def find_or_create_run(
@@ -171,17 +179,25 @@ def find_or_create_run(
     kind: str = "train",
     tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
-    """The one run of a key. MLflow has no unique tags: of two that are made at one time the older stays.
+    """The one run of a key in a store. MLflow has no unique tags: of two that are made at one time the older stays.
 
     Args:
+        client: from `connection`.
+        environment: names the tracking server and the store.
+        stage_key: the key.
+        experiment: used if there is no run yet.
         kind: what it is a run of; its name begins with that.
         tags: further ones of a run that is made.
     """
-    if (found := find_run(client, stage_key)) is not None:
+    store = Store.of(environment).uri
+    if (found := find_run(client, environment, stage_key)) is not None:
+        if STORE_TAG not in found.data.tags:
+            client.set_tag(found.info.run_id, STORE_TAG, store)
         return found
     experiment_id = _experiment_id(client, environment, experiment)
-    made = client.create_run(experiment_id, tags={**tags, KEY_TAG: stage_key}, run_name=f"{kind}-{stage_key[:12]}")
-    first = find_run(client, stage_key) or made
+    told = {**tags, KEY_TAG: stage_key, STORE_TAG: store}
+    made = client.create_run(experiment_id, tags=told, run_name=f"{kind}-{stage_key[:12]}")
+    first = find_run(client, environment, stage_key) or made
     if first.info.run_id != made.info.run_id:
         client.delete_run(made.info.run_id)
     return first

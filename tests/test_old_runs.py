@@ -53,12 +53,17 @@ def test_a_version_keeps_its_run_although_its_artifact_has_gone(monday: Night) -
     assert found(monday.environment) == []
 
 
-def test_runs_of_others_are_left_alone(monday: Night) -> None:
+def test_runs_of_others_are_left_alone(monday: Night, tmp_path: Path) -> None:
+    mine = {tracking.STORE_TAG: monday.store.uri}
     with tracking.connection(monday.environment) as client:
         ours = client.create_experiment("wmtp/uniform/demo")
-        client.create_run(client.create_experiment("mine"), tags={tracking.KEY_TAG: "lost"})
-        client.create_run(ours, tags={"by": "hand"})
+        client.create_run(client.create_experiment("mine"), tags={tracking.KEY_TAG: "lost", **mine})
+        client.create_run(ours, tags={"by": "hand", **mine})
+        client.create_run(ours, tags={tracking.KEY_TAG: "from before runs named their store"})
+    elsewhere = monday.environment.model_copy(update={"store": str(tmp_path / "elsewhere")})
+    theirs = trained(elsewhere, "lost")
     assert found(monday.environment) == []
+    assert found(elsewhere) == [theirs]
 
 
 @pytest.mark.parametrize("days", [None, 200.0])

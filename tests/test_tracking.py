@@ -94,7 +94,7 @@ def test_curves_and_params_arrive_while_the_training_runs(local: Environment) ->
         for line in CURVE:
             logger.log(int(str(line["step"])), line)
     with connection(local) as client:
-        run = find_run(client, "abc")
+        run = find_run(client, local, "abc")
         assert run is not None
         assert client.get_experiment(run.info.experiment_id).name == EXPERIMENT
         assert run.info.status == "FINISHED"
@@ -115,7 +115,7 @@ def test_a_resumed_training_continues_its_run_without_double_points(local: Envir
     with pytest.raises(Interrupted, match="SIGTERM"):
         train_three_steps()
     with connection(local) as client:
-        first = find_run(client, "abc")
+        first = find_run(client, local, "abc")
         assert first is not None
         assert first.info.status == "KILLED"
     with curve_logger(local, stage_key="abc", experiment=EXPERIMENT, params=PARAMS) as logger:
@@ -131,7 +131,7 @@ def test_a_failed_training_leaves_a_failed_run(local: Environment) -> None:
     with pytest.raises(ZeroDivisionError), curve_logger(local, stage_key="abc", experiment=EXPERIMENT, params={}):
         raise ZeroDivisionError
     with connection(local) as client:
-        run = find_run(client, "abc")
+        run = find_run(client, local, "abc")
         assert run is not None
         assert run.info.status == "FAILED"
 
@@ -220,12 +220,35 @@ def test_one_key_has_one_run_whatever_recipe_asks(local: Environment) -> None:
         assert other.info.run_id == first.info.run_id
 
 
+def test_the_same_key_in_another_store_has_a_run_of_its_own(local: Environment, tmp_path: Path) -> None:
+    other = local.model_copy(update={"store": str(tmp_path / "other")})
+    with connection(local) as client:
+        runs = [
+            tracking.find_or_create_run(client, place, stage_key="abc", experiment=EXPERIMENT).info.run_id
+            for place in (local, other, local, other)
+        ]
+    assert runs[:2] == runs[2:] and runs[0] != runs[1]
+
+
+def test_a_run_from_before_runs_named_their_store_is_taken_by_the_first_that_asks(
+    local: Environment, tmp_path: Path
+) -> None:
+    other = local.model_copy(update={"store": str(tmp_path / "other")})
+    with connection(local) as client:
+        old = client.create_run(tracking._experiment_id(client, local, EXPERIMENT), tags={"stage_key": "abc"})
+        for place, is_old in ((local, True), (other, False), (local, True)):
+            run = tracking.find_or_create_run(client, place, stage_key="abc", experiment=EXPERIMENT)
+            assert (run.info.run_id == old.info.run_id) == is_old
+        assert client.get_run(old.info.run_id).data.tags["store"] == Store.of(local).uri
+
+
 def test_of_two_runs_made_at_one_time_the_older_stays(local: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     with connection(local) as client:
         experiment_id = tracking._experiment_id(client, local, EXPERIMENT)
-        older = client.create_run(experiment_id, tags={"stage_key": "abc"}, start_time=1)
-        looks = iter([lambda: None, lambda: find_run(client, "abc")])  # it appears just after we looked
-        monkeypatch.setattr(tracking, "find_run", lambda client, stage_key: next(looks)())
+        tags = {"stage_key": "abc", "store": Store.of(local).uri}
+        older = client.create_run(experiment_id, tags=tags, start_time=1)
+        looks = iter([lambda: None, lambda: find_run(client, local, "abc")])  # it appears just after we looked
+        monkeypatch.setattr(tracking, "find_run", lambda *_: next(looks)())
         run = tracking.find_or_create_run(client, local, stage_key="abc", experiment=EXPERIMENT)
         assert run.info.run_id == older.info.run_id
         assert [one.info.run_id for one in client.search_runs([experiment_id])] == [older.info.run_id]

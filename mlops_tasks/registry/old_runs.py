@@ -1,6 +1,7 @@
 """Runs in MLflow that nobody needs any more: trainings that no version came of, and that have left the store too.
 
-Owns which those are; what else is garbage is `housekeeping`'s. A deleted run is only hidden: `mlflow gc` removes it for good.
+Owns which those are; what else is garbage is `housekeeping`'s. A server may hold the runs of several stores, and whether a training has left
+another one cannot be told from here: only runs that name this store are looked at. A deleted run is only hidden: `mlflow gc` removes it for good.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def find(environment: Environment, *, now: datetime | None = None) -> list[OldRu
     store = Store.of(environment)
     with tracking.connection(environment) as client:
         needed = {version.run_id for name in registry.names(client) for version in registry.versions(client, name)}
-        found = [run for run in _trainings(client, before) if run.info.run_id not in needed and _has_left(store, run)]
+        ours = _trainings(client, before, store)
+        found = [run for run in ours if run.info.run_id not in needed and _has_left(store, run)]
     old = [OldRun(run.info.run_id, run.info.run_name, _time(run.info.start_time)) for run in found]
     return sorted(old, key=lambda run: run.started)
 
@@ -67,9 +69,10 @@ def delete(environment: Environment, runs: Sequence[OldRun]) -> None:
             log.info("deleted %s", run)
 
 
-def _trainings(client: MlflowClient, before: datetime) -> Iterator[Run]:
+def _trainings(client: MlflowClient, before: datetime, store: Store) -> Iterator[Run]:
     experiments = [one.experiment_id for one in client.search_experiments(filter_string="name LIKE 'wmtp/%'")]
-    which = f"attributes.start_time < {int(before.timestamp() * 1000)}"
+    mine = f"tags.{tracking.STORE_TAG} = '{store.uri}'"
+    which = f"attributes.start_time < {int(before.timestamp() * 1000)} AND {mine}"
     token: str | None = None
     while experiments and token != "":
         page = client.search_runs(experiments, which, page_token=token)
