@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pydantic import Field, ValidationError
 
@@ -256,6 +256,11 @@ class Run:
     def name(self) -> str:
         """`<dag>/<run>`, quoted; of a cell `<dag>/<run>/cells/<cell>`."""
         return "/".join(self.prefix.split("/")[2:]) or self.prefix
+
+    @property
+    def title(self) -> str:
+        """The name as Airflow shows it."""
+        return unquote(self.name)
 
     def pointer(self, task: str, index: int = 0) -> Pointer | None:
         """What a task came to, or None before it ended."""

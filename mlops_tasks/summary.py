@@ -17,7 +17,7 @@ from mlops_tasks.store import Artifact
 def of_run(run: Run) -> Iterator[str]:
     """Lines on a run, as far as it has come."""
     found = {(pointer.task, pointer.index): pointer for pointer in run.pointers()}
-    yield f"{run.name}  (recipe {run.spec.recipe.name})"
+    yield f"{run.title}  (recipe {run.spec.recipe.name})"
     yield ""
     yield f"  {'task':<16}{'outcome':<9}{'seconds':>8}"
     for task, index in (("plan", 0), *((task.id, index) for task, index in places(run.spec))):

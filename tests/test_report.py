@@ -22,7 +22,7 @@ from mlops_tasks.config import Environment, Recipe
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
 from mlops_tasks.report import page, report
-from mlops_tasks.report.charts import Series, layers, lines, ticks
+from mlops_tasks.report.charts import Series, layers, lines, nearest, ticks
 from mlops_tasks.report.lexemes import lexemes, token_classes
 from mlops_tasks.report.markup import Markup, element
 from mlops_tasks.stage import Champion, Pointer, Run, Spec
@@ -595,7 +595,7 @@ def test_task_that_ran_says_what_changed_since_its_last_result(environment: Envi
     assert "It is the first run of the recipe demo" in told(first, "tasks")
     assert "config.train.steps: 200 → 400" in told(second, "tasks")
     assert "nothing that its key covers changed" in told(second, "tasks")
-    assert "wmtp_daily/scheduled__2026-01-04T03%3A00" in told(second, "tasks")
+    assert "wmtp_daily/scheduled__2026-01-04T03:00" in told(second, "tasks")
 
 
 def told(maker: Maker, id: str) -> str:
@@ -766,3 +766,12 @@ def test_page_of_a_run_with_huge_programs_stays_below_three_megabytes(environmen
 def test_layers_follow_the_longest_way_and_keep_children_below_their_parents() -> None:
     parents = {"b": [], "a": [], "of_a": ["a"], "of_b": ["b"], "last": ["b", "of_a", "of_b"]}
     assert layers(parents) == [["b", "a"], ["of_b", "of_a"], ["last"]]
+
+
+def test_what_is_made_of_nothing_stands_close_above_its_first_child() -> None:
+    assert layers({"data": [], "model": [], "score": ["data"], "train": ["model", "score"]})[1] == ["model", "score"]
+
+
+def test_a_line_that_a_longer_way_says_too_is_not_drawn() -> None:
+    parents = {"data": [], "score": ["data"], "train": ["data", "score"], "judge": ["data", "train"]}
+    assert nearest(parents) == {"data": [], "score": ["data"], "train": ["score"], "judge": ["train"]}

@@ -204,8 +204,10 @@ def test_tab_goes_down_the_page_shows_where_it_is_and_opens_folds(sheet: Page) -
         assert sheet.evaluate("() => document.activeElement.parentElement.open") is is_open
 
 
-def test_axe_finds_no_fault(sheet: Page) -> None:
+@pytest.mark.parametrize("size", [WIDE, PHONE])
+def test_axe_finds_no_fault(sheet: Page, size: Any) -> None:
     """Contrast is measured above, and faster."""
+    sheet.set_viewport_size(size)
     axe = pytest.importorskip(
         "axe_playwright_python", reason="needs axe-playwright-python, which `make setup` installs"
     )

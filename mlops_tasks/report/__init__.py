@@ -50,10 +50,10 @@ def page(run: Run) -> str:
     """The page as HTML."""
     facts = Facts(run)
     return document(
-        f"{run.spec.recipe.model.name}: {run.name}",
+        f"{run.spec.recipe.model.name}: {run.title}",
         header=outcomes.verdict(facts),
         sections={id: (word, make(facts)) for id, (word, make) in _SECTIONS.items()},
-        footer=f"Written for {run.name} from the artifacts in {run.store.uri}.",
+        footer=f"Written for {run.title} from the artifacts in {run.store.uri}.",
     )
 
 

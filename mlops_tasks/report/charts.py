@@ -242,8 +242,9 @@ def graph(labels: Mapping[str, str], parents: Mapping[str, Iterable[str]], *, ti
 
     Args:
         labels: by node, what stands in its box.
-        parents: by node, the nodes that lead to it.
+        parents: by node, the nodes that lead to it; a line that a longer way says too is not drawn.
     """
+    parents = nearest(parents)
     rows = layers(parents)
     middles = {
         node: (_WIDTH / 2 + (place - (len(row) - 1) / 2) * (_NODE_WIDTH + _GAP), _NODE_HEIGHT / 2 + 2 + depth * _ROW)
@@ -256,11 +257,29 @@ def graph(labels: Mapping[str, str], parents: Mapping[str, Iterable[str]], *, ti
     return element("figure", element("figcaption", title), _svg(title, edges, boxes, height=height), class_="graph")
 
 
+def nearest(parents: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """By node, the parents that are not a parent's ancestor too (the transitive reduction).
+
+    >>> nearest({"data": [], "train": ["data"], "judge": ["data", "train"]})
+    {'data': [], 'train': ['data'], 'judge': ['train']}
+    """
+
+    def ancestors(node: str) -> set[str]:
+        return {one for above in parents[node] for one in (above, *ancestors(above))}
+
+    return {
+        node: [one for one in above if not any(one in ancestors(other) for other in above)]
+        for node, above in parents.items()
+    }
+
+
 def layers(parents: Mapping[str, Iterable[str]]) -> list[list[str]]:
     """Nodes by the length of the longest way to them; within a layer each near the middle of its parents.
 
-    >>> layers({"data": [], "model": [], "train": ["data", "model"], "judge": ["data", "train"]})
-    [['data', 'model'], ['train'], ['judge']]
+    What has no parents stands close above its first child.
+
+    >>> layers({"data": [], "model": [], "score": ["data"], "train": ["model", "score"]})
+    [['data'], ['model', 'score'], ['train']]
     """
     depths: dict[str, int] = {}
 
@@ -271,7 +290,8 @@ def layers(parents: Mapping[str, Iterable[str]]) -> list[list[str]]:
 
     rows: list[list[str]] = [[] for _ in range(max(map(depth, parents), default=-1) + 1)]
     for node in parents:
-        rows[depths[node]].append(node)
+        below = [depths[child] for child, above in parents.items() if node in above]
+        rows[depths[node] if depths[node] or not below else min(below) - 1].append(node)
     places: dict[str, float] = {}
     for row in rows:
         row.sort(key=lambda node: _mean([places[above] for above in parents[node]]))

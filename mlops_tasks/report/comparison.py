@@ -16,7 +16,7 @@ from mlops_tasks.evaluation.comparison import CONFIDENCE, Comparison, compare
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Estimate
 from mlops_tasks.report.document import document
-from mlops_tasks.report.facts import VERDICTS, absent, percent, pill, section
+from mlops_tasks.report.facts import VERDICTS, absent, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Child, Markup, element, join
 from mlops_tasks.report.outcomes import percents, tile
 from mlops_tasks.report.programs import Row, first_programs, flip
@@ -203,7 +203,7 @@ def _rows(compared: Compared) -> Markup:
         for name, scores in compared.scores
     ]
     legend = element("ul", [element("li", element("b", class_=f"v-{one}"), one) for one in VERDICTS], class_="legend")
-    return join([element("div", element("table", head, rows, endings), class_="scroll"), legend])
+    return join([scrolling("Scores side by side", element("table", head, rows, endings)), legend])
 
 
 def _ending(verdicts: Mapping[str, int]) -> Markup:

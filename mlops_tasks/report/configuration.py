@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from mlops_tasks.keys import differences
-from mlops_tasks.report.facts import Facts, section
+from mlops_tasks.report.facts import Facts, scrolling, section
 from mlops_tasks.report.markup import Markup, element
 from mlops_tasks.stage import Run
 
@@ -37,13 +37,13 @@ def _changed(facts: Facts) -> Markup:
     old, new = ({"recipe": run.spec.recipe.model_dump(mode="json"), **_pinned(run)} for run in (last, facts.run))
     lines = differences(old, new)
     if not lines:
-        return element("p", f"The same recipe, data, models and champion as in the last run, {last.name}.")
+        return element("p", f"The same recipe, data, models and champion as in the last run, {last.title}.")
     rows = [element("tr", element("td", _place(line)), element("td", _values(line), class_="mono")) for line in lines]
     return element(
         "div",
         element("h3", f"What differs from the last run: {len(lines)}"),
-        element("p", f"Against {last.name}.", class_="note"),
-        element("div", element("table", rows), class_="scroll"),
+        element("p", f"Against {last.title}.", class_="note"),
+        scrolling("What differs from the last run", element("table", rows)),
         class_="card",
     )
 

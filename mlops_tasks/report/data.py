@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mlops_tasks.data.problems import SPLITS, Problem
 from mlops_tasks.report import charts
-from mlops_tasks.report.facts import Facts, absent, percent, pill, section
+from mlops_tasks.report.facts import Facts, absent, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Markup, element, join
 from mlops_tasks.report.programs import code, folded
 from mlops_tasks.store import Artifact
@@ -89,7 +89,7 @@ def card(facts: Facts) -> Markup:
         "data",
         "Data",
         element("p", _in_words(facts, data, splits)),
-        element("div", element("div", _table(splits), class_="scroll"), _references(facts), class_="card"),
+        element("div", scrolling("Splits of the data", _table(splits)), _references(facts), class_="card"),
         element(
             "div",
             _lengths(splits, "characters", "Length of the prompts"),

@@ -151,6 +151,18 @@ def section(anchor: str, title: str, *children: Child) -> Markup:
     return element("section", element("h2", title), children, id=anchor)
 
 
+def scrolling(label: str, table: Markup, *, is_card: bool = False) -> Markup:
+    """A table that scrolls sideways where the page is too narrow for it, by keyboard too.
+
+    Args:
+        label: says what it is to who does not see it.
+        table: the table.
+        is_card: it has a frame of its own.
+    """
+    kind = "card scroll" if is_card else "scroll"
+    return element("div", table, class_=kind, tabindex=0, role="region", aria_label=label)
+
+
 def absent(reason: str) -> Markup:
     """What stands where something cannot be shown."""
     return element("div", reason, class_="absent")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlops_tasks.report.facts import Facts, absent, pill, section
+from mlops_tasks.report.facts import Facts, absent, pill, scrolling, section
 from mlops_tasks.report.markup import Markup, element
 
 
@@ -25,7 +25,7 @@ def gates(facts: Facts) -> Markup:
         "gates",
         "Gates",
         element("p", f"{text} A candidate has to pass all of them to become the champion."),
-        element("div", element("table", head, rows), class_="card scroll"),
+        scrolling("What each gate says", element("table", head, rows), is_card=True),
     )
 
 

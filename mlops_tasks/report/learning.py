@@ -8,7 +8,7 @@ from typing import Any
 
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Series
-from mlops_tasks.report.facts import Facts, absent, percent, section
+from mlops_tasks.report.facts import Facts, absent, percent, scrolling, section
 from mlops_tasks.report.markup import Markup, element, join
 from mlops_tasks.store import Artifact
 
@@ -100,7 +100,7 @@ def _calibration(train: Artifact) -> Markup:
         "On validation problems, with the model that is kept: tokens by how probable each head holds its likeliest one. "
         "Above the dashed line a head is better than it believes, below it is too sure. The expected calibration error is the mean distance."
     )
-    table = element("div", _sureness(heads), class_="card scroll")
+    table = scrolling("Calibration of each head", _sureness(heads), is_card=True)
     return join([heading, element("p", note, class_="note"), element("div", chart, table, class_="grid2")])
 
 

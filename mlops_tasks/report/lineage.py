@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlops_tasks.report import charts
-from mlops_tasks.report.facts import SHORT, Facts, absent, anchor_of, pill, section
+from mlops_tasks.report.facts import SHORT, Facts, absent, anchor_of, pill, scrolling, section
 from mlops_tasks.report.markup import Child, Markup, element
 from mlops_tasks.stage import Pointer
 from mlops_tasks.store import Artifact
@@ -31,13 +31,13 @@ def lineage(facts: Facts) -> Markup:
         "Lineage",
         element("p", text),
         element("div", _graph(facts, found, makers), class_="card"),
-        element("div", element("table", head, rows), class_="card scroll"),
+        scrolling("Artifacts and their inputs", element("table", head, rows), is_card=True),
         _registry(facts),
     )
 
 
 def _graph(facts: Facts, found: Found, makers: Mapping[str, Pointer]) -> Markup:
-    """Tasks, the mapped ones as one each, with lines to what is made of them."""
+    """Tasks, the mapped ones as one each, with lines to what is made of them; the table has every input."""
     counts = Counter(pointer.task for pointer, _ in found)
     labels = {task: task if count == 1 else f"{task} ×{count}" for task, count in counts.items()}
     parents: dict[str, dict[str, None]] = {task: {} for task in counts}

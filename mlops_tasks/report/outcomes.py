@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Estimate
-from mlops_tasks.report.facts import VERDICTS, Facts, absent, percent, pill, section
+from mlops_tasks.report.facts import VERDICTS, Facts, absent, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Markup, element
 
 _SETS = {"gate": "which decide", "report": "which are only shown"}
@@ -46,7 +46,7 @@ def _eyebrow(facts: Facts) -> Iterable[Markup]:
         f"recipe {recipe.name}",
         f"scorer {recipe.scoring.scorer}",
         f"{recipe.train.num_heads} head{'s' if recipe.train.num_heads > 1 else ''}",
-        facts.run.name,
+        facts.run.title,
         facts.run.spec.created[:16].replace("T", " "),
     )
     return (element("span", word) for word in words)
@@ -133,7 +133,7 @@ def _unsupported(facts: Facts) -> Markup | None:
     reasons: dict[str, str] = json.loads(data.path("unsupported.json").read_text(encoding="utf-8"))
     rows = [element("tr", element("td", id), element("td", reason)) for id, reason in reasons.items()]
     title = f"Unsupported problems of the data, for which no model was asked: {len(reasons)}"
-    return element("details", element("summary", title), element("div", element("table", rows), class_="scroll"))
+    return element("details", element("summary", title), scrolling("Unsupported problems", element("table", rows)))
 
 
 def _difference(facts: Facts) -> Markup | None:
@@ -219,7 +219,7 @@ def _endings(facts: Facts, measured: Sequence[Measured]) -> Markup:
     return element(
         "div",
         element("h3", "How the programs ended"),
-        element("div", element("table", head, rows), class_="scroll"),
+        scrolling("How the programs ended", element("table", head, rows)),
         legend,
         element("p", note, class_="message"),
         class_="card",

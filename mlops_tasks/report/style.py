@@ -80,7 +80,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14.5px; } th { text-a
 th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; } tr:last-child td { border-bottom: 0; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td small { color: var(--muted); margin-left: 6px; }
-.time { width: 34%; min-width: 110px; } .time span { display: inline-block; height: 9px; border-radius: 5px; background: var(--good); min-width: 2px; vertical-align: middle; }
+.time { width: 26%; min-width: 110px; } .time span { display: inline-block; height: 9px; border-radius: 5px; background: var(--good); min-width: 2px; vertical-align: middle; }
 .time .saved { background: none; border: 1.5px solid var(--muted); opacity: .7; }
 .shares { display: flex; height: 16px; border-radius: 5px; overflow: hidden; gap: 2px; min-width: 160px; } .shares span { min-width: 3px; }
 .v-passed { background: var(--good); } .v-failed { background: var(--warn); } .v-error { background: var(--bad); } .v-timeout { background: var(--odd); } .v-crashed { background: var(--ink); } .v-other { background: var(--muted); }
@@ -112,7 +112,7 @@ details[open] > summary .task { white-space: normal; }
 .card > h3:first-child { margin-top: 0; } .card > .note { margin: 0 0 14px; max-width: 90ch; font-size: 14.5px; }
 .uri { overflow-wrap: anywhere; color: var(--muted); font-size: 12.5px; } .inputs { font-size: 13px; } :target > td { background: color-mix(in srgb, var(--accent) 12%, transparent); }
 footer { padding: 34px 24px 60px; color: var(--muted); font-size: 13.5px; }
-@media (max-width: 620px) { .time { display: none; } svg .tick, svg .axis, svg .label { font-size: 17px; } main, header .inner, nav .inner { padding: 0 16px; } header { padding-top: 26px; } .card { padding: 14px; } .estimates { grid-template-columns: 1fr max-content; column-gap: 14px; } .estimates .label { grid-column: 1 / -1; margin-top: 8px; } .track { height: 26px; } .track .whisker { top: 11px; } .track .dot { top: 7px; } .estimates > span:empty { display: none; } .estimates .axis { grid-column: 1; } td.where { white-space: nowrap; } pre { font-size: 12.5px; } }
+@media (max-width: 620px) { .tile:last-child:nth-child(odd) { grid-column: 1 / -1; } .time { display: none; } svg .tick, svg .axis, svg .label { font-size: 17px; } main, header .inner, nav .inner { padding: 0 16px; } header { padding-top: 26px; } .card { padding: 14px; } .estimates { grid-template-columns: 1fr max-content; column-gap: 14px; } .estimates .label { grid-column: 1 / -1; margin-top: 8px; } .track { height: 26px; } .track .whisker { top: 11px; } .track .dot { top: 7px; } .estimates > span:empty { display: none; } .estimates .axis { grid-column: 1; } td.where { white-space: nowrap; } pre { font-size: 12.5px; } }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
 @media print { nav { display: none; } body { background: #fff; } }
 """)

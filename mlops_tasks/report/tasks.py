@@ -9,7 +9,7 @@ from mlops_tasks.ledger import Amount
 from mlops_tasks.pipeline import changes
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Bar
-from mlops_tasks.report.facts import SHORT, Facts, absent, anchor_of, duration, pill, section
+from mlops_tasks.report.facts import SHORT, Facts, absent, anchor_of, duration, pill, scrolling, section
 from mlops_tasks.report.markup import Child, Markup, element, join
 from mlops_tasks.stage import Input, Pointer
 from mlops_tasks.store import Artifact
@@ -46,7 +46,7 @@ def tasks(facts: Facts) -> Markup:
         "tasks",
         "What happened",
         element("p", f"{text} {_compared_with(facts)}"),
-        element("div", element("table", head, rows), class_="card scroll"),
+        scrolling("What each task came to", element("table", head, rows), is_card=True),
     )
 
 
@@ -54,9 +54,7 @@ def _compared_with(facts: Facts) -> str:
     last = facts.last_run
     if last is None:
         return f"It is the first run of the recipe {facts.run.spec.recipe.name} in this store."
-    return (
-        f"Why a task ran is told against its last result in an earlier run of this recipe; the last one is {last.name}."
-    )
+    return f"Why a task ran is told against its last result in an earlier run of this recipe; the last one is {last.title}."
 
 
 def _saved(facts: Facts, pointer: Pointer) -> float:
