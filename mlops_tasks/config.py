@@ -1001,9 +1001,9 @@ class PersonalApproval(Settings):
 Approval = Annotated[AutomaticApproval | PersonalApproval, Field(discriminator="kind")]
 
 
-Event = Literal["failure", "refusal", "promotion", "decay"]
-"""What people may want to be told: a task failed for good, a candidate was refused or promoted, the champion has decayed."""
-_EVERY_EVENT: tuple[Event, ...] = ("failure", "refusal", "promotion", "decay")
+Event = Literal["failure", "refusal", "promotion", "decay", "rollback"]
+"""What people may want to be told: a task failed for good, a candidate was refused or promoted, the champion has decayed or was rolled back."""
+_EVERY_EVENT: tuple[Event, ...] = ("failure", "refusal", "promotion", "decay", "rollback")
 
 
 class SmtpNotice(Settings):

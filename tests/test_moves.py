@@ -521,6 +521,16 @@ def test_a_models_life_promote_refuse_promote_rollback_archive(monday_anywhere: 
     assert "by the first program of version 2 only: 0, of version 1 only: 20; McNemar's exact p 1.91e-06" in text
 
 
+def test_a_program_is_told_where_the_version_is_that_production_loads_again(line: Environment) -> None:
+    promote(line, "2")
+    code, text = wmtp(line, "rollback", NAME, "--reason", "x", "--by", "anna", "--json")
+    told, tags = json.loads(text), tags_of(line, "1")
+    assert code == 0 and len(text.splitlines()) == 1
+    assert (told["name"], told["version"], told["over"], told["aliases"]) == (NAME, "1", "2", ["champion"])
+    assert (told["by"], told["reason"], told["digest"]) == ("anna", "x", tags["digest"])
+    assert told["manifest"] == f"{Store.of(line).uri}/train/k1/manifest.json"
+
+
 def test_versions_that_cannot_be_paired_are_compared_by_metrics_and_say_why(monday: Night) -> None:
     promotion.promote(monday.run(STRONG, WEAK))
     others = solved(*range(35), of=39)

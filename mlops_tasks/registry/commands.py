@@ -16,8 +16,8 @@ from mlops_tasks import registry, tracking
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.registry import Version, moves
-from mlops_tasks.registry.moves import Action, Order
-from mlops_tasks.store import Artifact, Store
+from mlops_tasks.registry.moves import Action, Move, Order
+from mlops_tasks.store import MANIFEST, Artifact, Store
 
 _NUM_MOVES = 10
 _COLUMNS = (
@@ -58,6 +58,9 @@ def _add_move(
     command.add_argument("--by", help="who asks (default: user@host)")
     command.add_argument(
         "--once", action="store_true", help="do nothing if this order was ever carried out; --by tells it from others"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="for a program: the move, and where the version is, on one line"
     )
     command.set_defaults(answer=_move, action=action)
     return command
@@ -170,7 +173,18 @@ def _move(options: argparse.Namespace, environment: Environment, out: TextIO) ->
         is_once=options.once,
     )
     _require_registry(environment)
-    out.write(f"{options.name}: {_MOVES[options.action](environment, options.name, order).in_words}\n")
+    move = _MOVES[options.action](environment, options.name, order)
+    out.write(f"{_moved(environment, options.name, move) if options.json else f'{options.name}: {move.in_words}'}\n")
+
+
+def _moved(environment: Environment, name: str, move: Move) -> str:
+    """A move, with what its version is now: another move may have come after one that is repeated."""
+    with tracking.connection(environment) as client:
+        version = registry.version_named(client, name, move.version)
+    model = version.model
+    manifest = f"{Store.of(environment).uri}/{model.prefix}/{MANIFEST}" if model else None
+    found = {"name": name, "aliases": list(version.aliases), "manifest": manifest, "digest": model and model.digest}
+    return json.dumps(move.model_dump(mode="json") | found)
 
 
 def _user() -> str:

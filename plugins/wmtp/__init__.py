@@ -7,11 +7,11 @@ in `mlops_tasks`, which knows nothing of Airflow.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, Param, XComArg
+from airflow.sdk import BaseOperator, Context, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks import pipeline
@@ -20,7 +20,7 @@ from mlops_tasks.stage import Stage
 from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS
 from wmtp.local import LocalCleaning, LocalComparisonPlan, LocalPlan, LocalRollback, LocalStage
-from wmtp.notices import callbacks
+from wmtp.notices import News, callbacks, news_of_promotion, news_of_rollback
 from wmtp.task import DEFAULTS
 from wmtp.trigger import CHECKOUT, Cleaning, Contest, Rollback, Trigger
 
@@ -71,9 +71,8 @@ def stage(
         operator: anything that an operator takes, such as `execution_timeout`.
     """
     kind = LocalPlan if task_id == "plan" else _kind_of(task_id)
-    is_promotion = task_id == "promote"
-    settings = {"task_id": task_id, **_common(promotes=is_promotion), **operator}
-    settings |= {"outlets": [CHAMPIONS]} if is_promotion else {}
+    common = _champion_moves(news_of_promotion) if task_id == "promote" else _common()
+    settings = {"task_id": task_id, **common, **operator}
     if isinstance(cell, XComArg):
         return kind.partial(map_index_template="{{ task.cell }}", **settings).expand(cell=cell)
     if index is None or isinstance(index, int):
@@ -94,9 +93,14 @@ def approval(task_id: str, **operator: Any) -> BaseOperator:
     return PersonApproval(task_id=task_id, approval=asked, **_common(), **operator)
 
 
-def _common(*, promotes: bool = False) -> dict[str, Any]:
+def _common(news_of_success: Callable[[Context, Environment], News | None] | None = None) -> dict[str, Any]:
     """What every task has: where it runs, and who is told how it ends."""
-    return {"environment_file": environment_file(), **callbacks(environment(), promotes=promotes)}
+    return {"environment_file": environment_file(), **callbacks(environment(), news_of_success)}
+
+
+def _champion_moves(news_of_success: Callable[[Context, Environment], News | None]) -> dict[str, Any]:
+    """What a task has that may give production another model: whoever deploys is told, and so are people."""
+    return {"outlets": [CHAMPIONS], **_common(news_of_success)}
 
 
 def _kind_of(task_id: str) -> type[BaseOperator]:
@@ -129,7 +133,7 @@ def rollback(task_id: str, **operator: Any) -> BaseOperator:
     Args:
         operator: anything that an operator takes, such as `execution_timeout`.
     """
-    return LocalRollback(task_id=task_id, **_common(), **operator)
+    return LocalRollback(task_id=task_id, **_champion_moves(news_of_rollback), **operator)
 
 
 def cleaning(task_id: str, *, removes: bool, **operator: Any) -> BaseOperator:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from airflow.sdk import Asset, AssetAlias, Context
 
 from mlops_tasks.stage import Pointer, Run
@@ -23,9 +26,21 @@ def tell_promotion(context: Context, run: Run, pointer: Pointer) -> None:
         return
     train = run.artifact("train")
     assert train is not None
-    name = run.spec.recipe.model.name
-    facts = {"model": name, "version": pointer.detail["version"], "manifest": f"{train.uri}/{MANIFEST}"}
-    context["outlet_events"][CHAMPIONS].add(champion_asset(name), extra={**facts, "digest": train.digest})
+    found = {"version": pointer.detail["version"], "manifest": f"{train.uri}/{MANIFEST}", "digest": train.digest}
+    _emit(context, run.spec.recipe.model.name, found)
+
+
+def tell_rollback(context: Context, moved: Mapping[str, Any]) -> None:
+    """Fill the alias for a version that production loads again.
+
+    Args:
+        moved: what `wmtp registry rollback --json` says.
+    """
+    _emit(context, moved["name"], {name: moved[name] for name in ("version", "manifest", "digest")})
+
+
+def _emit(context: Context, model: str, facts: Mapping[str, str]) -> None:
+    context["outlet_events"][CHAMPIONS].add(champion_asset(model), extra={"model": model, **facts})
 
 
 def tell_decay(context: Context, run: Run, pointer: Pointer) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
@@ -17,6 +19,7 @@ from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, WmtpError
 from mlops_tasks.stage import Decision, Run, Task
 from mlops_tasks.store import Store
 from wmtp import task as stage_task
+from wmtp.champion import tell_rollback
 from wmtp.process import Process
 from wmtp.task import StageTask, note_stop, refuse_if_stopped, stopped
 from wmtp.trigger import Cleaning, Contest, Rollback, Trigger
@@ -167,18 +170,24 @@ class LocalCleaning(LocalProcess):
 class LocalRollback(LocalProcess):
     """`wmtp registry rollback` with what the form says, in the name of whoever triggered the run."""
 
+    moved: Mapping[str, Any] | None = None
+    """What it came to, when the task has ended; None: production loads another version by now, for the task was repeated."""
+
     def execute(self, context: Context) -> None:
         """Check the trigger, and roll back."""
         refuse_if_stopped()
         form, run = Rollback.of(context["params"]), context["dag_run"]
         # The run is named too: a task that is repeated finds that its order is done.
         by = f"{run.triggering_user_name or 'Airflow'} ({self.dag_id}/{run.run_id})"
-        self.run_process(self.command(form, by))
+        moved = json.loads(self.run_process(self.command(form, by)))
+        if "champion" in moved["aliases"]:
+            self.moved = moved
+            tell_rollback(context, moved)
 
     def command(self, form: Rollback, by: str) -> list[str]:
         """The arguments of `wmtp` that roll back."""
         arguments = ["registry", "rollback", f"--env={self.environment_file}", f"--reason={form.reason}", f"--by={by}"]
-        return [*arguments, "--once", *([f"--to={form.version}"] if form.version else []), "--", form.model]
+        return [*arguments, "--once", "--json", *([f"--to={form.version}"] if form.version else []), "--", form.model]
 
 
 def _child_environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from http.client import InvalidURL
 from typing import Any
+from urllib.parse import urljoin
 
 from airflow.sdk import BaseNotifier, Connection, Context
 
@@ -25,6 +26,7 @@ from mlops_tasks.config import Environment, Event, SlackNotice, SmtpNotice, Webh
 from mlops_tasks.errors import DataError, WmtpError
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
+from wmtp import links
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +81,15 @@ def news_of_failure(context: Context, environment: Environment) -> News:
     has_decayed = isinstance(error, ChampionDecayed)
     title = "The champion has decayed" if has_decayed else f"{ti.dag_id}: {ti.task_id} failed"
     sentence = str(error) if error else "Its process ended without a word; look at the machine that it ran on."
-    links = {"Airflow": ti.log_url}
-    with suppress(WmtpError):
-        links |= _report(environment, Run.prefix_of(environment, ti.dag_id, ti.run_id))
-    links |= _mlflow(environment)
-    return News("decay" if has_decayed else "failure", title, sentence, links, ti.dag_id, ti.run_id, ti.task_id)
+    where = {"Airflow": ti.log_url}
+    prefix = Run.prefix_of(environment, ti.dag_id, ti.run_id)
+    with suppress(
+        WmtpError
+    ):  # a run that came to no report has no link to one, and a store that is away has none either
+        if Store.of(environment).backend.modified(f"{prefix}/{links.REPORT}"):
+            where |= _report(ti, prefix)
+    where |= _mlflow(environment)
+    return News("decay" if has_decayed else "failure", title, sentence, where, ti.dag_id, ti.run_id, ti.task_id)
 
 
 def news_of_promotion(context: Context, environment: Environment) -> News | None:
@@ -96,22 +102,32 @@ def news_of_promotion(context: Context, environment: Environment) -> News | None
         return None
     name, version = run.spec.recipe.model.name, pointer.detail["version"]
     # The report is written after this.
-    links = {"Airflow": ti.log_url, "report": f"{run.store.uri}/{run.prefix}/report.html"}
-    links |= _mlflow(environment, f"/#/models/{name}/versions/{version}")
+    where = {"Airflow": ti.log_url, **_report(ti, run.prefix), **_mlflow(environment, links.of_version(name, version))}
     title = f"{name}: version {version} {'is the champion now' if event == 'promotion' else 'was refused'}"
-    return News(event, title, pointer.detail["reason"], links, ti.dag_id, ti.run_id, ti.task_id)
+    return News(event, title, pointer.detail["reason"], where, ti.dag_id, ti.run_id, ti.task_id)
 
 
-def _report(environment: Environment, prefix: str) -> dict[str, str]:
-    """The page of a run, if it got so far."""
-    store, name = Store.of(environment), f"{prefix}/report.html"
-    return {"report": f"{store.uri}/{name}"} if store.backend.modified(name) else {}
+def news_of_rollback(context: Context, environment: Environment) -> News | None:
+    """What a rollback that ended well is news of; None: it was repeated, and production loads another version by now."""
+    ti, moved = context["ti"], getattr(context["ti"].task, "moved", None)
+    if moved is None:
+        return None
+    name, version = moved["name"], moved["version"]
+    where = {"Airflow": ti.log_url, **_mlflow(environment, links.of_version(name, version))}
+    title = f"{name}: rolled back to version {version}"
+    over = f"It takes the place of version {moved['over']}. " if moved["over"] else ""
+    sentence = f"{over}{moved['by']}: {moved['reason']}"
+    return News("rollback", title, sentence, where, ti.dag_id, ti.run_id, ti.task_id)
 
 
-def _mlflow(environment: Environment, page: str = "") -> dict[str, str]:
-    """A page of the tracking server, if it has any."""
-    uri = environment.mlflow_uri.rstrip("/")
-    return {"MLflow": f"{uri}{page}"} if uri.startswith("http") else {}
+def _report(ti: Any, prefix: str) -> dict[str, str]:
+    # Without a base URL a page of ours has no host, and Airflow's own address has its fallback.
+    return {"report": urljoin(ti.log_url, links.page(f"{prefix}/{links.REPORT}"))}
+
+
+def _mlflow(environment: Environment, route: str = "") -> dict[str, str]:
+    page = links.mlflow(environment, route)
+    return {"MLflow": page} if page else {}
 
 
 class Notifier(BaseNotifier):
@@ -182,16 +198,18 @@ class Webhook(Notifier):
         _post(str(connection.host), asdict(news), token)
 
 
-def callbacks(environment: Environment, *, promotes: bool = False) -> dict[str, list[Notifier]]:
+def callbacks(
+    environment: Environment, news_of_success: Callable[[Context, Environment], News | None] | None = None
+) -> dict[str, list[Notifier]]:
     """The callbacks of a task: one notifier for each way that the environment file names.
 
     Args:
-        promotes: the task's good end is news too.
+        environment: of this Airflow.
+        news_of_success: what the task's good end is news of; None: it is none.
     """
-    news_of = {
-        "on_failure_callback": news_of_failure,
-        **({"on_success_callback": news_of_promotion} if promotes else {}),
-    }
+    news_of: dict[str, Callable[[Context, Environment], News | None]] = {"on_failure_callback": news_of_failure}
+    if news_of_success is not None:
+        news_of["on_success_callback"] = news_of_success
     return {
         when: [_KINDS[way.kind](way, environment, news) for way in environment.notices]
         for when, news in news_of.items()

@@ -21,7 +21,7 @@ from mlops_tasks.config import load_environment
 from mlops_tasks.errors import DataError, Interrupted, Pruned, Unavailable, UserError
 from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
 from wmtp.champion import tell_decay, tell_promotion
-from wmtp.links import ManifestLink, MlflowLink, ReportLink, links_of
+from wmtp.links import LINKS, links_of
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,13 @@ class StageTask:
     """
 
     task_id: str
+    dag: Any
     dag_id: str
     environment_file: str
     index: int
     cell: str | None
     """Of a comparison: the task is done in this cell of it, each of its indices after the other. None: it is a task of the run itself."""
-    operator_extra_links: Collection[Any] = (ManifestLink(), ReportLink(), MlflowLink())
+    operator_extra_links: Collection[Any] = LINKS
     links: Mapping[str, str] = MappingProxyType({})
     """Addresses by the name of the link, when the task has ended."""
 
@@ -106,7 +107,7 @@ class StageTask:
         if self.index >= run.spec.fan_out.get(task.id, 1):
             raise AirflowSkipException(f"The spec of this run wants {run.spec.fan_out[task.id]} of {task.id}.")
         pointer = self._pointer(run, task, context)
-        self.links = links_of(run, pointer)
+        self.links = links_of(run, pointer, has_report="report" in self.dag.task_ids)
         if pointer.outcome == "skipped":
             raise AirflowSkipException("This run does not need it.")
         if pointer.outcome == "done":

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from email import message_from_bytes
@@ -23,8 +24,8 @@ from aiosmtpd.smtp import Envelope
 from airflow.sdk import DAG
 from in_process import Server, run_task
 from mlflow_server import free_port
-from nights import NAME, STRONG, WEAK, Night, solved, tuesday
-from wmtp import notices, stage
+from nights import NAME, STRONG, STRONGER, WEAK, Night, solved, tuesday
+from wmtp import links, notices, rollback, rollback_params, stage
 from wmtp.task import RETRY_POLICY
 
 from mlops_tasks.config import Environment, WebhookNotice
@@ -101,16 +102,23 @@ HOOK = {"kind": "webhook", "connection": "hook"}
 
 def ended(night: Night, task: str, ways: list[dict[str, Any]], *, run: str = "monday") -> Server:
     """Run a task of the daily run where these are to be told."""
+    with (
+        told_by(night, ways),
+        DAG("wmtp_daily", schedule=None, start_date=datetime(2026, 1, 1)) as dag,
+    ):
+        stage(task, retry_policy=RETRY_POLICY)
+        return run_task(dag, task, run=run)[0]
+
+
+@contextmanager
+def told_by(night: Night, ways: list[dict[str, Any]]) -> Iterator[None]:
+    """An environment file with these ways, as long as the block lasts."""
     tree = night.environment.model_dump(mode="json", exclude_unset=True) | {"notices": ways}
     file = Path(night.environment.store).parent / "environment.json"
     file.write_text(json.dumps(tree))
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        DAG("wmtp_daily", schedule=None, start_date=datetime(2026, 1, 1)) as dag,
-    ):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WMTP_ENVIRONMENT", str(file))
-        stage(task, retry_policy=RETRY_POLICY)
-        return run_task(dag, task, run=run)[0]
+        yield
 
 
 def test_a_promotion_is_told_by_mail_to_slack_and_to_a_webhook(monday: Night, heard: Heard) -> None:
@@ -119,7 +127,8 @@ def test_a_promotion_is_told_by_mail_to_slack_and_to_a_webhook(monday: Night, he
     server = ended(monday, "promote", [MAIL, SLACK, HOOK])
 
     assert server.told["state"] == "success"
-    title, report = f"{NAME}: version 1 is the champion now", f"{monday.store.uri}/{run.prefix}/report.html"
+    title = f"{NAME}: version 1 is the champion now"
+    report = f"http://localhost:8080/wmtp/{run.prefix}/report.html"
     (mail,) = heard.mails
     body = mail.get_body()
     assert body is not None
@@ -145,6 +154,21 @@ def test_a_refusal_is_told_with_its_reason(monday: Night, heard: Heard) -> None:
     ((_, news, _),) = heard.posts
     assert (news["event"], news["title"]) == ("refusal", f"{NAME}: version 1 was refused")
     assert "is not above" in news["sentence"]
+
+
+def test_a_rollback_is_told_with_who_asked_for_it_and_why(monday: Night, heard: Heard) -> None:
+    promote(monday.run(STRONG, WEAK))
+    promote(tuesday(monday).run(STRONGER, STRONG))
+    with (
+        told_by(monday, [HOOK]),
+        DAG("model_rollback", schedule=None, start_date=datetime(2026, 1, 1), params=rollback_params()) as dag,
+    ):
+        rollback("roll_back")
+        run_task(dag, "roll_back", run="back", conf={"model": NAME, "reason": "writes nonsense"})
+    ((_, news, _),) = heard.posts
+    assert (news["event"], news["title"]) == ("rollback", f"{NAME}: rolled back to version 1")
+    assert news["sentence"] == "It takes the place of version 2. Airflow (model_rollback/back): writes nonsense"
+    assert news["links"]["Airflow"].endswith("/dags/model_rollback/runs/back/tasks/roll_back?try_number=1")
 
 
 def test_a_model_that_is_champion_already_is_no_news(monday: Night, heard: Heard) -> None:
@@ -246,12 +270,27 @@ def test_one_who_never_answers_is_given_up_on(
     assert "no answer in 0.2 s; given up." in caplog.text
 
 
-def test_links_lead_into_mlflow_where_it_has_pages(monday: Night, environment: Environment) -> None:
-    assert notices._mlflow(environment) == {}
-    served = environment.model_copy(update={"mlflow_uri": "https://mlflow.example.org/"})
-    assert notices._mlflow(served, "/#/models/coder/versions/1") == {
-        "MLflow": "https://mlflow.example.org/#/models/coder/versions/1"
+def test_links_are_what_people_can_open_from_a_mail(
+    monday: Night, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = monday.run(STRONG, WEAK)
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.org/nights/")
+    monkeypatch.setenv("WMTP_MLFLOW_UI", "https://mlflow.example.org/")
+    ended(monday, "promote", [HOOK])
+    ((_, news, _),) = heard.posts
+    assert news["links"] == {
+        "Airflow": "https://airflow.example.org/nights/dags/wmtp_daily/runs/monday/tasks/promote?try_number=1",
+        "report": f"https://airflow.example.org/nights/wmtp/{run.prefix}/report.html",
+        "MLflow": "https://mlflow.example.org/#/models/coder/versions/1",
     }
+
+
+def test_mlflow_has_pages_where_it_is_a_server(environment: Environment) -> None:
+    assert links.mlflow(environment) is None
+    served = environment.model_copy(update={"mlflow_uri": "https://mlflow.example.org/"})
+    assert links.mlflow(served, links.of_version("a b", "1")) == (
+        "https://mlflow.example.org/#/models/a%20b/versions/1"
+    )
 
 
 def test_a_task_whose_process_died_is_told_of_by_the_scheduler(

@@ -60,6 +60,7 @@ def test_a_task_returns_a_reference_and_links_to_it_and_a_hit_or_a_skipped_one_s
     assert set(links[1].values()) == {""}
     # The run is called "a run": quoted in the store, and once more in an address.
     assert links[-1]["_link_ReportLink"].endswith("/wmtp/runs/toys/wmtp_daily/a%2520run/report.html")
+    assert links[2]["_link_ReportLink"].endswith("/wmtp/runs/toys/wmtp_daily/a%2520run/report.html#training")
     assert links[-1]["_link_MlflowLink"] == "http://mlflow.test/#/experiments/7/runs/abc"
 
 
