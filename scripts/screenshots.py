@@ -1,6 +1,7 @@
 """The pictures of the docs: `python -m scripts.screenshots` takes the report of the newest run; `make demo` makes one.
 
-With `--airflow URL`, beside `make ui`, it triggers a run in the browser too, watches it to its end and takes Airflow's pages. With
+With `--airflow URL`, beside `make ui`, it triggers a run in the browser too, watches it to its end and takes Airflow's pages; with
+`approval: {kind: person}` in the environment file, and in its MLflow no champion yet, also the form of the approval, which it then signs. With
 `--comparison` it takes the page of the newest comparison of algorithms, and nothing else.
 """
 
@@ -52,7 +53,9 @@ def main() -> int:
         path.write_text(page(run), encoding="utf-8")
         written = report(chromium, path, options.images)
         if options.airflow:
-            written += airflow(chromium, options.airflow, options.images)
+            written += airflow(
+                chromium, options.airflow, options.images, is_asked=environment.approval.kind == "person"
+            )
     print(*written, sep="\n")
     return 0
 
@@ -99,21 +102,37 @@ def _picture(
     tab.close()
 
 
-def airflow(chromium: Browser, url: str, images: Path) -> list[Path]:
-    """The trigger form filled in, the run that it starts when it has succeeded, the links of its report, the form of a rollback."""
+def airflow(chromium: Browser, url: str, images: Path, *, is_asked: bool) -> list[Path]:
+    """The trigger form filled in, the run that it starts when it has succeeded, the links of its report, the form of a rollback.
+
+    Args:
+        chromium: the browser.
+        url: where Airflow is.
+        images: folder that they go to.
+        is_asked: a person approves of a promotion; its form is taken, too.
+    """
     tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
     tab.set_default_timeout(60_000)
-    written = [images / f"airflow-{name}.png" for name in ("trigger", "run", "links", "rollback")]
+    written: list[Path] = []
+
+    def take(name: str) -> None:
+        written.append(images / f"airflow-{name}.png")
+        tab.screenshot(path=written[-1])
+
     run = f"pictures_{int(time.time())}"
     fill(tab, url, "wmtp_daily", run, {"recipe": "demo"})
-    tab.screenshot(path=written[0])
+    take("trigger")
     submit(tab)
+    if is_asked:
+        open_question(tab, url, "wmtp_daily", run, "approve")
+        take("approval")
+        tab.get_by_role("button", name="Approve", exact=True).click()
     wait_for_success(tab, url, "wmtp_daily", run)
-    tab.screenshot(path=written[1])
+    take("run")
     open_task(tab, url, "wmtp_daily", run, "report")
-    tab.screenshot(path=written[2])
+    take("links")
     fill(tab, url, "model_rollback", None, {"model": "demo-coder", "reason": "It answers in Latin."})
-    tab.screenshot(path=written[3])
+    take("rollback")
     tab.close()
     return written
 
@@ -132,6 +151,7 @@ def fill(tab: Page, url: str, dag: str, run: str | None, params: Mapping[str, st
         # Of the two parts of the form one is open at a time.
         tab.get_by_role("button", name="Advanced Options").click()
         tab.fill("input[name=dagRunId]", run)
+    if run is not None and params:
         tab.get_by_role("button", name="Run Parameters").click()
     for name, text in params.items():
         tab.fill(f"#element_{name}", text)
@@ -141,6 +161,20 @@ def submit(tab: Page) -> None:
     """Send the form off, and wait until Airflow has taken it."""
     tab.get_by_test_id("trigger-dag-submit").click()
     tab.get_by_test_id("trigger-dag-submit").wait_for(state="detached")
+
+
+def open_question(tab: Page, url: str, dag: str, run: str, task: str, *, seconds: float = 1200) -> None:
+    """Open the form of an approval, and wait until its task asks.
+
+    Raises:
+        TimeoutError: of Playwright's: it does not ask in time.
+    """
+    page = f"{url}/dags/{dag}/runs/{run}/tasks/{task}"
+    # A form that is opened before there is a question never shows it, and the task's state is kept up to date.
+    tab.goto(page)
+    tab.get_by_text("Awaiting Input").first.wait_for(timeout=1000 * seconds)
+    tab.goto(f"{page}/required_actions")
+    tab.get_by_role("button", name="Approve", exact=True).wait_for()
 
 
 def wait_for_success(tab: Page, url: str, dag: str, run: str, *, seconds: float = 1200) -> None:

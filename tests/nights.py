@@ -66,6 +66,7 @@ class Night:
 
     environment: Environment
     name: str = "monday"
+    dag: str = "wmtp_daily"
     weights: str = "first"
     """Stands for the model; other weights, other bytes."""
     key: str = "abc"
@@ -82,7 +83,7 @@ class Night:
         spec = Spec(
             recipe=RECIPE, pins=PINS, champion=self.champion, fan_out={"generate": 4, "judge": 4}, created="2026-01-01"
         )
-        prefix = Run.prefix_of(self.environment, "wmtp_daily", self.name)
+        prefix = Run.prefix_of(self.environment, self.dag, self.name)
         self.store.write_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
         run = Run.open(self.environment, prefix)
         data = self.commit(run, "pull_data", {"test.parquet": b"problems"}, PULLED)

@@ -37,7 +37,7 @@ class Card:
     """The night that registers it, or evaluates it again."""
     train: Artifact
     version: str
-    """Its number."""
+    """Its number; empty: it is not registered yet."""
     compared: str
     """The gate's sentence on candidate and baseline."""
 
@@ -52,9 +52,18 @@ class Card:
             "Lineage": self._lineage(),
             "Cost": self._cost(),
         }
-        title = f"# {self._name}, version {self.version}"
-        text = [title, self._summary(), *(part for head, body in sections.items() for part in (f"## {head}", body))]
+        text = [f"# {self._name}, version {self.version}", self._summary(), _sections(sections)]
         return f"---\n{self._front_matter()}\n---\n\n" + "\n\n".join(text) + "\n"
+
+    def of_candidate(self) -> str:
+        """What whoever decides on a candidate should know, in Markdown."""
+        sections = {
+            "Evaluation": self._evaluation(),
+            "Training": self._training(),
+            "Data": self._data(),
+            "Cost": self._cost(),
+        }
+        return f"{self._summary()}\n\n{_sections(sections)}"
 
     def description(self, logged: Logged) -> str:
         """The card in short, with links into MLflow.
@@ -330,6 +339,10 @@ def _critic(run: Run) -> Mapping[str, Any]:
 
 _ASKED = ("protocol", "prompt_sha256", "num_problems", "num_samples", "temperature", "top_p")
 _MEASURED = ("problems", "pass@1", "95 % interval", "tests passed", "bits per byte")
+
+
+def _sections(bodies: Mapping[str, str]) -> str:
+    return "\n\n".join(f"## {head}\n\n{body}" for head, body in bodies.items())
 
 
 def _measured(scores: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperator, Context
 
-from mlops_tasks import summary
 from mlops_tasks.config import PersonalApproval, load_environment
 from mlops_tasks.stage import Run
 
@@ -29,7 +28,7 @@ class AutomaticApproval(BaseOperator):
 
 
 class PersonApproval(ApprovalOperator):
-    """Asks a person, with the run's summary and what each gate said in the form; a candidate that a gate refuses is not worth a question.
+    """Asks a person, with what each gate said and the candidate's card in the form; a candidate that a gate refuses is not worth a question.
 
     A rejection, and no answer in time, skip the promotion: production stays as it is, and the report is written.
     """
@@ -45,7 +44,9 @@ class PersonApproval(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask, unless the gates refuse it already."""
-        from mlops_tasks.registry.promotion import weigh  # numpy and pyarrow, which a DAG that is parsed must not load
+        # With numpy and pyarrow, which a DAG that is parsed must not load.
+        from mlops_tasks.registry.card import Card
+        from mlops_tasks.registry.promotion import weigh
 
         environment = load_environment(self.environment_file)
         run = Run.open(environment, Run.prefix_of(environment, self.dag_id, context["run_id"]))
@@ -55,7 +56,8 @@ class PersonApproval(ApprovalOperator):
         if not weighed.evidence.passed:
             log.info("nobody is asked, for the gates refuse it: %s", weighed.in_words)
             return {"approved_by": "nobody was asked: the gates refuse it"}
-        gates = [f"- **{gate.name}** {'holds' if gate.passed else 'fails'}: {gate.text}" for gate in weighed.gates]
-        self.body = "\n".join([*gates, "", "```", *summary.of_run(run), "```"])
-        self.subject = f"Shall the candidate of {run.name} be the champion of {run.spec.recipe.model.name}?"
+        gates = "\n".join(f"- **{gate.name}** holds: {gate.text}" for gate in weighed.gates)
+        # Tables, for Airflow's form joins the lines of a block of code.
+        self.body = f"{gates}\n\n{Card(run, candidate, version='', compared=weighed.in_words).of_candidate()}"
+        self.subject = f"Shall the candidate of {run.title} be the champion of {run.spec.recipe.model.name}?"
         return super().execute(context)

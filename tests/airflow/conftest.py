@@ -113,7 +113,7 @@ class Toys(Place):
         return {
             **super().variables,
             "AIRFLOW__CORE__DAGS_FOLDER": str(here / "toys" / "dags"),
-            "PYTHONPATH": os.pathsep.join([str(here), str(CHECKOUT / "plugins")]),
+            "PYTHONPATH": os.pathsep.join(map(str, (here, CHECKOUT, CHECKOUT / "plugins"))),
             "TOYS": str(self.folder),
             "WMTP_MLFLOW_UI": "http://mlflow.test/",
         }
@@ -149,11 +149,22 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(migrated: Path, tmp_path: Path) -> Path:
     """A home of one's own, with a copy of the database."""
-    home = tmp_path / "airflow"
+    return _home(migrated, tmp_path)
+
+
+def _home(migrated: Path, folder: Path) -> Path:
+    home = folder / "airflow"
     home.mkdir()
     for name in ("airflow.db", *(file.name for file in migrated.glob("migrated-*"))):
         shutil.copy(migrated / name, home)
     return home
+
+
+@pytest.fixture(scope="module")
+def shared_toys(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """One place for all tests of a file, where a start of Airflow's is dearer than what is tested."""
+    folder = tmp_path_factory.mktemp("shared")
+    yield from _prepared(Toys, _home(migrated, folder), folder)
 
 
 @pytest.fixture
@@ -166,7 +177,7 @@ def place(home: Path, tmp_path: Path) -> Iterator[Place]:
     yield from _prepared(Place, home, tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def checkout() -> str:
     return str(CHECKOUT)
 

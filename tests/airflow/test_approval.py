@@ -50,7 +50,10 @@ def test_a_person_is_shown_the_gates_and_the_run_and_has_so_long_to_answer(
     assert form["subject"] == "Shall the candidate of wmtp_daily/monday be the champion of coder?"
     assert (form["options"], form["defaults"]) == (["Approve", "Reject"], ["Reject"])
     assert "- **better** holds: pass@1 is 75.0% against 25.0% of the base model on 40 problems" in form["body"]
-    assert "wmtp_daily/monday  (recipe demo)" in form["body"] and "candidate  gate" in form["body"]
+    assert "| gate | this model | 40 | 0.750 | 0.598 to 0.858 |" in form["body"]
+    assert [line for line in form["body"].splitlines() if line.startswith("##")] == [
+        "## Evaluation", "## Training", "## Data", "## Cost",
+    ]  # fmt: skip
     assert server.told["timeout"] == "PT6H"
 
 
@@ -61,14 +64,17 @@ def test_nobody_is_asked_about_what_a_gate_refuses(monday: Night, monkeypatch: p
     assert "the gates refuse it" in str(server.xcoms["return_value"])
 
 
-@pytest.mark.parametrize(("answer", "skipped"), [("Approve", []), ("Reject", ["promote"])])
-def test_a_rejection_skips_the_promotion_and_nothing_below_it(
-    monday: Night, monkeypatch: pytest.MonkeyPatch, answer: str, skipped: list[str]
+@pytest.mark.parametrize(
+    ("answer", "is_late", "skipped"),
+    [("Approve", False, []), ("Reject", False, ["promote"]), ("Reject", True, ["promote"])],
+)
+def test_a_rejection_and_no_answer_in_time_skip_the_promotion_and_nothing_below_it(
+    monday: Night, monkeypatch: pytest.MonkeyPatch, answer: str, is_late: bool, skipped: list[str]
 ) -> None:
     monday.run(STRONG, WEAK)
     event = {
-        "chosen_options": [answer], "params_input": {}, "responded_by_user": {"id": "1", "name": "anna"},
-        "responded_at": datetime(2026, 1, 2, tzinfo=UTC), "timedout": False,
+        "chosen_options": [answer], "params_input": {}, "responded_by_user": None if is_late else {"id": "1", "name": "anna"},
+        "responded_at": datetime(2026, 1, 2, tzinfo=UTC), "timedout": is_late,
     }  # fmt: skip
     server, error = run_task(dag_of(monday, monkeypatch, approval=PERSON), "approve", run="monday", event=event)
     assert (server.told["state"], error) == ("success", None)

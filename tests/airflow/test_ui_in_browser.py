@@ -1,4 +1,4 @@
-"""Airflow's pages as a person uses them: the form filled in with a real browser, the run watched to its end, its links followed."""
+"""Airflow's pages as a person uses them, in a real browser: forms are filled in, runs watched to their end, links followed."""
 
 from __future__ import annotations
 
@@ -6,53 +6,110 @@ import json
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from nights import STRONG, WEAK, Night
 from test_ui import free_port
 
+from mlops_tasks.config import load_environment
 from scripts import browser, screenshots
 
 if TYPE_CHECKING:
     from conftest import Toys
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
-def test_a_run_is_triggered_by_hand_watched_to_success_and_leads_to_its_report(toys: Toys, checkout: str) -> None:
+@dataclass(frozen=True)
+class Pages:
+    """Where they are, and a tab for them."""
+
+    tab: Page
+    airflow: str
+    mlflow: str
+    store: Path
+
+    def task(self, dag: str, run: str, task: str) -> dict[str, Any]:
+        """What Airflow says of a task."""
+        answer = self.tab.request.get(f"{self.airflow}/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="module")
+def pages(shared_toys: Toys, checkout: str) -> Iterator[Pages]:
+    """An Airflow with two toy pipelines, where two nights have come to their approval."""
     pytest.importorskip("playwright", reason="needs Playwright, which `make setup` installs")
     if browser.find() is None:
         pytest.skip(f"needs one of {', '.join(browser.NAMES)}")
-    ports = [free_port(), free_port()]
-    airflow = f"http://127.0.0.1:{ports[0]}"
+    tree = json.loads(shared_toys.environment_file.read_text()) | {"approval": {"kind": "person", "hours": 1}}
+    shared_toys.environment_file.write_text(json.dumps(tree))
+    for run in ("yes", "no"):
+        night = Night(load_environment(shared_toys.environment_file), name=run, dag="approval", key=run)
+        night.run(STRONG, WEAK)
+    airflow, mlflow = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    ports = [f"--{name}-port={uri.rpartition(':')[2]}" for name, uri in (("airflow", airflow), ("mlflow", mlflow))]
     with subprocess.Popen(
-        [sys.executable, "-m", "scripts.ui", f"--airflow-port={ports[0]}", f"--mlflow-port={ports[1]}"],
+        [sys.executable, "-m", "scripts.ui", *ports],
         cwd=checkout,
-        env=toys.variables,
+        env=shared_toys.variables,
         stdout=subprocess.PIPE,
         text=True,
     ) as ui:
         assert ui.stdout is not None
         assert airflow in [next(ui.stdout) for _ in range(4)][1]
         with browser.chromium() as chromium:
-            tab = chromium.new_page()
+            tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
             tab.set_default_timeout(120_000)
-            screenshots.fill(tab, airflow, "wmtp_daily", "by_hand", {"overrides": "train.steps=200"})
-            assert "What to learn: a name in configs/recipes" in tab.inner_text("[role=dialog] >> nth=-1")
-            screenshots.submit(tab)
-            screenshots.wait_for_success(tab, airflow, "wmtp_daily", "by_hand", seconds=600)
-
-            screenshots.open_task(tab, airflow, "wmtp_daily", "by_hand", "report")
-            mlflow = tab.get_by_role("link", name="MLflow run").get_attribute("href")
-            assert mlflow == f"http://127.0.0.1:{ports[1]}/#/experiments/7/runs/abc"
-            answer = tab.goto(str(tab.get_by_role("link", name="Report", exact=True).get_attribute("href")))
-            assert answer is not None and answer.text() == "toys"
-            assert answer.header_value("content-security-policy").startswith("default-src 'none'")
-
-            spec = json.loads((toys.folder / "store/runs/toys/wmtp_daily/by_hand/train.json").read_text())
-            answer = tab.goto(f"{airflow}/wmtp/train/{spec['key']}/manifest.json")
-            assert answer is not None and answer.json()["key"] == spec["key"]
-            for missing in (f"train/{'0' * 64}/manifest.json", "runs/toys/wmtp_daily/by_hand/spec.json"):
-                answer = tab.goto(f"{airflow}/wmtp/{missing}")
-                assert answer is not None and answer.status == 404
+            yield Pages(tab, airflow, mlflow, shared_toys.folder / "store")
         ui.send_signal(signal.SIGINT)
         assert ui.wait(200) == 0
+
+
+def test_a_run_is_triggered_by_hand_watched_to_success_and_leads_to_its_report(pages: Pages) -> None:
+    tab, airflow = pages.tab, pages.airflow
+    screenshots.fill(tab, airflow, "wmtp_daily", "by_hand", {"overrides": "train.steps=200"})
+    assert "What to learn: a name in configs/recipes" in tab.inner_text("[role=dialog] >> nth=-1")
+    screenshots.submit(tab)
+    screenshots.wait_for_success(tab, airflow, "wmtp_daily", "by_hand", seconds=600)
+
+    screenshots.open_task(tab, airflow, "wmtp_daily", "by_hand", "report")
+    mlflow = tab.get_by_role("link", name="MLflow run").get_attribute("href")
+    assert mlflow == f"{pages.mlflow}/#/experiments/7/runs/abc"
+    answer = tab.goto(str(tab.get_by_role("link", name="Report", exact=True).get_attribute("href")))
+    assert answer is not None and answer.text() == "toys"
+    policy = answer.header_value("content-security-policy")
+    assert policy is not None and policy.startswith("default-src 'none'")
+
+    spec = json.loads((pages.store / "runs/toys/wmtp_daily/by_hand/train.json").read_text())
+    answer = tab.goto(f"{airflow}/wmtp/train/{spec['key']}/manifest.json")
+    assert answer is not None and answer.json()["key"] == spec["key"]
+    for missing in (f"train/{'0' * 64}/manifest.json", "runs/toys/wmtp_daily/by_hand/spec.json"):
+        answer = tab.goto(f"{airflow}/wmtp/{missing}")
+        assert answer is not None and answer.status == 404
+
+
+@pytest.mark.parametrize(("run", "answer", "promotion"), [("yes", "Approve", "success"), ("no", "Reject", "skipped")])
+def test_a_person_reads_the_card_and_decides_whether_the_candidate_is_promoted(
+    pages: Pages, run: str, answer: str, promotion: str
+) -> None:
+    tab, airflow = pages.tab, pages.airflow
+    screenshots.fill(tab, airflow, "approval", run, {})
+    screenshots.submit(tab)
+
+    screenshots.open_question(tab, airflow, "approval", run, "approve", seconds=300)
+
+    text = tab.inner_text("body")
+    assert f"Shall the candidate of approval/{run} be the champion of coder?" in text
+    assert "better holds: pass@1 is 75.0% against 25.0% of the base model on 40 problems" in text
+    cells = tab.get_by_role("row", name="gate this model").get_by_role("cell").all_inner_texts()
+    assert cells[:5] == ["gate", "this model", "40", "0.750", "0.598 to 0.858"]
+    tab.get_by_role("button", name=answer, exact=True).click()
+    screenshots.wait_for_success(tab, airflow, "approval", run, seconds=300)
+    states = {task: pages.task("approval", run, task)["state"] for task in ("approve", "promote", "report")}
+    assert states == {"approve": "success", "promote": promotion, "report": "success"}
