@@ -57,7 +57,7 @@ def test_the_process_is_told_all_that_the_form_says() -> None:
     assert isinstance(operator, LocalRollback)
     command = operator.command(Rollback(model="-coder", version="3", reason="a b"), "anna (dag/run)")
     assert command[:2] == ["registry", "rollback"]
-    assert command[3:] == ["--reason=a b", "--by=anna (dag/run)", "--once", "--to=3", "--", "-coder"]
+    assert command[3:] == ["--reason=a b", "--by=anna (dag/run)", "--once", "--json", "--to=3", "--", "-coder"]
     assert "--to=" not in " ".join(operator.command(Rollback(model="coder", reason="a b"), "anna"))
 
 
