@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 KEY_TAG = "stage_key"
 STORE_TAG = "store"
 """Tag of a run: URI of the store that its training lies in."""
+KIND_TAG = "kind"
+"""Tag of a run: `train`, or what else has a key."""
 _COMPARISON_TAG = "comparison"
 _CONNECT_SECONDS = 5.0
 _BATCH_SECONDS = 2.0
@@ -189,14 +191,13 @@ def find_or_create_run(
         kind: what it is a run of; its name begins with that.
         tags: further ones of a run that is made.
     """
-    store = Store.of(environment).uri
+    identity = {KEY_TAG: stage_key, STORE_TAG: Store.of(environment).uri, KIND_TAG: kind.partition("-")[0]}
     if (found := find_run(client, environment, stage_key)) is not None:
-        if STORE_TAG not in found.data.tags:
-            client.set_tag(found.info.run_id, STORE_TAG, store)
+        for name in identity.keys() - found.data.tags.keys():
+            client.set_tag(found.info.run_id, name, identity[name])
         return found
     experiment_id = _experiment_id(client, environment, experiment)
-    told = {**tags, KEY_TAG: stage_key, STORE_TAG: store}
-    made = client.create_run(experiment_id, tags=told, run_name=f"{kind}-{stage_key[:12]}")
+    made = client.create_run(experiment_id, tags={**tags, **identity}, run_name=f"{kind}-{stage_key[:12]}")
     first = find_run(client, environment, stage_key) or made
     if first.info.run_id != made.info.run_id:
         client.delete_run(made.info.run_id)

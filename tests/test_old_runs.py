@@ -54,12 +54,13 @@ def test_a_version_keeps_its_run_although_its_artifact_has_gone(monday: Night) -
 
 
 def test_runs_of_others_are_left_alone(monday: Night, tmp_path: Path) -> None:
-    mine = {tracking.STORE_TAG: monday.store.uri}
+    mine = {tracking.STORE_TAG: monday.store.uri, tracking.KIND_TAG: "train"}
     with tracking.connection(monday.environment) as client:
         ours = client.create_experiment("wmtp/uniform/demo")
         client.create_run(client.create_experiment("mine"), tags={tracking.KEY_TAG: "lost", **mine})
         client.create_run(ours, tags={"by": "hand", **mine})
         client.create_run(ours, tags={tracking.KEY_TAG: "from before runs named their store"})
+        tracking.study_run(client, monday.environment, study_key="a study", experiment="wmtp/uniform/demo")
     elsewhere = monday.environment.model_copy(update={"store": str(tmp_path / "elsewhere")})
     theirs = trained(elsewhere, "lost")
     assert found(monday.environment) == []

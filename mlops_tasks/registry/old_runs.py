@@ -71,7 +71,7 @@ def delete(environment: Environment, runs: Sequence[OldRun]) -> None:
 
 def _trainings(client: MlflowClient, before: datetime, store: Store) -> Iterator[Run]:
     experiments = [one.experiment_id for one in client.search_experiments(filter_string="name LIKE 'wmtp/%'")]
-    mine = f"tags.{tracking.STORE_TAG} = '{store.uri}'"
+    mine = f"tags.{tracking.STORE_TAG} = '{store.uri}' AND tags.{tracking.KIND_TAG} = 'train'"
     which = f"attributes.start_time < {int(before.timestamp() * 1000)} AND {mine}"
     token: str | None = None
     while experiments and token != "":
