@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,10 +24,8 @@ from pydantic import ValidationError
 
 from mlops_tasks import stage
 from mlops_tasks.config import (
-    Algorithm,
     Comparison,
     Environment,
-    ReadyAlgorithm,
     Recipe,
     Settings,
     changed,
@@ -44,7 +42,7 @@ log = logging.getLogger(__name__)
 FILE = "comparison.json"
 _EQUAL = ("data", "model.source", "text", "evaluation", "train.batch_size", "train.steps", "train.epochs")
 """Settings in which all algorithms must agree: what is learnt, in which batches, for how long, and how it is measured."""
-_WEIGHTING_OF: dict[ReadyAlgorithm, str] = {"rho1-soft": "soft", "rho1-select": "select"}
+_WEIGHTING_OF = {"rho1-soft": "soft", "rho1-select": "select"}
 
 
 class Cell(Settings):
@@ -189,7 +187,7 @@ def arms(comparison: Comparison) -> dict[str, Recipe]:
     recipe = changed(load_recipe(comparison.recipe), comparison.settings, f"{comparison.name}: settings")
     found: dict[str, Recipe] = {}
     for name, algorithm in comparison.algorithms.items():
-        ready = _ready(recipe, _like(name, algorithm), name)
+        ready = _ready(recipe, algorithm.like or name, name)
         for values in _combinations(algorithm.grid):
             arm = ", ".join([name, *(f"{setting}={value}" for setting, value in values.items())])
             found[arm] = changed(
@@ -209,18 +207,14 @@ def _combinations(grid: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any
         yield dict(zip(grid, values, strict=True))
 
 
-def _like(name: str, algorithm: Algorithm) -> str | None:
-    return algorithm.like or name
-
-
-def _ready(recipe: Recipe, algorithm: str | None, name: str) -> Recipe:
+def _ready(recipe: Recipe, algorithm: str, name: str) -> Recipe:
     """The recipe with the scoring, and with it the weighting, of a ready algorithm; the recipe as it is for any other name."""
     scoring = _scoring_of(recipe, algorithm, name)
     if scoring is None:
         return recipe
     changes: dict[str, Any] = {"scoring": scoring, "weighting": {"kind": "soft"}}
     if scoring["scorer"] != "uniform":
-        kind = _WEIGHTING_OF.get(algorithm, recipe.weighting.kind)  # type: ignore[call-overload]
+        kind = _WEIGHTING_OF.get(algorithm, recipe.weighting.kind)
         changes["weighting"] = (
             recipe.weighting.model_dump(mode="json") if kind == recipe.weighting.kind else {"kind": kind}
         )
@@ -229,7 +223,7 @@ def _ready(recipe: Recipe, algorithm: str | None, name: str) -> Recipe:
     return changed(recipe, changes, f"{name}, as the ready {algorithm}")
 
 
-def _scoring_of(recipe: Recipe, algorithm: str | None, name: str) -> dict[str, Any] | None:
+def _scoring_of(recipe: Recipe, algorithm: str, name: str) -> dict[str, Any] | None:
     own = recipe.scoring.model_dump(mode="json")
     if algorithm in ("ntp", "uniform"):
         return {"scorer": "uniform"}
@@ -292,7 +286,7 @@ def planned(environment: Environment) -> Iterator[Cells]:
             log.warning("%s", error)
 
 
-def progress(cells: Cells) -> Iterable[tuple[Cell, list[str]]]:
+def progress(cells: Cells) -> Iterator[tuple[Cell, list[str]]]:
     """Of each cell what its tasks came to so far, in their order: an outcome, or `not yet`."""
     for cell in cells.plan.cells:
         run = cells.run(cell)

@@ -75,9 +75,15 @@ def test_a_grid_is_an_algorithm_for_each_combination() -> None:
 def test_an_algorithm_of_any_name_starts_from_a_ready_one_or_from_the_recipe() -> None:
     found = arms(
         comparison(
-            {"uniform": {}, "two-heads": {"like": "uniform", "settings": {"train.num_heads": 2}}, "as-it-is": {}},
+            {
+                "uniform": {},
+                "two-heads": {"like": "uniform", "settings": {"train.num_heads": 2}},
+                "lora": {"like": "uniform", "settings": {"train.method.kind": "lora"}},
+                "as-it-is": {},
+            },
         )
     )
+    assert (found["lora"].train.method.kind, found["uniform"].train.method.kind) == ("lora", "full")
     assert (found["two-heads"].scoring.scorer, found["two-heads"].train.num_heads) == ("uniform", 2)
     assert found["as-it-is"].scoring.scorer == "rho1"
 
