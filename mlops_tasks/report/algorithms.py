@@ -21,7 +21,7 @@ from mlops_tasks.errors import WmtpError
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Series
 from mlops_tasks.report.document import document
-from mlops_tasks.report.facts import SHORT, absent, percent, pill, section
+from mlops_tasks.report.facts import SHORT, absent, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Child, Markup, element
 from mlops_tasks.report.outcomes import percents, tile
 from mlops_tasks.stage import Run
@@ -223,7 +223,7 @@ def _figures(findings: Findings) -> Markup:
         "pass@1",
         element("p", _METHOD),
         element("div", element("h3", f"Difference from {findings.baseline.name}, points"), chart, class_="card"),
-        element("div", _passed(findings), class_="card scroll"),
+        scrolling("pass@1 of each algorithm", _passed(findings), is_card=True),
     )
 
 
@@ -289,7 +289,7 @@ def _losses(findings: Findings) -> Markup:
         "loss",
         "Validation loss",
         element("p", text),
-        element("div", _table("algorithm", words, rows), class_="card scroll"),
+        scrolling("Validation loss of each algorithm", _table("algorithm", words, rows), is_card=True),
     )
 
 
@@ -360,7 +360,10 @@ def _costs(findings: Findings) -> Markup:
     ]
     words = (*used, "all", f"of {findings.baseline.name}", "tokens learnt", "tokens scored")
     return section(
-        "cost", "Cost", element("p", text), element("div", _table("algorithm", words, rows), class_="card scroll")
+        "cost",
+        "Cost",
+        element("p", text),
+        scrolling("Cost of each algorithm", _table("algorithm", words, rows), is_card=True),
     )
 
 
