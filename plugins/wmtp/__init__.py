@@ -143,7 +143,11 @@ def cleaning(task_id: str, *, removes: bool, **operator: Any) -> BaseOperator:
         removes: whether it may remove anything.
         operator: anything that an operator takes, such as `execution_timeout`.
     """
-    return LocalCleaning(task_id=task_id, **_common(), removes=removes, **operator)
+    if environment().executor == "local":
+        return LocalCleaning(task_id=task_id, **_common(), removes=removes, **operator)
+    from wmtp.sweep import ClusterCleaning
+
+    return ClusterCleaning(task_id=task_id, **_common(), removes=removes, **operator)
 
 
 def cleaning_params() -> dict[str, Param]:

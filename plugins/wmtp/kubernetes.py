@@ -86,6 +86,7 @@ class PodStage(StageTask, KubernetesPodOperator):
             key=decision.key if decision.components else None,
             command=["wmtp", *command],
             variables=_traced(context),
+            deadline_seconds=int(limit.total_seconds()) if (limit := self.execution_timeout) else None,
         )
 
     def request(self, environment: Environment, order: Order, context: Context) -> Any:
@@ -100,8 +101,9 @@ class PodStage(StageTask, KubernetesPodOperator):
             self._delete(self._identity)
 
     def _identity_in(self, environment: Environment, context: Context) -> Identity:
-        run = context["run_id"] if self.cell is None else f"{context['run_id']}/{self.cell}"
-        return Identity(environment.deployment, self.dag_id, run, self.task_id, self.index)
+        run, number = context["run_id"], context["ti"].map_index
+        mapped = {} if number is None else {"map_index": number}
+        return Identity(environment.deployment, self.dag_id, run, self.task_id, self.index, cell=self.cell, **mapped)
 
     def _run(self, environment: Environment, order: Order, context: Context) -> None:
         cluster = environment.kubernetes
@@ -256,10 +258,10 @@ class JobStage(PodStage, KubernetesJobOperator):
         """The Job that is submitted."""
         pod = manifest.pod(environment, order)
         pod.spec.subdomain = order.identity.name
+        pod.spec.active_deadline_seconds = None  # the Job's, of which a pod that replaces another has the rest
         self.full_pod_spec = pod
         self.parallelism = environment.train.num_pods  # the provider's default is not None, and so wins
-        limit = self.execution_timeout
-        self.full_job_spec = manifest.job(environment, order, deadline_seconds=limit.total_seconds() if limit else None)
+        self.full_job_spec = manifest.job(environment, order)
         job = self.build_job_request_obj(context)
         job.metadata.name, job.metadata.annotations = order.identity.name, pod.metadata.annotations
         job.metadata.labels = {**job.spec.template.metadata.labels, **job.metadata.labels}

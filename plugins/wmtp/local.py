@@ -153,13 +153,17 @@ class LocalCleaning(LocalProcess):
         self.removes = removes
 
     def execute(self, context: Context) -> str:
-        """Look, or remove; the return value is one sentence of what went or would go."""
+        """Look, or remove; the return value says what went or would go."""
         refuse_if_stopped()
         form = Cleaning.of(context["params"])
         if self.removes and not form.decides(load_environment(self.environment_file).housekeeping):
             raise AirflowSkipException(
                 "Nothing is removed: the form says no, or leaves it to `housekeeping.delete` of the environment file."
             )
+        return self.clean(context)
+
+    def clean(self, context: Context) -> str:
+        """Run `wmtp gc`."""
         return self.run_process(self.command())
 
     def command(self) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
 from kubernetes.client import models as k8s
@@ -23,6 +24,7 @@ CONTAINER = "stage"
 INDEX = "batch.kubernetes.io/job-completion-index"
 OWNER = "wmtp.io/owner"
 KEY = "wmtp.io/key"
+TASK_INSTANCE = "wmtp.io/task-instance"
 
 _PORT = 29400
 _HOUR = 3600
@@ -37,11 +39,16 @@ class Identity:
     run: str
     task: str
     index: int
+    map_index: int = -1
+    """Airflow's own number, by which it knows the task; -1: the task is not mapped."""
+    cell: str | None = None
+    """Of a comparison; None: it is a task of the run itself."""
 
     @property
     def digest(self) -> str:
         """Tells it from every other task of any run."""
-        return hashlib.sha256(json.dumps([*vars(self).values()]).encode()).hexdigest()[:16]
+        told = [self.deployment, self.dag, self.run, self.task, self.index, self.cell]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:
@@ -58,6 +65,17 @@ class Identity:
             **{f"wmtp.io/{name}": make_safe_label_value(value) for name, value in told.items()},
         }
 
+    @property
+    def annotations(self) -> dict[str, str]:
+        """What Airflow calls it, in full: a label may have been shortened."""
+        return {TASK_INSTANCE: json.dumps(vars(self))}
+
+    @classmethod
+    def of(cls, found: Any) -> Self | None:
+        """Of an object of the cluster; None: it was not made here, or by an earlier version."""
+        told = (found.metadata.annotations or {}).get(TASK_INSTANCE)
+        return None if told is None else cls(**json.loads(told))
+
 
 @dataclass(frozen=True)
 class Order:
@@ -69,6 +87,8 @@ class Order:
     """None: an action."""
     command: Sequence[str]
     variables: Mapping[str, str]
+    deadline_seconds: int | None
+    """After which nobody waits for it any more; it ends then, whoever has forgotten it."""
     is_sandboxed: bool = False
     """No credentials and no environment file."""
 
@@ -79,7 +99,7 @@ def pod(environment: Environment, order: Order) -> k8s.V1Pod:
     assert cluster is not None
     name = cluster.profile_of(order.identity.task)
     profile = cluster.profiles[name]
-    annotations = {"wmtp.io/run": order.identity.run}
+    annotations = order.identity.annotations
     if order.key:
         annotations[KEY] = order.key
     if not order.is_sandboxed:
@@ -96,6 +116,7 @@ def pod(environment: Environment, order: Order) -> k8s.V1Pod:
             containers=[_container(cluster, profile, order)],
             volumes=_volumes(profile, has_environment=not order.is_sandboxed),
             restart_policy="Never",
+            active_deadline_seconds=order.deadline_seconds,
             service_account_name=cluster.service_accounts.get(order.identity.task, profile.service_account),  # type: ignore[call-overload]
             automount_service_account_token=False,
             enable_service_links=False,
@@ -113,12 +134,8 @@ def pod(environment: Environment, order: Order) -> k8s.V1Pod:
     )
 
 
-def job(environment: Environment, order: Order, *, deadline_seconds: float | None) -> k8s.V1Job:
-    """The Job around an order's pods, without their template.
-
-    Args:
-        deadline_seconds: after which nobody waits for it any more.
-    """
+def job(environment: Environment, order: Order) -> k8s.V1Job:
+    """The Job around an order's pods, without their template."""
     cluster, num_pods = environment.kubernetes, environment.train.num_pods
     assert cluster is not None
     queue = cluster.profiles[cluster.profile_of(order.identity.task)].queue
@@ -129,7 +146,7 @@ def job(environment: Environment, order: Order, *, deadline_seconds: float | Non
             completion_mode="Indexed",
             completions=num_pods,
             parallelism=num_pods,
-            active_deadline_seconds=None if deadline_seconds is None else int(deadline_seconds),
+            active_deadline_seconds=order.deadline_seconds,
             ttl_seconds_after_finished=_HOUR,
             pod_replacement_policy="Failed",
             pod_failure_policy=k8s.V1PodFailurePolicy(
@@ -145,7 +162,11 @@ def service(job: k8s.V1Job) -> k8s.V1Service:
     owner = k8s.V1OwnerReference(api_version="batch/v1", kind="Job", name=meta.name, uid=meta.uid)
     return k8s.V1Service(
         metadata=k8s.V1ObjectMeta(
-            name=meta.name, namespace=meta.namespace, labels=dict(meta.labels), owner_references=[owner]
+            name=meta.name,
+            namespace=meta.namespace,
+            labels=dict(meta.labels),
+            annotations={TASK_INSTANCE: meta.annotations[TASK_INSTANCE]},
+            owner_references=[owner],
         ),
         spec=k8s.V1ServiceSpec(
             cluster_ip="None",

@@ -98,6 +98,11 @@ class Place:
 class Toys(Place):
     """The toy pipeline; the folder holds what the toys are told, and what they did."""
 
+    @property
+    def place(self) -> Place:
+        """The same Airflow with the real DAGs."""
+        return Place(self.home, self.folder)
+
     def tell(self, name: str, text: str = "yes") -> None:
         (self.folder / name).write_text(text)
 
@@ -146,13 +151,8 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture
-def home(migrated: Path, tmp_path: Path) -> Path:
-    """A home of one's own, with a copy of the database."""
-    return _home(migrated, tmp_path)
-
-
 def _home(migrated: Path, folder: Path) -> Path:
+    """A home of one's own, with a copy of the database."""
     home = folder / "airflow"
     home.mkdir()
     for name in ("airflow.db", *(file.name for file in migrated.glob("migrated-*"))):
@@ -165,6 +165,11 @@ def shared_toys(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """One place for all tests of a file, where a start of Airflow's is dearer than what is tested."""
     folder = tmp_path_factory.mktemp("shared")
     yield from _prepared(Toys, _home(migrated, folder), folder)
+
+
+@pytest.fixture
+def home(migrated: Path, tmp_path: Path) -> Path:
+    return _home(migrated, tmp_path)
 
 
 @pytest.fixture

@@ -54,6 +54,15 @@ class Rig:
         found: list[Any] = self.core.list_namespaced_pod(NAMESPACE).items
         return found
 
+    def objects(self) -> list[Any]:
+        """All that operators make, of every kind."""
+        lists = (
+            self.core.list_namespaced_pod, self.batch.list_namespaced_job, self.core.list_namespaced_service,
+        )  # fmt: skip
+        return [
+            one for ask in lists for one in ask(NAMESPACE, label_selector="app.kubernetes.io/managed-by=wmtp").items
+        ]
+
     def secret(self, name: str, values: dict[str, str]) -> None:
         """Make a Secret, or replace it."""
         body = {

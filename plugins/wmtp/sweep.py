@@ -1,0 +1,116 @@
+"""What is left in the cluster of tasks that nobody goes on with: found by the task that it was made for, told, and removed.
+
+A task removes what it made, however it ends, and its retry finds again what a killed worker left. What no retry comes for, because its run
+was deleted or its task marked meanwhile, is found here. Which runs and tasks there are is Airflow's to say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
+from airflow.sdk import Context
+from kubernetes.client import ApiException
+
+from mlops_tasks.config import Kubernetes, load_environment
+from wmtp.local import LocalCleaning
+from wmtp.manifest import Identity
+from wmtp.pods import patiently
+from wmtp.task import GRACE_SECONDS
+
+log = logging.getLogger(__name__)
+
+_UNFINISHED_RUN = ["queued", "running"]
+_FINISHED_TASK = {"success", "failed", "skipped", "upstream_failed", "removed"}
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """An object that its task has left."""
+
+    kind: str
+    name: str
+    uid: str
+    why: str
+    """Nobody goes on with it."""
+
+
+class ClusterCleaning(LocalCleaning):
+    """`wmtp gc`, and what is left in the cluster."""
+
+    def clean(self, context: Context) -> str:
+        """Look at the cluster, then at the store; remove what there is where this task may."""
+        environment = load_environment(self.environment_file)
+        assert environment.kubernetes is not None
+        cluster = Cluster(environment.kubernetes, environment.deployment)
+        found = list(cluster.leftovers(context["ti"]))
+        for one in found:
+            log.info("%s %s: %s", one.kind, one.name, one.why)
+            if self.removes:
+                cluster.remove(one)
+        told = "removed from the cluster" if self.removes else "in the cluster would be removed"
+        return f"{len(found)} objects {told}; {super().clean(context)}"
+
+
+class Cluster:
+    """The objects of one deployment in its namespace."""
+
+    def __init__(self, settings: Kubernetes, deployment: str) -> None:
+        hook = KubernetesHook(conn_id=settings.connection)
+        core, batch, self._namespace = hook.core_v1_client, hook.batch_v1_client, settings.namespace
+        self._deployment = deployment
+        self._list: Mapping[str, Callable[..., Any]] = {
+            "Job": batch.list_namespaced_job,
+            "Pod": core.list_namespaced_pod,
+            "Service": core.list_namespaced_service,
+        }
+        self._delete: Mapping[str, Callable[..., Any]] = {
+            "Job": batch.delete_namespaced_job,
+            "Pod": core.delete_namespaced_pod,
+            "Service": core.delete_namespaced_service,
+        }
+
+    def leftovers(self, airflow: Any) -> Iterator[Leftover]:
+        """What nobody goes on with.
+
+        Args:
+            airflow: the task instance that asks, by which Airflow's API says how others are.
+        """
+        label = f"app.kubernetes.io/managed-by=wmtp,wmtp.io/deployment={make_safe_label_value(self._deployment)}"
+        for kind, ask in self._list.items():
+            for one in patiently(lambda ask=ask: ask(self._namespace, label_selector=label)).items:
+                # What belongs to an object goes with it.
+                if one.metadata.owner_references or one.metadata.deletion_timestamp:
+                    continue
+                owner = Identity.of(one)
+                if owner is None or owner.deployment != self._deployment:
+                    log.warning("%s %s does not say which task it is of, and is left alone", kind, one.metadata.name)
+                elif (why := _why_left(owner, airflow)) is not None:
+                    yield Leftover(kind, one.metadata.name, one.metadata.uid, why)
+
+    def remove(self, one: Leftover) -> None:
+        """Have it end in order; what has been made anew under its name stays."""
+        body = {"preconditions": {"uid": one.uid}, "propagationPolicy": "Foreground"}
+        if one.kind == "Pod":
+            body["gracePeriodSeconds"] = int(GRACE_SECONDS)
+        try:
+            patiently(lambda: self._delete[one.kind](one.name, self._namespace, body=body))
+        except ApiException as error:
+            if error.status not in (404, 409):
+                raise
+
+
+def _why_left(owner: Identity, airflow: Any) -> str | None:
+    """Why nobody goes on with what a task has made; None: somebody does, or will."""
+    task = f"{owner.task}[{owner.index}] of {owner.dag}/{owner.run}"
+    if not airflow.get_dr_count(dag_id=owner.dag, run_ids=[owner.run], states=_UNFINISHED_RUN):
+        return f"{task}: the run is finished, or gone"
+    states = airflow.get_task_states(dag_id=owner.dag, task_ids=[owner.task], run_ids=[owner.run]).get(owner.run, {})
+    name = owner.task if owner.map_index < 0 else f"{owner.task}_{owner.map_index}"
+    if name not in states:
+        return f"{task}: the run has no such task any more"
+    return f"{task}: the task is {states[name]}" if states[name] in _FINISHED_TASK else None
