@@ -3,7 +3,8 @@
 Owns what is in the two files and how the process at the other end works through one: `python -m mlops_tasks.parcel`, which gets two
 signed addresses and no credentials. Who makes the addresses and commits what comes back is the operator's.
 
-    attempt.json, <input>.json, files/…   there: the keyed settings, each input's manifest, and of its files those that the stage reads
+    attempt.json, <input>.json, files/…   there: the keyed settings, the packages that bear on the result, each input's manifest, and of its
+                                          files those that the stage reads
     metrics.json, result/…                back: what the stage said, and what it wrote
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 from mlops_tasks import logs
 from mlops_tasks.config import Environment, JudgeResources
 from mlops_tasks.errors import DataError, Unavailable, WmtpError
+from mlops_tasks.keys import require_locked
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 
@@ -36,15 +38,16 @@ SOURCE, TARGET, FUNCTION = "WMTP_PARCEL_SOURCE", "WMTP_PARCEL_TARGET", "WMTP_PAR
 _SECONDS_TO_ANSWER = 300
 
 
-def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path) -> None:
+def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path, *, packages: Sequence[str]) -> None:
     """Write what the other end needs.
 
     Args:
         attempt: whose settings and inputs are sent.
         files: globs of the files that are read, by name of the input.
         to: the file.
+        packages: those that bear on the result; the other end must run the locked versions.
     """
-    facts = {"config": attempt.config, "index": attempt.index, "key": attempt.key}
+    facts = {"config": attempt.config, "index": attempt.index, "key": attempt.key, "packages": list(packages)}
     facts["judge"] = attempt.environment.judge.model_dump(mode="json")
     with tempfile.TemporaryDirectory() as folder, tarfile.open(to, "w") as tar:
         for name, artifact in attempt.inputs.items():
@@ -55,11 +58,16 @@ def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path) -> None
 
 
 def carry_out(function: Callable[[Attempt], dict[str, Any]], source: Path, to: Path) -> None:
-    """Run a stage's function on what was packed, and pack its result."""
+    """Run a stage's function on what was packed, and pack its result.
+
+    Raises:
+        UserError: other versions run here than keys are made of.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _unpack(source, folder)
         facts = json.loads((folder / "attempt.json").read_text())
+        require_locked(facts["packages"])
         store = Store.open(str(folder / "files"))
         inputs = {one: json.loads((folder / f"{one}.json").read_text()) for one in facts["inputs"]}
         (folder / "result").mkdir()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from s3_server import BUCKET, S3Server
 
-from mlops_tasks import parcel
+from mlops_tasks import keys, parcel
 from mlops_tasks.config import Environment, S3Access
-from mlops_tasks.errors import DataError
+from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.store.s3 import S3Backend
@@ -47,7 +47,7 @@ def attempt_of(tmp_path: Path) -> Attempt:
 
 def test_a_stage_does_the_same_at_the_other_end_with_only_the_files_that_it_reads(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
-    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar")
+    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar", packages=["numpy"])
     with tarfile.open(tmp_path / "there.tar") as tar:
         assert not any("unread" in name for name in tar.getnames())
 
@@ -57,9 +57,17 @@ def test_a_stage_does_the_same_at_the_other_end_with_only_the_files_that_it_read
     assert (attempt.folder / "deep" / "loud.txt").read_text() == "ABCABC"
 
 
+def test_another_version_at_the_other_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parcel.pack(attempt_of(tmp_path), {"data": ["*"]}, tmp_path / "there.tar", packages=["numpy"])
+    monkeypatch.setattr(keys, "locked_versions", lambda: {"numpy": "0.1"})
+
+    with pytest.raises(UserError, match=r"numpy [\d.]+ runs here, but the lock that keys are made of says 0\.1"):
+        parcel.carry_out(shouts, tmp_path / "there.tar", tmp_path / "back.tar")
+
+
 def test_an_input_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
-    parcel.pack(attempt, {"data": ["*"]}, tmp_path / "there.tar")
+    parcel.pack(attempt, {"data": ["*"]}, tmp_path / "there.tar", packages=["numpy"])
     data = (tmp_path / "there.tar").read_bytes()
     (tmp_path / "there.tar").write_bytes(data.replace(b"abc\0", b"abd\0"))
 
@@ -82,7 +90,7 @@ def test_a_result_that_is_none_or_would_write_elsewhere_is_refused(tmp_path: Pat
 def test_a_process_with_two_signed_addresses_needs_no_credentials(tmp_path: Path, s3: S3Server) -> None:
     attempt = attempt_of(tmp_path)
     bucket = S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(s3.access(tmp_path / "cache")))
-    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar")
+    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar", packages=["numpy"])
     bucket.publish("p", tmp_path, ["there.tar"])
     variables = {
         parcel.SOURCE: bucket.signed("p/there.tar", "get_object", seconds=60), parcel.TARGET: bucket.signed("p/back.tar", "put_object", seconds=60),

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mlops_tasks.errors import UserError
+from mlops_tasks.pipeline import JUDGE
 from scripts import images
 from scripts.check_images import STEPS
 from scripts.infra_step import CHECKOUT, Fault, Skipped
@@ -138,6 +139,17 @@ def test_a_worker_of_airflow_looks_up_a_run_with_no_package_of_the_stages() -> N
     ended = _import(airflows - heavy, [*light, "mlflow.tracking", "huggingface_hub"])
 
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_a_worker_of_airflow_weighs_the_evidence_for_an_approval_and_makes_the_parcel_of_judge() -> None:
+    airflows = _modules_of("airflow/requirements.txt") | _closure("apache-airflow") | _closure("boto3")
+    own = ["mlops_tasks.registry.promotion", "mlops_tasks.parcel", "mlops_tasks.summary"]
+
+    ended = _import(airflows - {"torch", "transformers", "optuna", "sklearn", "pandas"}, own)
+
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    pinned = images.versions_in((CHECKOUT / "images/airflow/requirements.txt").read_text())
+    assert set(JUDGE.packages) <= set(pinned), "`judge` is held against the lock on the worker too"
 
 
 def test_the_sandbox_has_no_client_of_anything() -> None:
