@@ -13,7 +13,7 @@ Trigger it with another recipe, with settings changed (`train.steps=200`), or wi
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import DEFAULTS, approval, environment, params, stage
+from wmtp import DEFAULTS, approval, environment, limits, params, stage
 
 from mlops_tasks.pipeline import EVALUATIONS
 
@@ -27,8 +27,7 @@ with DAG(
     schedule="@daily",
     start_date=datetime(2026, 1, 1),
     catchup=False,
-    max_active_runs=1,
-    max_active_tasks=1,  # each uses the whole machine
+    **limits(),
     params=params(),
     tags=["wmtp"],
     default_args={

@@ -1092,6 +1092,9 @@ class Profile(Settings):
     """Most that the pod may write to its disk: inputs, results before they are stored."""
     variables: dict[str, str] = {}
     """Environment variables that are no secret, such as NCCL_DEBUG."""
+    pool: str | None = None
+    """Pool of Airflow of which a task with this profile takes a slot, so that no more of them run than it has, of whatever runs; None:
+    Airflow's default one."""
     start_seconds: float = Field(1800.0, gt=0)
     """How long a pod may wait for a node and its image before the task ends with 75; waiting in a queue does not count."""
 
@@ -1116,6 +1119,10 @@ class Kubernetes(Settings):
     """Of pods, Jobs, Services and Secrets."""
     connection: str | None = None
     """Airflow's connection to the cluster; None: that of the pod that Airflow runs in, or `KUBECONFIG`."""
+    max_runs: int = Field(5, ge=1)
+    """Daily runs at one time, such as those of different recipes; further ones wait. A laptop has one."""
+    max_tasks: int = Field(8, ge=1)
+    """Tasks of one run at one time, such as shards of the scores; a laptop has one."""
     profiles: dict[str, Profile]
     """By name; `cpu`, and each that a task is given."""
     tasks: dict[TaskId, str] = {}

@@ -17,6 +17,7 @@ from platform import python_version
 from typing import Literal
 
 from mlops_tasks import __version__, pipeline, tracking
+from mlops_tasks.cluster import Cluster
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.keys import require_locked
@@ -47,7 +48,7 @@ class Finding:
 
 def examine(environment: Environment) -> Iterator[Finding]:
     """Ask everything, one after another."""
-    for name, check in _CHECKS.items():
+    for name, check in (_CHECKS if environment.executor == "local" else _CHECKS_OF_CLUSTER).items():
         yield from _answered(name, check(environment))
 
 
@@ -74,10 +75,12 @@ def _versions(environment: Environment) -> Answers:
     stages = [task.run for task in pipeline.TASKS.values() if isinstance(task.run, Stage)]
     packages = sorted({name for one in stages for name in one.packages})
     missing = [name for name in packages if not _is_installed(name)]
-    if missing:
+    if missing and environment.executor == "local":
         raise UserError(f"{', '.join(missing)} are not installed here, where stages run: `make setup`.")
-    require_locked(packages)
-    yield "ok", f"mlops-tasks {__version__}, Python {python_version()}; {', '.join(packages)} as locked"
+    here = [name for name in packages if name not in missing]
+    require_locked(here)
+    elsewhere = f"; {', '.join(missing)} are the images' of pods" if missing else ""
+    yield "ok", f"mlops-tasks {__version__}, Python {python_version()}; {', '.join(here)} as locked{elsewhere}"
 
 
 def _is_installed(name: str) -> bool:
@@ -179,6 +182,11 @@ def _sandbox(environment: Environment) -> Answers:
         yield "ok", told
 
 
+def _cluster(environment: Environment) -> Cluster:
+    assert environment.kubernetes is not None
+    return Cluster(environment.kubernetes)
+
+
 _CHECKS: dict[str, Callable[[Environment], Answers]] = {
     "versions": _versions,
     "disk": _disk,
@@ -186,4 +194,13 @@ _CHECKS: dict[str, Callable[[Environment], Answers]] = {
     "mlflow": _mlflow,
     "machine": _machine,
     "sandbox": _sandbox,
+}
+
+# Models compute and programs are judged in pods: what this machine has for that says nothing.
+_CHECKS_OF_CLUSTER: dict[str, Callable[[Environment], Answers]] = {
+    **{name: check for name, check in _CHECKS.items() if name not in ("machine", "sandbox")},
+    "cluster": lambda environment: _cluster(environment).server(),
+    "rights": lambda environment: _cluster(environment).rights(),
+    "secrets": lambda environment: _cluster(environment).secrets(),
+    "nodes": lambda environment: _cluster(environment).nodes(),
 }

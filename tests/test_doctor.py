@@ -15,7 +15,8 @@ from s3_server import BUCKET, OldServer, S3Server
 
 from mlops_tasks import doctor
 from mlops_tasks.__main__ import main
-from mlops_tasks.config import Environment, S3Access
+from mlops_tasks.cluster import Cluster
+from mlops_tasks.config import Environment, Kubernetes, S3Access, load_environment
 from mlops_tasks.doctor import Finding
 from mlops_tasks.errors import UserError
 from mlops_tasks.store.backend import FolderBackend
@@ -183,3 +184,43 @@ def test_mlflow_asks_for_a_login_and_knows_a_wrong_one(
     assert (kept_out.status, kept_out.exit_code) == ("fail", 64)
     assert f"MLflow at {uri} refuses us" in kept_out.text
     assert "MLFLOW_TRACKING_USERNAME" in kept_out.text
+
+
+def test_a_cluster_that_does_not_answer_is_told_and_torch_is_not_asked_for_where_stages_are_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = {"server": f"https://127.0.0.1:{free_port()}"}
+    (tmp_path / "kubeconfig").write_text(
+        json.dumps({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "c", "user": {"token": "t"}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        })
+    )  # fmt: skip
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(doctor, "_is_installed", lambda name: name != "torch")
+    environment = load_environment(Path(__file__).resolve().parents[1] / "configs" / "environments" / "eks.yaml")
+
+    (versions,) = list(doctor._answered("versions", doctor._versions(environment)))
+    (server,) = list(doctor._answered("cluster", Cluster(_kubernetes(environment)).server()))
+
+    assert versions.status == "ok" and "torch are the images' of pods" in versions.text
+    assert (server.status, server.exit_code) == ("fail", 75)
+    assert "does not answer" in server.text and "Look at KUBECONFIG" in server.text
+
+
+def test_where_stages_are_pods_the_cluster_is_asked_and_this_machine_is_not() -> None:
+    assert list(doctor._CHECKS_OF_CLUSTER) == [
+        "versions",
+        "disk",
+        "store",
+        "mlflow",
+        "cluster",
+        "rights",
+        "secrets",
+        "nodes",
+    ]
+
+
+def _kubernetes(environment: Environment) -> Kubernetes:
+    assert environment.kubernetes is not None
+    return environment.kubernetes

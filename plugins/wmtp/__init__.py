@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from airflow.sdk import BaseOperator, Context, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks import pipeline
-from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.config import Environment, Kubernetes, load_environment
 from mlops_tasks.stage import Stage
 from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS
@@ -32,6 +32,7 @@ __all__ = [
     "comparison",
     "comparison_params",
     "environment",
+    "limits",
     "params",
     "rollback",
     "rollback_params",
@@ -48,6 +49,22 @@ def environment_file() -> str:
 def environment() -> Environment:
     """Where this Airflow runs its stages."""
     return load_environment(environment_file())
+
+
+class Limits(TypedDict):
+    """Arguments of a DAG."""
+
+    max_active_runs: int
+    max_active_tasks: int
+
+
+def limits() -> Limits:
+    """What runs of a DAG at one time: on this machine one task, which has the whole of it, and on a cluster as the environment file says."""
+    cluster = _cluster()
+    return {
+        "max_active_runs": cluster.max_runs if cluster else 1,
+        "max_active_tasks": cluster.max_tasks if cluster else 1,
+    }
 
 
 def params() -> dict[str, Param]:
@@ -72,7 +89,7 @@ def stage(
     """
     kind = LocalPlan if task_id == "plan" else _kind_of(task_id)
     common = _champion_moves(news_of_promotion) if task_id == "promote" else _common()
-    settings = {"task_id": task_id, **common, **operator}
+    settings = {"task_id": task_id, **common, **_pool(task_id), **operator}
     if isinstance(cell, XComArg):
         return kind.partial(map_index_template="{{ task.cell }}", **settings).expand(cell=cell)
     if index is None or isinstance(index, int):
@@ -103,8 +120,20 @@ def _champion_moves(news_of_success: Callable[[Context, Environment], News | Non
     return {"outlets": [CHAMPIONS], **_common(news_of_success)}
 
 
+def _pool(task_id: str) -> dict[str, str]:
+    cluster = _cluster()
+    pool = cluster.profiles[cluster.profile_of(task_id)].pool if cluster and task_id != "plan" else None
+    return {"pool": pool} if pool else {}
+
+
+def _cluster() -> Kubernetes | None:
+    """Where stages are pods; None: they are processes of this machine."""
+    here = environment()
+    return here.kubernetes if here.executor == "kubernetes" else None
+
+
 def _kind_of(task_id: str) -> type[BaseOperator]:
-    if environment().executor == "local":
+    if _cluster() is None:
         return LocalStage
     from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 
@@ -143,7 +172,7 @@ def cleaning(task_id: str, *, removes: bool, **operator: Any) -> BaseOperator:
         removes: whether it may remove anything.
         operator: anything that an operator takes, such as `execution_timeout`.
     """
-    if environment().executor == "local":
+    if _cluster() is None:
         return LocalCleaning(task_id=task_id, **_common(), removes=removes, **operator)
     from wmtp.sweep import ClusterCleaning
 

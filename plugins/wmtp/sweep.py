@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
@@ -82,7 +83,7 @@ class Cluster:
         """
         label = f"app.kubernetes.io/managed-by=wmtp,wmtp.io/deployment={make_safe_label_value(self._deployment)}"
         for kind, ask in self._list.items():
-            for one in patiently(lambda ask=ask: ask(self._namespace, label_selector=label)).items:
+            for one in patiently(partial(ask, self._namespace, label_selector=label)).items:
                 # What belongs to an object goes with it.
                 if one.metadata.owner_references or one.metadata.deletion_timestamp:
                     continue
@@ -94,7 +95,7 @@ class Cluster:
 
     def remove(self, one: Leftover) -> None:
         """Have it end in order; what has been made anew under its name stays."""
-        body = {"preconditions": {"uid": one.uid}, "propagationPolicy": "Foreground"}
+        body: dict[str, Any] = {"preconditions": {"uid": one.uid}, "propagationPolicy": "Foreground"}
         if one.kind == "Pod":
             body["gracePeriodSeconds"] = int(GRACE_SECONDS)
         try:

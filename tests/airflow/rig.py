@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kubernetes import client, config
 from s3_server import BUCKET, S3Server
@@ -74,6 +76,24 @@ class Rig:
         else:
             self.core.create_namespaced_secret(NAMESPACE, body)
 
+    def token_of(self, account: str) -> str:
+        """The token of an account, which a server before 1.24 makes by itself."""
+        deadline = time.monotonic() + 60
+        while not (found := self.core.read_namespaced_service_account(account, NAMESPACE).secrets):
+            assert time.monotonic() < deadline, f"no token for {account}"
+            time.sleep(0.1)
+        return base64.b64decode(self.core.read_namespaced_secret(found[0].name, NAMESPACE).data["token"]).decode()
+
+    def restart_server(self) -> None:
+        """End the API server itself, as an update of its machine does; `_restartable` starts it again on what etcd holds."""
+        (one,) = [
+            each
+            for each in psutil.process_iter(["cmdline"])
+            if each.info["cmdline"][:1] == [str(self.folder / "bin" / "real-kube-apiserver")]
+        ]
+        one.kill()
+        one.wait()
+
 
 def environment(rig: Rig, s3: S3Server, image: str, folder: Path, *, two_pods: bool = False) -> dict[str, Any]:
     """An environment whose stages are pods of the rig, with a store of its own; credentials are in a Secret."""
@@ -108,7 +128,7 @@ def started() -> Iterator[Rig]:
     place = ["--dir", str(folder / "run")]
     done = subprocess.run(
         [*program, "up", "--detach", *place, "--strict-images", "--memory", "16Gi"],
-        env={**os.environ, "RIG_IMAGE_MAP": json.dumps(_images(folder))},
+        env={**os.environ, "RIG_IMAGE_MAP": json.dumps(_images(folder)), "RIG_BIN": str(_restartable(folder / "bin"))},
         capture_output=True,
         text=True,
         check=False,
@@ -122,6 +142,35 @@ def started() -> Iterator[Rig]:
     finally:
         subprocess.run([*program, "down", *place], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+_BINARIES = Path(os.environ.get("TOOLS_CACHE") or Path.home() / ".cache" / "mlops-tools") / "k8s-1.20.2"
+
+
+def _restartable(folder: Path) -> Path:
+    """A folder of its programs, in which the API server is started again whenever it ends."""
+    folder.mkdir()
+    for name in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"):
+        found = shutil.which(name, path=os.environ.get("RIG_BIN") or str(_BINARIES)) or shutil.which(name)
+        if found:
+            (folder / name).symlink_to(found)
+    server, real = folder / "kube-apiserver", folder / "real-kube-apiserver"
+    if server.exists():
+        server.rename(real)
+        server.write_text(_AGAIN.format(real=real))
+        server.chmod(0o755)
+    return folder
+
+
+_AGAIN = """#!/bin/bash
+[ "$1" = --version ] && exec {real} --version
+trap 'kill $server; exit' TERM
+while :; do
+  setpriv --pdeathsig KILL {real} "$@" & server=$!
+  wait $server
+  sleep 3
+done
+"""
 
 
 def _images(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ print("READ", json.dumps({
     "loaded": loaded,
     "errors": bag.import_errors,
     "dags": sorted(bag.dags),
-    "dag": {name: str(getattr(dag, name)) for name in ("schedule", "catchup", "max_active_runs", "start_date", "doc_md")},
+    "dag": {name: str(getattr(dag, name)) for name in ("schedule", "catchup", "max_active_runs", "max_active_tasks", "start_date", "doc_md")},
     "params": dag.params.dump(),
     "tasks": {task.task_id: {
         "below": sorted(task.downstream_task_ids), "mapped": task.is_mapped, "owner": task.owner, "doc": task.doc_md,
@@ -118,7 +118,12 @@ def test_every_task_has_an_owner_retries_a_time_limit_and_a_description(read: di
 
 def test_it_runs_every_day_and_one_at_a_time(read: dict[str, Any]) -> None:
     dag = read["dag"]
-    assert (dag["schedule"], dag["catchup"], dag["max_active_runs"]) == ("@daily", "False", "1")
+    assert (dag["schedule"], dag["catchup"], dag["max_active_runs"], dag["max_active_tasks"]) == (
+        "@daily",
+        "False",
+        "1",
+        "1",
+    )
     assert dag["start_date"].startswith("2026-01-01")
     assert "The daily run" in dag["doc_md"]
 

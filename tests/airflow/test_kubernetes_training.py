@@ -204,6 +204,31 @@ def test_the_task_survives_an_api_server_that_is_away_for_a_while(
     assert found[0]["cache"] == "run", found
 
 
+def test_the_task_survives_an_api_server_that_ends_and_starts_again(
+    night: Night, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, found, thread = training(night, "restarted", "train.steps=200")
+    before = {one.metadata.uid for one in night.rig.pods()}
+
+    night.rig.restart_server()
+    wait_until(lambda: "the API server does not answer" in caplog.text)
+    thread.join()
+
+    assert found[0]["cache"] == "run", found
+    assert len(before) == 2 and len(re.findall(r"Job \S+ is made", caplog.text)) == 1
+
+
+def test_five_runs_of_different_recipes_at_once_are_fine(night: Night) -> None:
+    night.change("train.num_pods", 1)
+    names = [f"run{number}" for number in range(5)]
+    runs = [night.plan(name, f"train.steps={5 + number}") for number, name in enumerate(names)]
+
+    found = at_once(*[lambda name=name: night.run("train", name) for name in names])  # type: ignore[misc]
+
+    assert [one["cache"] for one in found] == ["run"] * 5, found
+    assert [artifact.metrics["steps"] for run in runs if (artifact := run.artifact("train"))] == [5, 6, 7, 8, 9]
+
+
 def test_two_runs_at_once_make_one_training(night: Night) -> None:
     for name in ("one", "other"):
         night.plan(name)

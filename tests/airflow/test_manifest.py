@@ -15,7 +15,7 @@ import yaml
 from airflow.sdk import DAG
 from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
-from wmtp import manifest, pods
+from wmtp import limits, manifest, pods, stage
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 from wmtp.manifest import Identity
 from wmtp.trigger import Trigger
@@ -232,6 +232,34 @@ def test_every_part_of_a_profile_is_in_the_pod(tmp_path: Path) -> None:
     sizes = {one["name"]: one["emptyDir"] for one in spec["volumes"] if "emptyDir" in one}
     assert sizes == {"scratch": {"sizeLimit": "3Gi"}, "shared-memory": {"medium": "Memory", "sizeLimit": "2Gi"}}
     assert {"name": "V", "value": "w"} in container["env"]
+
+
+def test_what_runs_at_one_time_is_the_environment_files_business_and_on_a_laptop_one_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"kubernetes__max_runs": 3, "kubernetes__max_tasks": 4, "kubernetes__profiles__gpu__pool": "gpus"}
+    monkeypatch.setenv("WMTP_ENVIRONMENT", str(changed(tmp_path, **changes)))
+    assert limits() == {"max_active_runs": 3, "max_active_tasks": 4}
+    with DAG("d", schedule=None):
+        found = [stage("score_shard", index=[0, 1]), stage("generate"), stage("score"), stage("plan")]
+    pools = [getattr(one, "pool", None) for one in found]
+    assert pools == ["gpus", "gpus", "default_pool", "default_pool"]
+
+    monkeypatch.setenv("WMTP_ENVIRONMENT", str(EKS.with_name("laptop.yaml")))
+    assert limits() == {"max_active_runs": 1, "max_active_tasks": 1}
+
+
+def test_a_pod_ends_with_its_tasks_time_and_a_training_with_its_jobs() -> None:
+    assert submitted("score")[0]["spec"]["activeDeadlineSeconds"] == 3600
+    job = submitted("train")[0]["spec"]
+    assert job["activeDeadlineSeconds"] == 3600 and "activeDeadlineSeconds" not in job["template"]["spec"]
+
+
+def test_every_object_says_in_full_which_task_it_is_of() -> None:
+    run = "manual__2026-01-01T00:00:00+00:00"
+    for one in submitted("train"):
+        found = Identity.of(SimpleNamespace(metadata=SimpleNamespace(annotations=one["metadata"]["annotations"])))
+        assert found == Identity("wmtp-prod", "adhoc_airflow", run, "train", 0)
 
 
 # What is read from a pod's status.

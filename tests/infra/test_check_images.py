@@ -121,7 +121,7 @@ def test_the_trainer_holds_whatever_the_package_imports_anywhere(accelerator: st
         for name in _imported(node)
     }
     assert {"torch", "huggingface_hub"} <= imported  # the walk sees imports inside functions too
-    assert imported - held == set()
+    assert imported - held == {"kubernetes"}  # what `wmtp doctor` asks a cluster with, where Airflow's tasks run
 
 
 def _imported(node: ast.AST) -> list[str]:
