@@ -18,7 +18,8 @@ from mlops_tasks.config import Environment
 from mlops_tasks.data.problems import chosen, read_problems
 from mlops_tasks.evaluation.generation import generate
 from mlops_tasks.evaluation.judging import JudgeConfig, judge, referee_of
-from mlops_tasks.pipeline import EVALUATIONS, TASKS, resolve
+from mlops_tasks.keys import require_locked
+from mlops_tasks.pipeline import EVALUATIONS, GENERATE, JUDGE, TASKS, resolve
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact, Store
 
@@ -54,6 +55,7 @@ def _generate_and_judge(run: Run) -> None:
     config = JudgeConfig.model_validate(TASKS["judge"].config(run.spec, INDEX))
     data = run.artifact("pull_data")
     assert data is not None
+    require_locked({*GENERATE.packages, *JUDGE.packages})
     problems = chosen(read_problems(data.path(f"{config.problems.split}.parquet")), config.problems)
     with referee_of(problems, config, run.environment.judge) as referee:
         writing = partial(generate, on_row=lambda row: referee.submit(row["problem_id"], row["completion"]))

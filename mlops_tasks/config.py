@@ -1101,7 +1101,7 @@ class Profile(Settings):
 
 _PROFILE_OF: dict[TaskId, str] = {
     "reference": "gpu",
-    "reward": "gpu",
+    "reward": "sandbox",
     "fit_critic": "gpu",
     "score_shard": "gpu",
     "train": "gpu",
@@ -1110,6 +1110,8 @@ _PROFILE_OF: dict[TaskId, str] = {
     "select": "gpu",
     "judge": "sandbox",
 }
+SANDBOXED: tuple[TaskId, ...] = ("reward", "judge")
+"""Tasks that run programs which a model wrote: on a cluster their pods have no credentials."""
 
 
 class Kubernetes(Settings):
@@ -1126,29 +1128,32 @@ class Kubernetes(Settings):
     profiles: dict[str, Profile]
     """By name; `cpu`, and each that a task is given."""
     tasks: dict[TaskId, str] = {}
-    """Profile by task; those not named here have `gpu` (reference, reward, fit_critic, score_shard, train, generate, search, select), `sandbox` (judge) or `cpu`."""
+    """Profile by task; those not named here have `gpu` (reference, fit_critic, score_shard, train, generate, search, select), `sandbox` (judge, reward) or `cpu`.
+    A `reward` whose base model writes candidates needs one with a GPU and the trainer's image."""
     service_accounts: dict[TaskId, str] = {}
     """By task, where it is not the profile's."""
     secrets: dict[str, SecretKey] = {}
-    """By environment variable, such as MLFLOW_TRACKING_PASSWORD; pods of `judge` get none."""
+    """By environment variable, such as MLFLOW_TRACKING_PASSWORD; pods of `judge` and `reward` get none."""
 
     def profile_of(self, task: str) -> str:
         """Name of the profile of a task."""
         named: Mapping[Any, str] = {**_PROFILE_OF, **self.tasks}
         return named.get(task, "cpu")
 
-    def _require_sandbox_apart(self) -> None:
-        name = self.profile_of("judge")
-        sharing = [task for task in get_args(TaskId) if task != "judge" and self.profile_of(task) == name]
+    def _require_sandbox_apart(self, task: TaskId) -> None:
+        if task in self.service_accounts:
+            raise ValueError(f"service_accounts.{task}: generated code has no account of its own; leave it out")
+        name, others = self.profile_of(task), [one for one in get_args(TaskId) if one not in SANDBOXED]
+        sharing = [other for other in others if self.profile_of(other) == name]
         if sharing:
             raise ValueError(
-                f"judge and {', '.join(sharing)} have one profile, {name!r}: generated code would have their account. Give judge its own"
+                f"{task} and {', '.join(sharing)} have one profile, {name!r}: generated code would have their account. Give {task} its own"
             )
         account = self.profiles[name].service_account
-        others = {profile.service_account for other, profile in self.profiles.items() if other != name}
-        if account != "default" and account in {*others, *self.service_accounts.values()}:
+        taken = {self.profiles[self.profile_of(other)].service_account for other in others}
+        if account != "default" and account in {*taken, *self.service_accounts.values()}:
             raise ValueError(
-                f"the profile {name!r} of judge has the account {account!r} of other tasks, and generated code would have its rights"
+                f"the profile {name!r} of {task} has the account {account!r} of other tasks, and generated code would have its rights"
             )
 
     @model_validator(mode="after")
@@ -1159,9 +1164,8 @@ class Kubernetes(Settings):
                     f"the task {task} has the profile {name!r}, which is not among kubernetes.profiles: {', '.join(sorted(self.profiles))}. "
                     f"Add it there, or name another one in kubernetes.tasks.{task}"
                 )
-        if "judge" in self.service_accounts:
-            raise ValueError("service_accounts.judge: generated code has no account of its own; leave it out")
-        self._require_sandbox_apart()
+        for task in SANDBOXED:
+            self._require_sandbox_apart(task)
         return self
 
 

@@ -24,8 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks import logs
-from mlops_tasks.config import Environment, JudgeResources
+from mlops_tasks import lease, logs
+from mlops_tasks.config import Environment
 from mlops_tasks.errors import DataError, Unavailable, WmtpError
 from mlops_tasks.keys import require_locked
 from mlops_tasks.stage import Attempt
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 SOURCE, TARGET, FUNCTION = "WMTP_PARCEL_SOURCE", "WMTP_PARCEL_TARGET", "WMTP_PARCEL_FUNCTION"
 
 _SECONDS_TO_ANSWER = 300
+_RESOURCES = ("generate", "judge")
+_WORK = "work/parcel"
+"""Where a stage at the other end keeps what it has made so far, in a store that ends with it."""
 
 
 def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path, *, packages: Sequence[str]) -> None:
@@ -48,7 +51,7 @@ def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path, *, pack
         packages: those that bear on the result; the other end must run the locked versions.
     """
     facts = {"config": attempt.config, "index": attempt.index, "key": attempt.key, "packages": list(packages)}
-    facts["judge"] = attempt.environment.judge.model_dump(mode="json")
+    facts["resources"] = {name: getattr(attempt.environment, name).model_dump(mode="json") for name in _RESOURCES}
     with tempfile.TemporaryDirectory() as folder, tarfile.open(to, "w") as tar:
         for name, artifact in attempt.inputs.items():
             for file in artifact.entries(*files[name]):
@@ -71,20 +74,22 @@ def carry_out(function: Callable[[Attempt], dict[str, Any]], source: Path, to: P
         store = Store.open(str(folder / "files"))
         inputs = {one: json.loads((folder / f"{one}.json").read_text()) for one in facts["inputs"]}
         (folder / "result").mkdir()
-        metrics = function(
-            Attempt(
-                config=facts["config"],
-                inputs={one: Artifact(store, each["prefix"], each["manifest"]) for one, each in inputs.items()},
-                folder=folder / "result",
-                environment=Environment(
-                    store=store.uri, mlflow_uri="none", judge=JudgeResources.model_validate(facts["judge"])
-                ),
-                store=store,
-                key=facts["key"],
-                prefix="",
-                index=facts["index"],
+        environment = Environment.model_validate({"store": store.uri, "mlflow_uri": "none", **facts["resources"]})
+        with lease.held(store, _WORK, terms=environment.lease, run="parcel", is_done=lambda: False) as mine:
+            assert mine is not None
+            metrics = function(
+                Attempt(
+                    config=facts["config"],
+                    inputs={one: Artifact(store, each["prefix"], each["manifest"]) for one, each in inputs.items()},
+                    folder=folder / "result",
+                    environment=environment,
+                    store=store,
+                    key=facts["key"],
+                    prefix=_WORK,
+                    index=facts["index"],
+                    token=mine.token,
+                )
             )
-        )
         with tarfile.open(to, "w") as tar:
             tar.add(folder / "result", "result")
             _add_json(tar, folder, "metrics.json", metrics)

@@ -15,7 +15,7 @@ from airflow.sdk import BaseOperator, Context, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks import pipeline
-from mlops_tasks.config import Environment, Kubernetes, load_environment
+from mlops_tasks.config import SANDBOXED, Environment, Kubernetes, load_environment
 from mlops_tasks.stage import Stage
 from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS
@@ -138,8 +138,11 @@ def _kind_of(task_id: str) -> type[BaseOperator]:
     from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 
     what = pipeline.task_named(task_id).run
-    kinds = {pipeline.TRAIN.name: JobStage, pipeline.JUDGE.name: SandboxStage}
-    return kinds.get(what.name, PodStage) if isinstance(what, Stage) else PodStage
+    if not isinstance(what, Stage):
+        return PodStage
+    if what.name in SANDBOXED:
+        return SandboxStage
+    return JobStage if what.name == pipeline.TRAIN.name else PodStage
 
 
 def comparison(task_id: str, **operator: Any) -> BaseOperator:

@@ -214,18 +214,18 @@ class SandboxStage(PodStage):
         """Have a pod work on one file, and put what comes back into the store."""
         files = {name: wanted.files for name, wanted in task.inputs(run.spec, self.index).items()}
         assert isinstance(task.run, Stage) and isinstance(run.store.backend, S3Backend)
-        made, bucket = task.run, run.store.backend
+        function, bucket = task.run.function, run.store.backend
 
         def by_parcel(attempt: Attempt) -> dict[str, Any]:
             # Below attempts, so that `gc` finds what a killed worker left.
             place = f"{attempt.prefix}/attempts/parcel-{attempt.folder.name}"
             with tempfile.TemporaryDirectory() as folder:
                 there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
-                parcel.pack(attempt, files, there, packages=made.packages)
+                parcel.pack(attempt, files, there, packages=list(decision.components["packages"]))
                 bucket.publish(place, Path(folder), [there.name])
                 seconds = self.execution_timeout.total_seconds() if self.execution_timeout else _HOUR
                 variables = {
-                    parcel.FUNCTION: made.function,
+                    parcel.FUNCTION: function,
                     parcel.SOURCE: bucket.signed(f"{place}/{there.name}", "get_object", seconds=seconds),
                     parcel.TARGET: bucket.signed(f"{place}/{back.name}", "put_object", seconds=seconds),
                 }

@@ -53,8 +53,11 @@ class ClusterCleaning(LocalCleaning):
             log.info("%s %s: %s", one.kind, one.name, one.why)
             if self.removes:
                 cluster.remove(one)
-        told = "removed from the cluster" if self.removes else "in the cluster would be removed"
-        return f"{len(found)} objects {told}; {super().clean(context)}"
+        told = (
+            f"{len(found)} objects {'removed from the cluster' if self.removes else 'in the cluster would be removed'}"
+        )
+        log.info("%s", told)
+        return f"{told}; {super().clean(context)}"
 
 
 class Cluster:

@@ -22,7 +22,7 @@ from wmtp.trigger import Trigger
 
 from mlops_tasks import pipeline
 from mlops_tasks.__main__ import _parser
-from mlops_tasks.config import Environment, load_environment, load_recipe
+from mlops_tasks.config import SANDBOXED, Environment, load_environment, load_recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Decision, Run, Spec, Stage
 from mlops_tasks.store import Store
@@ -39,7 +39,7 @@ def submitted(task_id: str, environment_file: Path = EKS) -> list[dict[str, Any]
     spec = Spec(recipe=load_recipe(Trigger(recipe="demo").recipe_file), pins={}, champion=None, created="")
     run = Run(Store.open("/nowhere"), environment, "runs/a/b/c", spec)
     task = pipeline.TASKS[task_id]
-    kind = {"train": JobStage, "reference": JobStage, "judge": SandboxStage}.get(task_id, PodStage)
+    kind = {"train": JobStage, "reference": JobStage, **dict.fromkeys(SANDBOXED, SandboxStage)}.get(task_id, PodStage)
     operator = kind(task_id=task_id, environment_file=str(environment_file), execution_timeout=timedelta(hours=1))
     operator.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)  # all that would ask a cluster
     instance = SimpleNamespace(
@@ -48,7 +48,7 @@ def submitted(task_id: str, environment_file: Path = EKS) -> list[dict[str, Any]
     context: Any = {"ti": instance, "run_id": "manual__2026-01-01T00:00:00+00:00", "dag": None}
     decision = Decision("run", {"stage": "x"} if isinstance(task.run, Stage) else {})
     order = operator.order(run, task, decision, context)
-    if task_id == "judge":
+    if task_id in SANDBOXED:
         order = operator.in_sandbox(order, {"WMTP_PARCEL_SOURCE": "https://signed"})
     objects = [operator.request(environment, order, context)]
     if kind is JobStage:
@@ -90,7 +90,7 @@ def test_every_object_fits_the_schemas_of_kubernetes(version: str, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("task", sorted({*pipeline.TASKS} - {"judge"}))
+@pytest.mark.parametrize("task", sorted({*pipeline.TASKS} - {*SANDBOXED}))
 def test_the_command_of_a_pod_is_one_that_the_program_takes(task: str) -> None:
     container = pod_of(submitted(task)[0])["spec"]["containers"][0]
     program, *arguments = container["command"]
@@ -140,12 +140,13 @@ def test_a_training_is_an_indexed_job_of_which_only_interrupted_pods_are_replace
     assert affinity["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
 
 
-def test_a_pod_of_generated_code_has_no_credentials_and_no_environment() -> None:
-    (item,) = submitted("judge")
+@pytest.mark.parametrize(("task", "profile"), [("judge", "sandbox"), ("reward", "sandbox-gpu")])
+def test_a_pod_of_generated_code_has_no_credentials_and_no_environment(task: str, profile: str) -> None:
+    (item,) = submitted(task)
     spec = item["spec"]
     assert spec["containers"][0]["command"] == ["python", "-m", "mlops_tasks.parcel"]
     assert spec["serviceAccountName"] == "wmtp-judge"
-    assert item["metadata"]["labels"]["wmtp.io/profile"] == "sandbox"
+    assert item["metadata"]["labels"]["wmtp.io/profile"] == profile
     assert [one["name"] for one in spec["volumes"]] == ["scratch", "shared-memory"]
     assert not any(one.get("valueFrom") for one in spec["containers"][0]["env"])
     assert "wmtp.io/environment" not in item["metadata"]["annotations"]
@@ -155,7 +156,13 @@ def test_a_secret_is_a_reference_everywhere() -> None:
     for task in pipeline.TASKS:
         container = pod_of(submitted(task)[0])["spec"]["containers"][0]
         secret = [one for one in container["env"] if one["name"].startswith("MLFLOW_TRACKING")]
-        assert [set(one) for one in secret] == [{"name", "valueFrom"}] * (0 if task == "judge" else 2), task
+        assert [set(one) for one in secret] == [{"name", "valueFrom"}] * (0 if task in SANDBOXED else 2), task
+
+
+@pytest.mark.parametrize("task", SANDBOXED)
+def test_what_a_model_wrote_runs_where_there_are_no_credentials(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WMTP_ENVIRONMENT", str(EKS))
+    assert isinstance(stage(task), SandboxStage)
 
 
 def test_two_tasks_never_share_a_name_and_a_retry_has_the_same() -> None:
@@ -199,7 +206,7 @@ def changed(tmp_path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kubernetes__tasks": {"train": "gpus"}}, r"profile 'gpus', which is not among kubernetes.profiles: cpu, gpu, gpu-multinode, sandbox"),
+        ({"kubernetes__tasks": {"train": "gpus"}}, r"profile 'gpus', which is not among kubernetes.profiles: cpu, gpu, gpu-multinode, sandbox, sandbox-gpu"),
         ({"kubernetes__tasks": {"trian": "gpu"}}, r"kubernetes.tasks.trian"),
         ({"kubernetes__profiles__cpu__requests": {"cpu": "two"}}, r"requests.cpu is 'two'"),
         ({"store": "/data/store"}, r"store is /data/store, which a pod cannot reach"),
@@ -207,7 +214,9 @@ def changed(tmp_path: Path, **changes: Any) -> Path:
         ({"kubernetes": None}, r"no part `kubernetes`"),
         ({"executor": "local"}, r"train.num_pods is 2, but executor is local"),
         ({"kubernetes__service_accounts": {"judge": "wmtp-train"}}, r"generated code has no account"),
-        ({"kubernetes__tasks": {"judge": "cpu"}}, r"have one profile, 'cpu': generated code would have their account"),
+        ({"kubernetes__tasks": {"judge": "cpu"}}, r"judge and .* have one profile, 'cpu': generated code would have their account"),
+        ({"kubernetes__tasks": {"reward": "gpu"}}, r"reward and .* have one profile, 'gpu': generated code would have their account"),
+        ({"kubernetes__profiles__sandbox-gpu__service_account": "wmtp-train"}, r"the profile 'sandbox-gpu' of reward has the account 'wmtp-train'"),
         ({"kubernetes__profiles__sandbox__service_account": "wmtp-train"}, r"the account 'wmtp-train' of other tasks"),
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from tiny_models import bytes_tokenizer, write_model
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from mlops_tasks import parts
+from mlops_tasks import parcel, parts, pipeline
 from mlops_tasks.config import Environment, Text
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.errors import DataError, UserError
@@ -175,6 +175,23 @@ def test_what_was_written_before_a_kill_is_not_written_again(
     found, _ = workplace.rewarded(candidates=wanted)
     assert asked == [0]
     assert found == expected
+
+
+@needs_sandbox
+def test_a_process_that_never_sees_the_store_comes_to_the_same_rewards(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SECONDS_BETWEEN_PARTS", 0.0)  # it puts rows away, in a place of its own
+    asked = {"candidates": {"num_samples": 1, "num_mutants": 5}}
+    rows, _ = workplace.rewarded(**asked)
+    here = workplace.attempt(**asked)
+    parcel.pack(here, {name: ["*"] for name in here.inputs}, tmp_path / "there.tar", packages=pipeline.REWARD.packages)
+
+    parcel.carry_out(reward, tmp_path / "there.tar", tmp_path / "back.tar")
+
+    metrics = parcel.unpack_result(tmp_path / "back.tar", here.folder)
+    assert read_rewards(here.folder / "rewards.parquet") == rows
+    assert metrics["num_candidates"]["sampled"] > 0
 
 
 @needs_sandbox

@@ -20,8 +20,8 @@ locals {
       tasks   = ["pull_data", "pull_model", "pull_reference", "score", "score_shard"]
     }
     wmtp-train = {
-      folders = ["train", "generate"]
-      tasks   = ["reference", "train", "generate"]
+      folders = ["train", "generate", "fit_critic"]
+      tasks   = ["reference", "train", "generate", "fit_critic"]
     }
     wmtp-promote = {
       folders = []
@@ -47,11 +47,14 @@ locals {
     }]
   }
 
+  # Of all stages, with those whose result the worker commits for a pod without credentials.
+  folders = concat(sort(flatten([for stage in local.stages : stage.folders])), ["judge", "reward"])
+
   tag_checkpoints = [{
     Sid       = "TagCheckpoints"
     Effect    = "Allow"
     Action    = ["s3:PutObjectTagging"]
-    Resource  = ["${local.store}/train/*/checkpoints/*", "${local.store}/generate/*/checkpoints/*"]
+    Resource  = ["${local.store}/train/*/checkpoints/*", "${local.store}/generate/*/checkpoints/*", "${local.store}/fit_critic/*/checkpoints/*"]
     Condition = { StringEquals = { for key, value in local.checkpoint_tag : "s3:RequestObjectTag/${key}" => value } }
   }]
 
@@ -99,10 +102,13 @@ locals {
     airflow-worker = {
       namespace = "airflow"
       statements = [jsonencode(local.read_store), jsonencode([
-        { Sid = "WriteRunsAndVerdicts", Effect = "Allow", Action = local.write, Resource = ["${local.store}/judge/*", "${local.store}/runs/*", "${local.store}/registry/*", "${local.store}/.probe/*"] },
+        { Sid = "WriteRunsAndVerdicts", Effect = "Allow", Action = local.write, Resource = ["${local.store}/judge/*", "${local.store}/reward/*", "${local.store}/runs/*", "${local.store}/registry/*", "${local.store}/.probe/*"] },
         # What `force` takes away: a manifest and checkpoints, under the lease of the key. Results it can neither make nor change.
         { Sid = "LeaseAndQuarantine", Effect = "Allow", Action = ["s3:PutObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/quarantine/*"] },
         { Sid = "TakeAwayForced", Effect = "Allow", Action = ["s3:DeleteObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/manifest.json", "${local.store}/*/checkpoints/*"] },
+        # `housekeeping`: what nobody needs any more, by stage, and uploads that never ended.
+        { Sid = "CollectGarbage", Effect = "Allow", Action = ["s3:DeleteObject", "s3:AbortMultipartUpload"], Resource = [for folder in local.folders : "${local.store}/${folder}/*"] },
+        { Sid = "ListUploads", Effect = "Allow", Action = ["s3:ListBucketMultipartUploads"], Resource = [module.artifacts.arn] },
       ]), jsonencode(local.read_sources), jsonencode(local.write_logs), jsonencode(local.use_key)]
     }
     airflow-triggerer  = { namespace = "airflow", statements = [jsonencode(local.write_logs), jsonencode(local.use_key)] }

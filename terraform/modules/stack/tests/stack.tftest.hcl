@@ -95,6 +95,8 @@ run "pods_may_do_their_own_work_only" {
       "arn:aws:s3:::A/wmtp/runs/*/train.json", "arn:aws:s3:::A/wmtp/runs/*/train.*.json",
       "arn:aws:s3:::A/wmtp/runs/*/generate.json", "arn:aws:s3:::A/wmtp/runs/*/generate.*.json",
       "arn:aws:s3:::A/wmtp/train/*/checkpoints/*", "arn:aws:s3:::A/wmtp/generate/*/checkpoints/*",
+      "arn:aws:s3:::A/wmtp/fit_critic/*", "arn:aws:s3:::A/wmtp/runs/*/forced/fit_critic.*.json", "arn:aws:s3:::A/wmtp/fit_critic/*/checkpoints/*",
+      "arn:aws:s3:::A/wmtp/runs/*/fit_critic.json", "arn:aws:s3:::A/wmtp/runs/*/fit_critic.*.json",
     ])
     error_message = "Training writes its own stages and pointers: no registered model, no verdict, no spec."
   }
@@ -137,6 +139,16 @@ run "pods_may_do_their_own_work_only" {
       !contains(flatten([statement.Resource]), "arn:aws:s3:::A/wmtp/*") || !strcontains(jsonencode(statement.Action), "Put")
     ])
     error_message = "The worker may read the whole store, not write it."
+  }
+
+  assert {
+    condition = {
+      for one in jsondecode(module.workloads["airflow-worker"].policy).Statement : one.Sid => toset(one.Resource) if contains(["CollectGarbage", "ListUploads"], one.Sid)
+      } == {
+      CollectGarbage = toset([for stage in ["fit_critic", "generate", "judge", "pull", "reward", "score", "score_shard", "train"] : "arn:aws:s3:::A/wmtp/${stage}/*"])
+      ListUploads    = toset(["arn:aws:s3:::A"])
+    }
+    error_message = "Housekeeping takes away what is below a stage, and nothing of MLflow's or of the registry's."
   }
 
   assert {
