@@ -14,7 +14,7 @@ The same on a terminal: `wmtp comparison run FILE`, and `wmtp comparison show`.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import DEFAULTS, comparison, comparison_params, stage
+from wmtp import DEFAULTS, comparison, comparison_params, limits, stage
 
 with DAG(
     "wmtp_compare",
@@ -22,8 +22,7 @@ with DAG(
     doc_md=__doc__,
     schedule=None,
     start_date=datetime(2026, 1, 1),
-    max_active_runs=1,
-    max_active_tasks=1,  # each uses the whole machine
+    **limits(),
     params=comparison_params(),
     tags=["wmtp"],
     default_args={

@@ -1122,9 +1122,9 @@ class Kubernetes(Settings):
     connection: str | None = None
     """Airflow's connection to the cluster; None: that of the pod that Airflow runs in, or `KUBECONFIG`."""
     max_runs: int = Field(5, ge=1)
-    """Daily runs at one time, such as those of different recipes; further ones wait. A laptop has one."""
+    """Runs of `wmtp_daily` at one time, such as those of different recipes, and of `wmtp_compare`; further ones wait. A laptop has one."""
     max_tasks: int = Field(8, ge=1)
-    """Tasks of one run at one time, such as shards of the scores; a laptop has one."""
+    """Tasks of one such run at one time, such as shards of the scores; a laptop has one."""
     profiles: dict[str, Profile]
     """By name; `cpu`, and each that a task is given."""
     tasks: dict[TaskId, str] = {}
