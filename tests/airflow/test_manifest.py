@@ -172,8 +172,9 @@ def test_two_tasks_never_share_a_name_and_a_retry_has_the_same() -> None:
         Identity("d", "dag", "run2", "train", 0),
         Identity("d", "dag", "run", "train", 1),
         Identity("d", "dagrun", "", "train", 0),
+        Identity("d", "dag", "run", "train", 0, cell="uniform-0"),
     ]
-    assert len({each.name for each in (one, *others)}) == 5
+    assert len({each.name for each in (one, *others)}) == 6
     assert one.name == Identity("d", "dag", "run", "train", 0).name
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", one.name)
 
