@@ -207,6 +207,7 @@ def test_the_task_survives_an_api_server_that_is_away_for_a_while(
 def test_the_task_survives_an_api_server_that_ends_and_starts_again(
     night: Night, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     _, found, thread = training(night, "restarted", "train.steps=200")
     before = {one.metadata.uid for one in night.rig.pods()}
 
@@ -258,7 +259,7 @@ def test_what_cannot_start_fails_at_once_with_the_reason(night: Night) -> None:
 def test_an_object_of_somebody_else_is_left_alone(night: Night) -> None:
     night.plan("foreign")
     night.change("train.num_pods", 1)
-    context: Any = {"run_id": "foreign"}
+    context: Any = {"run_id": "foreign", "ti": SimpleNamespace(map_index=-1)}
     name = night.operator("train")._identity_in(load_environment(night.environment_file), context).name
     theirs = {
         "metadata": {"name": name},

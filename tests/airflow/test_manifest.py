@@ -181,7 +181,7 @@ def test_two_tasks_never_share_a_name_and_a_retry_has_the_same() -> None:
 
 def test_a_cell_of_a_comparison_has_pods_of_its_own() -> None:
     made = {"task_id": "train", "environment_file": str(EKS)}
-    context: Any = {"run_id": "by hand"}
+    context: Any = {"run_id": "by hand", "ti": SimpleNamespace(map_index=-1)}
     environment = load_environment(EKS)
     names = []
     for cell in (None, "ntp-seed-0", "ntp-seed-1"):
