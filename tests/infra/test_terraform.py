@@ -206,8 +206,8 @@ def test_each_stage_and_each_task_is_written_by_one_role() -> None:
     text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
     folders = [name for names in re.findall(r"folders = \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
     tasks = [name for names in re.findall(r"tasks   = \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
-    # The sandbox writes nothing: its verdicts are the worker's. The critic is not for a cluster yet (docs/kubernetes.md).
-    without = ["judge", "reward", "fit_critic"]
+    # The sandbox writes nothing: its verdicts and rewards are the worker's.
+    without = ["judge", "reward"]
     assert sorted([*folders, *without]) == sorted(
         {task.run.name for task in TASKS.values() if isinstance(task.run, Stage)}
     )
