@@ -158,6 +158,7 @@ run "pods_may_do_their_own_work_only" {
       "arn:aws:s3:::A/wmtp/runs/*/promote.json", "arn:aws:s3:::A/wmtp/runs/*/promote.*.json", "arn:aws:s3:::A/wmtp/runs/*/report.json",
       "arn:aws:s3:::A/wmtp/runs/*/report.*.json", "arn:aws:s3:::A/wmtp/runs/*/report.html", "arn:aws:s3:::A/wmtp/registry/*",
       "arn:aws:s3:::A/wmtp/runs/*/watch.json", "arn:aws:s3:::A/wmtp/runs/*/watch.*.json", "arn:aws:s3:::A/wmtp/.probe/*",
+      "arn:aws:s3:::A/wmtp/runs/*/contrast.json", "arn:aws:s3:::A/wmtp/runs/*/contrast.*.json",
     ])
     error_message = "Promotion reads evidence and cannot change it."
   }
