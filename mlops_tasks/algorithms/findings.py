@@ -295,10 +295,13 @@ class Findings:
         if self.num_seeds == 1:
             warnings.append("One seed: what is shown may be chance of the training. Compare with three or more.")
         found = [verdict(self, arm) for arm in self.others]
-        placebos = [arm.name for arm in self.others if arm.is_placebo and self.passed[arm.name].is_shown]
-        if placebos:
+        better = [
+            arm for arm in self.others if self.passed[arm.name].is_shown and self.passed[arm.name].estimate.value > 0
+        ]
+        placebos = [arm.name for arm in better if arm.is_placebo]
+        if placebos and len(placebos) < len(better):
             found.append(
-                f"{' and '.join(placebos)} differs too, whose weights have nothing to do with importance: what differs need not come of it."
+                f"{' and '.join(placebos)} is better too, whose weights have nothing to do with importance: what helps need not be that."
             )
         return [*warnings, *found]
 

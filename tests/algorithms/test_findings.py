@@ -44,7 +44,18 @@ def test_a_placebo_that_helps_as_well_is_named(tmp_path: Path) -> None:
         return half(cell, problem) or (cell.arm != "uniform" and problem < 40)
 
     verdicts = Stand.of(tmp_path, "uniform", "rho1-soft", "shuffled").ended(solved).verdicts()
-    assert verdicts[-1].startswith("shuffled differs too, whose weights have nothing to do with importance")
+    assert verdicts[-1].startswith("shuffled is better too, whose weights have nothing to do with importance")
+
+
+def test_a_placebo_that_harms_casts_no_doubt(tmp_path: Path) -> None:
+    def solved(cell: Cell, problem: int) -> bool:
+        return problem < {"uniform": 30, "rho1-soft": 50, "shuffled": 10}[cell.arm]
+
+    verdicts = Stand.of(tmp_path, "uniform", "rho1-soft", "shuffled").ended(solved).verdicts()
+    assert [one.partition(" (")[0] for one in verdicts] == [
+        "rho1-soft is better than uniform",
+        "shuffled is worse than uniform",
+    ]
 
 
 def test_a_loss_that_is_lower_with_every_seed_is_shown_beside_no_difference_in_programs(tmp_path: Path) -> None:
