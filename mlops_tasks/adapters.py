@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -45,11 +45,12 @@ class Adapter:
         from peft import LoraConfig, inject_adapter_in_model
 
         linear = linear_layers(model)
-        self._model, self._scale = model, method.scale
+        self._model = model
+        self._scale = 2.0 if method.alpha is None else method.alpha / method.rank
         self._is_transposed = any(isinstance(module, Conv1D) for module in linear.values())
         self._config = LoraConfig(
             r=method.rank,
-            lora_alpha=method.scale * method.rank,  # type: ignore[arg-type] # peft only divides by r
+            lora_alpha=self._scale * method.rank,  # type: ignore[arg-type] # peft only divides by r
             target_modules=_targets(method, linear),
             fan_in_fan_out=self._is_transposed,
             task_type="CAUSAL_LM",
@@ -59,12 +60,15 @@ class Adapter:
             inject_adapter_in_model(self._config, model.base, adapter_name=_NAME)
 
     def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A whole `state_dict` of the model as one of a model that has no adapter and gives the same logits."""
+        """A whole `state_dict` of the model as one of a model that has no adapter and gives the same logits.
+
+        Made on the CPU, for beside model and optimiser a device may have no room for it.
+        """
         full = _in_full(self._model, state)
         plain = {name.replace(_FROZEN, "."): value for name, value in full.items() if ".lora_" not in name}
         for layer, a, b in _matrices(state):
-            added = self._scale * (b.float() @ a.float())
-            weight = plain[f"{layer}.weight"]
+            added = self._scale * (b.cpu().float() @ a.cpu().float())
+            weight = plain[f"{layer}.weight"].cpu()
             plain[f"{layer}.weight"] = (weight + (added.T if self._is_transposed else added)).to(weight.dtype)
         return plain
 
@@ -89,9 +93,7 @@ class Adapter:
         (folder / "adapter_config.json").write_text(f"{text}\n", encoding="utf-8")
 
 
-def quantized(
-    device: torch.device, parallelism: Literal["ddp", "fsdp"], precision: Precision
-) -> Callable[[Path], PreTrainedModel]:
+def quantized(device: torch.device, *, is_spread: bool, precision: Precision) -> Callable[[Path], PreTrainedModel]:
     """How the base of a QLoRA is read.
 
     Raises:
@@ -102,7 +104,7 @@ def quantized(
             f"train.method.kind is qlora, which holds the base in 4 bits on a GPU, but the device here is {device}. Train on a GPU, or set it to "
             "lora in the recipe."
         )
-    if parallelism == "fsdp":
+    if is_spread:
         raise UserError(
             "train.method.kind is qlora, whose 4-bit weights are whole on each rank, but train.parallelism is fsdp. Set that to ddp in the "
             "environment file, or the method to lora in the recipe."
@@ -142,7 +144,7 @@ def _in_full(model: MtpModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and get_bnb_param_type(cast(nn.Parameter, module.weight)):
             full = {key: value for key, value in full.items() if not key.startswith(f"{name}.weight")}
-            full[f"{name}.weight"] = dequantize_module_weight(module)
+            full[f"{name}.weight"] = dequantize_module_weight(module).cpu()
     return full
 
 

@@ -83,10 +83,17 @@ class Saver:
         """
         self.wait()
         at = _prefix(self._prefix, step)
-        draft = self._store.begin(at) if distributed.rank() == 0 else None
+        draft = self._begun(at) if distributed.rank() == 0 else None
         attempt = distributed.broadcast(draft.attempt if draft else "")
         mine = draft or self._store.joined(at, attempt)
-        self._running = self._pool.submit(self._save, mine, part, {"step": step, "best_step": best_step})
+        record = {"step": step, "best_step": best_step, "token": self._token}
+        self._running = self._pool.submit(self._save, mine, part, record)
+
+    def _begun(self, at: str) -> Draft:
+        there = self._store.find(at)
+        if there is not None and there.manifest["token"] != self._token:
+            self._store.remove(at)  # committed by a process that held the lease no more
+        return self._store.begin(at)
 
     def check(self) -> None:
         """Fail if a save did."""

@@ -228,11 +228,6 @@ class LowRank(Settings):
     targets: tuple[str, ...] | None = Field(None, min_length=1)
     """Last names of the linear layers that get one, such as `q_proj`; None: all in the decoder's layers."""
 
-    @property
-    def scale(self) -> float:
-        """What the product of the two matrices is multiplied by."""
-        return 2.0 if self.alpha is None else self.alpha / self.rank
-
 
 class Lora(LowRank):
     """LoRA (arXiv 2106.09685)."""

@@ -166,7 +166,7 @@ def _whole(value: Tensor) -> Tensor:
     if not isinstance(value, DTensor):
         return value
     whole = value.full_tensor()
-    return whole.cpu() if distributed.rank() == 0 else whole[:0]
+    return whole.cpu() if distributed.rank() == 0 else whole.new_empty(0)  # a view would keep the whole
 
 
 def _shard(loss: WeightedLoss) -> None:

@@ -66,30 +66,38 @@ class LossScale:
         arXiv 1710.03740, section 3.2. A step whose gradients overflow is made again here with half the scale, and not left out.
     """
 
+    is_needed: bool = False
     factor: float = 1.0
     num_steps: int = 0
     """Since it last moved."""
+    num_halvings: int = 0
+    """In the step that is being made."""
     num_overflows: int = 0
 
     @classmethod
     def of(cls, precision: Precision) -> LossScale:
         """Where a training starts."""
-        return cls(_FIRST_FACTOR if precision == "float16" else 1.0)
+        return cls(is_needed=True, factor=_FIRST_FACTOR) if precision == "float16" else cls()
 
     def shrink(self) -> bool:
         """Halve it after an overflow; False where there is nothing to halve, so that it was none."""
         if self.factor == 1:
             return False
         self.factor, self.num_steps = self.factor / 2, 0
-        self.num_overflows += 1
+        self.num_halvings += 1
         return True
+
+    def leave_out(self) -> None:
+        """Take the halvings of a step back that is left out: with no scale at all its gradients were finite."""
+        self.factor, self.num_halvings = self.factor * 2**self.num_halvings, 0
 
     def count_step(self) -> None:
         """Double it now and then, where gradients have fit for long."""
+        self.num_overflows, self.num_halvings = self.num_overflows + self.num_halvings, 0
         self.num_steps += 1
-        if self.num_steps == _STEPS_TO_GROW and 1 < self.factor < _LARGEST_FACTOR:
+        if self.is_needed and self.num_steps >= _STEPS_TO_GROW and self.factor < _LARGEST_FACTOR:
             self.factor, self.num_steps = self.factor * 2, 0
 
-    def metrics(self, precision: Precision) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """For curves and manifest; nothing where no scale is needed."""
-        return {"loss_scale": self.factor, "num_overflows": self.num_overflows} if precision == "float16" else {}
+        return {"loss_scale": self.factor, "num_overflows": self.num_overflows} if self.is_needed else {}

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from mlops_tasks.errors import UserError
 
@@ -66,11 +67,12 @@ def load_quantized(folder: Path, *, device: torch.device, products_in: torch.dty
         products_in: what 4 bits are turned into for a matrix product.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as `load_model`, or its layers keep their weights the other way round, as GPT-2's do, which 4 bits do not.
 
     Reference:
         arXiv 2305.14314: NF4, and the scales quantized too.
     """
+    _require_no_conv1d(folder)
     four_bits = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -78,6 +80,15 @@ def load_quantized(folder: Path, *, device: torch.device, products_in: torch.dty
         bnb_4bit_compute_dtype=products_in,
     )
     return _loaded(folder, dtype=torch.float32, quantization_config=four_bits, device_map={"": device})
+
+
+def _require_no_conv1d(folder: Path) -> None:
+    model = UnreadModel(folder).model
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise UserError(
+            f"{type(model).__name__} in {folder} keeps its weights as [in, out], and in 4 bits they would be the other way round. Set "
+            "train.method.kind to lora in the recipe."
+        )
 
 
 class UnreadModel:

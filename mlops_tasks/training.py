@@ -187,7 +187,7 @@ class _Training:
                 line = self._learn(micro_batches, num_targets_H)
                 bar.advance(f"loss {line['loss']:.4f}" if "loss" in line else "left out")
                 self._after_step(line)
-            self.saver.wait()
+            self._settle()
         tokens_per_second = (self.progress.num_tokens - tokens_before) / (time.monotonic() - started)
         return self._finish() | {"resumed_from": resumed_from, "tokens_per_second": round(tokens_per_second, 1)}
 
@@ -204,7 +204,8 @@ class _Training:
         train, method, seed = self.lesson.train, self.lesson.train.method, self.lesson.seed
         read: Callable[[Path], PreTrainedModel] = load_model
         if isinstance(method, QLora):
-            read = adapters.quantized(self.device, self.resources.parallelism, train.precision)
+            is_spread = self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1
+            read = adapters.quantized(self.device, is_spread=is_spread, precision=train.precision)
         if self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1 and not isinstance(method, LowRank):
             model = MtpModel.load_in_parts(folder, num_heads=train.num_heads, seed=seed)
         else:
@@ -271,7 +272,7 @@ class _Training:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **({"head_learning_rate": self.optimizer.param_groups[-1]["lr"]} if train.num_heads > 1 else {}),
             "gradient_norm": norm,
-            **self.scale.metrics(train.precision),
+            **self.scale.metrics(),
         }
 
     def _rate_share(self, step: int, *, first_step: int) -> float:
@@ -317,6 +318,7 @@ class _Training:
         if self.is_first:
             log.warning("%s It is left out.", where)
         progress.num_skipped += 1
+        self.scale.leave_out()
         self._count_step()
         return {"step": progress.step, "num_skipped": progress.num_skipped}
 
@@ -442,10 +444,14 @@ class _Training:
         self.progress, self.scale = Progress(**saved.rest["progress"]), LossScale(**saved.rest["loss_scale"])
         self.saved_step = step
 
+    def _settle(self) -> None:
+        """Until what was saved is committed, which rank 0 does, and for all ranks: one that ends first ends the others."""
+        self.saver.wait()
+        distributed.barrier()
+
     def _stop(self) -> NoReturn:
         self._save_checkpoint()
-        self.saver.wait()
-        distributed.barrier()  # a rank that ends first ends the others, which may still be writing
+        self._settle()
         raise Interrupted(
             f"The training was stopped at step {self.progress.step} of {self.corpus.num_steps}, and a checkpoint is committed. "
             "Start the task again and it resumes."
@@ -477,7 +483,7 @@ class _Training:
             "num_examples": len(self.corpus.examples),
             "num_too_long": self.corpus.num_too_long,
             "num_skipped": progress.num_skipped,
-            **scale.metrics(self.lesson.train.precision),
+            **scale.metrics(),
             "micro_batch_rows": self.num_rows,
             "num_trainable": self.model.num_trainable(),
             "trainable_share": self.model.num_trainable() / self.model.num_parameters(),

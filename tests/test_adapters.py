@@ -123,9 +123,9 @@ def test_a_target_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 def test_four_bits_are_refused_without_a_gpu_and_where_the_model_is_spread() -> None:
     with pytest.raises(UserError, match=r"qlora, which holds the base in 4 bits on a GPU, but the device here is cpu"):
-        quantized(torch.device("cpu"), "ddp", "float32")
+        quantized(torch.device("cpu"), is_spread=False, precision="float32")
     with pytest.raises(UserError, match=r"whole on each rank, but train\.parallelism is fsdp"):
-        quantized(torch.device("cuda"), "fsdp", "float32")
+        quantized(torch.device("cuda"), is_spread=True, precision="float32")
 
 
 @pytest.mark.gpu

@@ -162,6 +162,16 @@ def test_a_step_beyond_the_latest_was_left_by_a_process_that_lost_its_lease_and_
     assert checkpoint.newest(store, PREFIX) == 1
 
 
+def test_a_step_that_was_left_beyond_the_latest_is_written_anew_by_whoever_has_the_lease(store: Store) -> None:
+    save(store, 1, 2)
+    lease.point(store, PREFIX, {"step": 1}, token=2)
+    with Saver(store, PREFIX, token=2, keep_last=9) as saver:
+        saver.begin(state(7), step=2, best_step=2)
+        saver.wait()
+    assert checkpoint.load(store, PREFIX, 2).rows("w").tolist() == [7, 7]
+    assert checkpoint.newest(store, PREFIX) == 2
+
+
 def test_the_latest_is_found_where_the_listing_is_behind(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 1, 2)
     monkeypatch.setattr(FolderBackend, "children", lambda self, name: ["step-00000001"])

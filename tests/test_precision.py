@@ -55,8 +55,27 @@ def test_an_overflow_halves_the_scale_and_many_good_steps_double_it() -> None:
     assert (scale.factor, scale.num_overflows) == (65536, 1)
 
 
-@pytest.mark.parametrize("scale", [LossScale.of("float32"), LossScale(1.0)])
-def test_without_a_scale_there_is_nothing_to_halve(scale: LossScale) -> None:
+def test_a_step_that_is_left_out_leaves_the_scale_as_it_was() -> None:
+    scale = LossScale.of("float16")
+    assert scale.shrink()
+    scale.count_step()
+    halvings = 0
+    while scale.shrink():
+        halvings += 1
+    assert (halvings, scale.factor) == (15, 1)
+    scale.leave_out()
+    assert (scale.factor, scale.num_overflows) == (32768, 1)
+
+
+def test_a_scale_that_was_halved_down_to_one_grows_again() -> None:
+    scale = LossScale(is_needed=True, factor=1.0)
+    for _ in range(4000):
+        scale.count_step()
+    assert scale.factor == 4
+
+
+def test_without_a_scale_there_is_nothing_to_halve() -> None:
+    scale = LossScale.of("float32")
     assert not scale.shrink()
     for _ in range(4000):
         scale.count_step()

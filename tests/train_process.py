@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,15 @@ class ClosedToRank1(FolderBackend):
         if distributed.rank() == 1:
             raise Unavailable("The store is closed to rank 1.")
         return super().sink(name)
+
+
+class SlowToCommit(FolderBackend):
+    """A store that takes its time over each manifest of a checkpoint."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        if "/checkpoints/step-" in name:
+            time.sleep(0.5)
+        return super().create(name, data)
 
 
 def run(path: Path) -> int:
