@@ -69,7 +69,9 @@ def _verdict(found: dict[tuple[str, int], Pointer]) -> Iterator[str]:
         yield f"\n  {detail['outcome']}: version {detail['version']}. {detail['reason']}"
     if watched := found.get((WATCH.id, 0)):
         yield f"\n  {watched.detail['outcome']}: version {watched.detail['version']}. {watched.detail['reason']}"
-    if reported := found.get(("report", 0)):
+    if concluded := found.get(("conclude", 0)):
+        yield f"\n  {concluded.detail['outcome']}: {concluded.detail['reason']}"
+    if reported := found.get(("report", 0), concluded):
         yield f"  report: {reported.detail['path']}"
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mlops_tasks.algorithms.inference import t_quantile
 from mlops_tasks.config import Objective, Recipe, changed
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.stage import Attempt, Run, Spec
@@ -190,10 +191,8 @@ def paired(differences: Sequence[float], *, confidence: float) -> Paired:
     Example:
         1, 2, 3 at 0.9: mean 2, standard error 1/√3, t of 2 degrees 1.886: lower bound 0.911.
     """
-    from scipy.stats import t  # type: ignore[import-untyped]
-
     mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
-    one_sided, two_sided = (float(t.ppf(share, len(differences) - 1)) for share in (confidence, 0.5 + confidence / 2))
+    one_sided, two_sided = (t_quantile(share, len(differences) - 1) for share in (confidence, 0.5 + confidence / 2))
     return Paired(mean, mean - one_sided * error, mean - two_sided * error, mean + two_sided * error)
 
 

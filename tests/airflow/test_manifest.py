@@ -38,7 +38,7 @@ def submitted(task_id: str, environment_file: Path = EKS) -> list[dict[str, Any]
     environment = load_environment(environment_file)
     spec = Spec(recipe=load_recipe(Trigger(recipe="demo").recipe_file), pins={}, champion=None, created="")
     run = Run(Store.open("/nowhere"), environment, "runs/a/b/c", spec)
-    task = pipeline.TASKS[task_id]
+    task = pipeline.every()[task_id]
     kind = {"train": JobStage, "reference": JobStage, **dict.fromkeys(SANDBOXED, SandboxStage)}.get(task_id, PodStage)
     operator = kind(task_id=task_id, environment_file=str(environment_file), execution_timeout=timedelta(hours=1))
     operator.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)  # all that would ask a cluster
@@ -65,7 +65,7 @@ def pod_of(item: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("task", pipeline.TASKS)
+@pytest.mark.parametrize("task", [*pipeline.TASKS, *pipeline.STUDY])
 def test_every_pod_is_restricted(task: str) -> None:
     objects = submitted(task)
     assert (
@@ -90,7 +90,7 @@ def test_every_object_fits_the_schemas_of_kubernetes(version: str, tmp_path: Pat
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("task", sorted({*pipeline.TASKS} - {*SANDBOXED}))
+@pytest.mark.parametrize("task", sorted({*pipeline.TASKS, *pipeline.STUDY} - {*SANDBOXED}))
 def test_the_command_of_a_pod_is_one_that_the_program_takes(task: str) -> None:
     container = pod_of(submitted(task)[0])["spec"]["containers"][0]
     program, *arguments = container["command"]
