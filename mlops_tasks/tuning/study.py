@@ -385,5 +385,5 @@ def _database() -> Iterator[None]:
         yield
     except (StorageInternalError, DBAPIError) as error:
         raise Unavailable(
-            f"The database of the study (tune.storage) cannot now: {error}. Start it, and run this task again: the study goes on."
+            f"The database of the study (tune.storage) cannot now: {str(error).partition(chr(10))[0]}. Start it, and run this task again: the study goes on."
         ) from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ import pytest
 import yaml
 
 from mlops_tasks import pipeline, stage
+from mlops_tasks.__main__ import main
 from mlops_tasks.config import MedianPruner, load_environment
-from mlops_tasks.errors import UserError
+from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.housekeeping import Collector
 from mlops_tasks.stage import Run
-from mlops_tasks.tuning.adoption import adopt
+from mlops_tasks.tracking import connection
 from mlops_tasks.tuning.space import default_point
 from mlops_tasks.tuning.study import CHANGES, WORKER, Study
 
@@ -44,27 +49,66 @@ def rows(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in selected.path("trials.jsonl").read_text().splitlines()]
 
 
-def test_a_study_is_done_once_and_its_trials_are_hits_for_whoever_trains_the_same(place: Path) -> None:
-    run = planned(place, "first")
+def test_a_recipe_that_is_better_beyond_chance_is_what_tuned_stands_for(place: Path) -> None:
+    # The recipe hardly learns at all, so nearly any other rate is better.
+    run = planned(place, "first", "train.learning_rate=1.0e-4", "train.steps=8", "train.validate_every_steps=4")
     found = carried_out(run)
     assert (found["search.0"], found["select.0"], found["conclude.0"]) == ("done", "run", "done")
-    trials = rows(run)
+    trials, selected, concluded = rows(run), run.artifact("select"), run.pointer("conclude")
+    assert selected is not None and concluded is not None
     assert [one["slot"] for one in trials] == [0, 1, 2, 3]
-    assert trials[0]["params"]["train.learning_rate"] == 0.003  # the recipe itself
-    assert all(("weighting.top_share" in one["params"]) == (one["params"]["weighting.kind"] == "select") for one in trials)  # fmt: skip
-    selected = run.artifact("select")
-    assert selected is not None
+    assert trials[0]["params"]["train.learning_rate"] == 1e-4  # the recipe itself
+    for one in trials:
+        assert ("weighting.top_share" in one["params"]) == (one["params"]["weighting.kind"] == "select")
     best = min(trials, key=lambda one: one["values"]["validation_loss"])
-    assert selected.metrics["best_validation_loss"] == best["values"]["validation_loss"]
+    assert best["slot"] != 0 and selected.metrics["best_validation_loss"] == best["values"]["validation_loss"]
+    assert selected.metrics["interval"]["lower_bound"] > 0 and concluded.detail["outcome"] == "adopted"
     tuned = yaml.safe_load(selected.path("recipe.yaml").read_text())
     assert tuned["train"]["learning_rate"] == best["params"]["train.learning_rate"]
+    assert "<svg" in Path(concluded.detail["path"]).read_text()
 
-    again = planned(place, "second")
+    again = planned(place, "second", "train.learning_rate=1.0e-4", "train.steps=8", "train.validate_every_steps=4")
     assert {carried_out(again, last="select")[name] for name in ("search.0", "select.0")} == {"skipped", "hit"}
+    is_told_of_in_mlflow(run, concluded.detail["mlflow"], trials)
+    is_told_of_on_a_terminal(place, selected.metrics["reason"])
+    is_kept_by_gc(run, selected.prefix)
+    is_what_a_night_learns(run, tuned, selected.digest)
 
-    adopt(run.store, "tiny", selected)
+
+def is_told_of_in_mlflow(run: Run, ids: dict[str, str], trials: list[dict[str, Any]]) -> None:
+    with connection(run.environment) as client:
+        below = client.search_runs([ids["experiment_id"]], f"tags.`mlflow.parentRunId` = '{ids['run_id']}'")
+        by_slot = {one.data.tags["slot"]: one for one in below}
+        assert sorted(by_slot) == ["0", "1", "2", "3"]
+        for row in trials:
+            told = by_slot[str(row["slot"])]
+            assert (told.info.status, told.data.tags["state"]) == ("FINISHED", "complete")
+            assert float(told.data.params["train.learning_rate"]) == row["params"]["train.learning_rate"]
+            assert told.data.metrics["validation_loss"] == row["values"]["validation_loss"]
+            curve = client.get_metric_history(told.info.run_id, "validation_nats")
+            assert [[one.step, one.value] for one in curve] == row["curve"] and len(curve) == 2
+        files = {one.path for one in client.list_artifacts(ids["run_id"])}
+    assert files == {"report.html", "recipe.yaml", "trials.jsonl", "evidence.json"}
+
+
+def is_told_of_on_a_terminal(place: Path, reason: str) -> None:
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert main(["tune", "status", "--env", str(place / "environment.yaml")]) == 0
+    lines = out.getvalue().splitlines()
+    assert lines[0].endswith(": 4 trials, 4 complete")
+    assert "  time left   none" in lines and f"  selected    {reason}" in lines
+
+
+def is_kept_by_gc(run: Run, prefix: str) -> None:
+    years = datetime.now(UTC) + timedelta(days=900)
+    gone = {one.prefix for one in Collector(run.environment, num_runs=0, now=years).garbage() if one.manifest}
+    assert prefix not in gone and any(one.startswith("train/") for one in gone)
+
+
+def is_what_a_night_learns(run: Run, tuned: dict[str, Any], digest: str) -> None:
     daily = pipeline.resolve(run.environment, recipe="tuned:tiny")
-    assert daily.tuned is not None and daily.tuned.digest == selected.digest
+    assert daily.tuned is not None and daily.tuned.digest == digest
     assert daily.recipe.model_dump(mode="json") == tuned
     assert pipeline.resolve(run.environment, recipe="tuned").tuned == daily.tuned
     with pytest.raises(UserError, match=r"There is no recipe tuned:other in .*; there is tuned:tiny\."):
@@ -73,6 +117,33 @@ def test_a_study_is_done_once_and_its_trials_are_hits_for_whoever_trains_the_sam
     for name in ("pull_data", "pull_model", "score_shard", "score"):
         stage.execute(night, pipeline.TASKS[name], tasks=pipeline.TASKS)
     assert stage.decide(night, pipeline.TASKS["train"], tasks=pipeline.TASKS).outcome == "hit"
+
+
+def test_with_two_objectives_those_that_none_beats_are_told(place: Path) -> None:
+    objectives = "tuning.objectives=[pass_at_1, tokens_per_second]"
+    run = planned(place, "two", objectives, "tuning.num_trials=3", "train.steps=2")
+    carried_out(run)
+    selected = run.artifact("select")
+    assert selected is not None
+    evidence = json.loads(selected.path("evidence.json").read_text())
+    # Nothing is solved after two steps, so that none beats the fastest.
+    fastest = max(rows(run), key=lambda one: one["values"]["tokens_per_second"])
+    assert evidence["front"] == [fastest["slot"]] == [evidence["best_slot"]]
+    judged = [run.store.find(f"judge/{key}") for key in run.store.children("judge")]
+    assert {one.metrics["num_problems"] for one in judged if one} == {3}
+    assert "none beats stand out" in (run.store.backend.read(f"{run.prefix}/report.html") or b"").decode()
+
+
+def test_a_database_that_is_away_is_said_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = yaml.safe_load((place / "environment.yaml").read_text())
+    (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": {"storage": "env:STUDIES"}}))
+    study = Study.of(planned(place, "away"))
+    with pytest.raises(UserError, match="the environment variable STUDIES is empty"):
+        study.trials()
+    monkeypatch.setenv("STUDIES", "postgresql+psycopg2://me:secret@127.0.0.1:1/studies")
+    with pytest.raises(Unavailable, match=r"The database of the study .* Start it, and run this task again") as caught:
+        study.trials()
+    assert "secret" not in str(caught.value)
 
 
 def test_a_pruned_training_leaves_no_artifact_and_counts(place: Path) -> None:
