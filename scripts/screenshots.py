@@ -2,7 +2,7 @@
 
 With `--airflow URL`, beside `make ui`, it triggers a run in the browser too, watches it to its end and takes Airflow's pages; with
 `approval: {kind: person}` in the environment file, and in its MLflow no champion yet, also the form of the approval, which it then signs. With
-`--comparison` it takes the page of the newest comparison of algorithms, and nothing else.
+`--comparison` it takes the page of the newest comparison of algorithms, and nothing else; with `--study` that of the newest study.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mlops_tasks.algorithms.findings import Findings
 from mlops_tasks.config import Environment, load_environment
 from mlops_tasks.report import page
 from mlops_tasks.report.algorithms import page as algorithms_page
+from mlops_tasks.report.study import page as study_page
 from mlops_tasks.stage import runs
 from scripts import airflow_home, browser
 
@@ -30,6 +31,7 @@ IMAGES = airflow_home.CHECKOUT / "docs" / "images"
 SIZES: dict[str, ViewportSize] = {"wide": {"width": 1280, "height": 1000}, "phone": {"width": 360, "height": 740}}
 # Anchors, and how much of each is shown; below the graph come the paths of whoever made the pictures.
 PARTS = {"weights": 1000, "lineage": 780}
+STUDY_PARTS = {"evidence": 900, "settings": 1300, "time": 460}
 ALGORITHMS_HEIGHT = 2000
 
 
@@ -39,11 +41,14 @@ def main() -> int:
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder that they go to")
     parser.add_argument("--airflow", help="where `make ui` has Airflow, such as http://127.0.0.1:8080")
     parser.add_argument("--comparison", action="store_true", help="the newest comparison of algorithms alone")
+    parser.add_argument("--study", action="store_true", help="the newest study alone")
     options = parser.parse_args()
     options.images.mkdir(parents=True, exist_ok=True)
     environment = load_environment(airflow_home.variables()["WMTP_ENVIRONMENT"])
     if options.comparison:
         return comparison(environment, options.images)
+    if options.study:
+        return study(environment, options.images)
     run = next(runs(environment), None)
     if run is None:
         print(f"There is no run in {environment.store}. Make one: make demo", file=sys.stderr)
@@ -71,6 +76,22 @@ def comparison(environment: Environment, images: Path) -> int:
         path.write_text(algorithms_page(Findings.of(cells)), encoding="utf-8")
         _picture(chromium, path, images / "algorithms.png", size="wide", scheme="light", height=ALGORITHMS_HEIGHT)
     print(images / "algorithms.png")
+    return 0
+
+
+def study(environment: Environment, images: Path) -> int:
+    """Some parts of the page of the newest study that is done."""
+    done = (run for run in runs(environment) if run.spec.is_study and run.pointer("conclude"))
+    if (selected := next((run.artifact("select") for run in done), None)) is None:
+        print(f"There is no study in {environment.store} that is done. Make one: wmtp tune run", file=sys.stderr)
+        return 1
+    with browser.chromium() as chromium, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "report.html")
+        path.write_text(study_page(selected), encoding="utf-8")
+        for anchor, height in STUDY_PARTS.items():
+            picture = images / f"study-{anchor}.png"
+            _picture(chromium, path, picture, size="wide", scheme="light", anchor=anchor, height=height)
+            print(picture)
     return 0
 
 

@@ -127,9 +127,14 @@ def _header(trials: Trials, title: str) -> Markup:
 
 def _evidence(trials: Trials) -> Markup:
     evidence, word = trials.evidence, _WORDS[trials.objective]
+    measured = (
+        "both have the same validation problems, which trials had too"
+        if trials.objective == "validation_loss"
+        else "both were measured on problems of the gate set that no trial was measured by"
+    )
     text = (
-        "The best of many trials looks better than it is. So it has learnt again with seeds that no trial had, beside the recipe as it was, and both "
-        "were measured on problems of the gate set that no trial was measured by."
+        "The best of many trials looks better than it is. So it has learnt again with seeds that no trial had, beside the recipe as it was; "
+        f"{measured}."
     )
     if not evidence["repeats"]:
         return section("evidence", "Evidence", element("p", text), absent(evidence["reason"]))
@@ -176,7 +181,7 @@ def _history(trials: Trials) -> Markup:
         for row in trials.complete
     ]
     dots += [
-        Dot(row["slot"] / last, -0.06, "pruned", trials.detail(row)) for row in trials.rows if row["state"] == "pruned"
+        Dot(row["slot"] / last, 0.0, "pruned", trials.detail(row)) for row in trials.rows if row["state"] == "pruned"
     ]
     steps = [(slot / last, _place(value, *_range(trials))) for slot, value in _best_so_far(trials)]
     figures = [charts.scatter(dots, x, y, title="Trials, and the best so far", steps=steps), _curves(trials)]
@@ -236,7 +241,7 @@ def _settings(trials: Trials) -> Markup:
     axes = {name: _SettingAxis(name, trials.tuning["space"][name]) for name in names}
     importances = trials.evidence["importances"]
     bars = [Bar(name, share, percent(share)) for name, share in importances.items()]
-    note = "How much of what trials differ by goes with each setting (PED-ANOVA, over the settings that all complete trials have). Few trials say little."
+    note = "How much of what sets the best complete trials apart goes with each setting (PED-ANOVA). Few trials say little, and pruned ones are left out."
     return section(
         "settings", "Settings",
         element(
