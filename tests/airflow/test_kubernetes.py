@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -78,3 +79,25 @@ def test_a_pod_whose_worker_was_killed_is_found_again(toys_in_pods: Toys, rig: R
     assert f"Pod {pod.metadata.name} is there already; attached" in log
     assert told["xcoms"]["return_value"]["cache"] == "run"
     assert log.count("pull_data works") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [
+        (signal.SIGINT, "failed"),
+        (signal.SIGTERM, "up_for_retry"),
+        (signal.SIGALRM, "up_for_retry"),  # what `execution_timeout` is to Airflow
+    ],
+)
+def test_no_pod_is_left_of_a_task_that_is_ended_by(
+    number: signal.Signals, state: str, toys_in_pods: Toys, rig: Rig
+) -> None:
+    toys_in_pods.tell("pull_data.takes", "600")
+    process = toys_in_pods.start("pull_data")
+    toys_in_pods.wait_until(lambda: [one.status.phase for one in rig.pods()] == ["Running"])
+
+    process.send_signal(number)
+    (told,), log = ended(process)
+
+    assert told["told"]["state"] == state, log
+    toys_in_pods.wait_until(lambda: not rig.objects())

@@ -21,6 +21,7 @@ import pytest
 import rig as rigs
 import yaml
 from airflow import models
+from airflow.sdk import DAG
 from rig import IMAGE, NAMESPACE, Rig
 from s3_server import S3Server
 from test_demo import TINY
@@ -67,9 +68,11 @@ class Night:
         kind = KINDS.get(task, PodStage)
         file = str(self.environment_file)
         # Read once by the client, at its import: a variable would come too late.
-        return kind(
+        made = kind(
             task_id=task, environment_file=file, config_file=self.kubeconfig, execution_timeout=timedelta(minutes=10)
         )
+        made.dag = DAG("adhoc_airflow", schedule=None)
+        return made
 
     def run(self, task: str, name: str) -> dict[str, Any]:
         """What the operator returns."""
