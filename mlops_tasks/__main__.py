@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from mlops_tasks import __version__, logs, pipeline, stage, summary
 from mlops_tasks.algorithms import commands as comparison_commands
-from mlops_tasks.config import Environment, FileData, GeneratedData, load_environment, load_recipe
+from mlops_tasks.config import Environment, FileData, FolderModel, GeneratedData, load_environment, load_recipe
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.machine import num_cores
 from mlops_tasks.registry import commands as registry_commands
@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_recipe(evaluate)
     evaluate.set_defaults(answer=_evaluate)
+    _add_recommend(
+        commands.add_parser(
+            "recommend", parents=[common], help="settings to begin with, and why, before there is a device"
+        )
+    )
     _add_compare(commands.add_parser("compare", parents=[common], help="two judged models, problem by problem"))
     comparison_commands.add(
         commands.add_parser("comparison", help="algorithms side by side, over seeds, at equal data and tokens"), common
@@ -206,6 +211,19 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
         "--anyway", action="store_true", help="compare on their common problems even if they were not asked alike"
     )
     command.set_defaults(answer=_compare)
+
+
+def _add_recommend(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", required=True, metavar="FOLDER", help="folder with a config.json; no weights are needed"
+    )
+    command.add_argument("--data", metavar="FILE", help="problems, in the format --kind; default: the data of --recipe")
+    command.add_argument(
+        "--kind", choices=("mbpp", "humaneval", "codecontests"), default="mbpp", help="(default: %(default)s)"
+    )
+    command.add_argument("--memory", required=True, help="of one device, such as 24GB")
+    _add_recipe(command)
+    command.set_defaults(answer=_recommend)
 
 
 def _prefix_of(spec: str, environment: Environment) -> str:
@@ -397,6 +415,33 @@ def _evaluate(options: argparse.Namespace, environment: Environment, out: TextIO
 
     run = benchmark.evaluate(environment, recipe=options.recipe, overrides=options.overrides)
     out.writelines(f"{line}\n" for line in benchmark.in_words(run))
+
+
+def _recommend(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
+    from mlops_tasks import recommendation
+    from mlops_tasks.data.pull import reading_of
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    options.path = options.data
+    source = recipe.data.source if options.data is None else _source_of(options)
+    num_samples = sum(one.split == "train" for one in reading_of(source, environment.s3).problems)
+    config = recommendation.config_of(FolderModel(kind="folder", path=options.model))
+    case = recommendation.Case(
+        config, recipe.train, _bytes_of(options.memory), recipe.text.max_length, environment.train.loss_chunk_rows
+    )
+    for one in recommendation.recommend(case, num_samples=num_samples):
+        out.write(f"{one.setting}: {json.dumps(one.value)}\n    {one.why}\n")
+    for way in case.ways.values():
+        rows = f"{way.rows} rows at a time{', recomputed' if way.recompute else ''}" if way.rows else "does not fit"
+        out.write(f"{way.kind:<6} {rows}; one row takes {recommendation.in_words(way.smallest)}\n")
+
+
+def _bytes_of(text: str) -> float:
+    number = text.upper().removesuffix("B").removesuffix("G")
+    try:
+        return float(number) * 1e9
+    except ValueError:
+        raise UserError(f"--memory is {text!r}, which is no size. Give it in gigabytes, such as 24GB.") from None
 
 
 def _compare(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:

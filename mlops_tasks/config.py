@@ -7,7 +7,7 @@ A relative path in a file is relative to that file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -248,7 +248,7 @@ class Train(Settings):
     """One training."""
 
     method: Method = FullTuning(kind="full")
-    """What of the base is learnt; heads 2..H always are."""
+    """What of the base is learnt; heads 2..H always are. `auto` in a recipe's `train`: as `wmtp recommend` says, resolved by `plan`."""
 
     num_heads: int = Field(4, ge=1, le=16)
     """H: head k predicts the token k ahead; 1 is ordinary next-token training."""
@@ -257,13 +257,13 @@ class Train(Settings):
     head_warmup_steps: int = Field(0, ge=0)
     """First steps in which only heads 2..H learn (a converted next-token model wants some)."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training problems. Exactly one of `epochs` and `steps` is given."""
+    """Passes over the training problems, or `auto`, as `method`. Exactly one of `epochs` and `steps` is given."""
     steps: int | None = Field(None, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(64, ge=1)
     """Problems in an optimiser step, over all ranks."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Peak rate of AdamW."""
+    """Peak rate of AdamW, or `auto`, as `method`."""
     new_head_learning_rate: float | None = Field(None, gt=0)
     """Peak rate of heads 2..H; None: the same."""
     weight_decay: float = Field(0.01, ge=0)
@@ -1232,8 +1232,18 @@ class Environment(Settings):
         return None if price is None else device_seconds / 3600 * price
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    fill_in: Callable[[dict[str, Any], Recipe], dict[str, Any]] | None = None,
+) -> Recipe:
     """Read a recipe file and apply dotted overrides such as `train.steps=200`.
+
+    Args:
+        path: of the file.
+        overrides: of single settings.
+        fill_in: makes of `train` with settings that are `auto`, and the recipe with them left out, one without; None: `auto` is refused.
 
     Raises:
         UserError: no such file, no YAML, an unknown key or a bad value; the message lists each with its place.
@@ -1241,7 +1251,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     tree = _read_yaml(Path(path))
     for override in overrides:
         _apply_override(tree, override)
-    return _validated(Recipe, _with_absolute_paths(tree, Path(path).resolve().parent), str(path))
+    tree = _with_absolute_paths(tree, Path(path).resolve().parent)
+    train = tree.get("train")
+    if fill_in is not None and isinstance(train, dict) and "auto" in train.values():
+        settled = {name: value for name, value in train.items() if value != "auto"}
+        duration = {} if {"steps", "epochs"} & settled.keys() else {"steps": 1}
+        tree["train"] = fill_in(train, _validated(Recipe, {**tree, "train": settled | duration}, str(path)))
+    return _validated(Recipe, tree, str(path))
 
 
 def load_environment(path: str | Path) -> Environment:

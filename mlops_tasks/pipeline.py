@@ -561,12 +561,17 @@ def resolve_candidates(environment: Environment, recipes: Sequence[Recipe]) -> l
 
 
 def _asked_for(environment: Environment, recipe: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Tuned | None]:
+    def fill_in(train: dict[str, Any], rest: Recipe) -> dict[str, Any]:
+        from mlops_tasks import recommendation  # loads transformers, which a plan without `auto` does not need
+
+        return recommendation.fill_in(train, model=rest.model.source, data=rest.data.source, access=environment.s3)
+
     if (name := tuned_name(recipe)) is None:
-        return load_recipe(recipe, overrides), None
+        return load_recipe(recipe, overrides, fill_in=fill_in), None
     from mlops_tasks.tuning.adoption import adopted
 
     tuned, file = adopted(Store.of(environment), name)
-    return load_recipe(file, overrides), tuned
+    return load_recipe(file, overrides, fill_in=fill_in), tuned
 
 
 def tuned_name(recipe: str | Path) -> str | None:

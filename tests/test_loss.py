@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.loss.loss_utils import fixed_cross_entropy
 
@@ -28,6 +25,7 @@ from mlops_tasks.loss import (
     shifted_weights,
     token_losses,
 )
+from mlops_tasks.memory import PeakBytes
 from mlops_tasks.model import MtpModel
 from mlops_tasks.scoring.weights import batch_weights
 
@@ -549,34 +547,6 @@ def test_a_loss_can_be_differentiated_only_once() -> None:
 
 
 # 11. Memory, counted in bytes of live tensors: exact and the same on every machine.
-
-
-class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The most bytes that lived at once in storages that operations made, of those not there before."""
-
-    def __init__(self, *before: torch.UntypedStorage) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live: int = 0
-        self.peak: int = 0
-        self.seen: weakref.WeakSet[Any] = weakref.WeakSet(before)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self.seen:
-            return
-        self.seen.add(storage)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, storage.nbytes())
-
-    def _free(self, num_bytes: int) -> None:
-        self.live -= num_bytes
 
 
 def peak_bytes(*, num_heads: int, chunk_rows: int, length: int = 256, is_naive: bool = False) -> int:
