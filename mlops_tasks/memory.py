@@ -140,7 +140,9 @@ def _run_without_contents(
 ) -> tuple[int, int]:
     model = _model(config, train)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _pretend_to_fill(model)
+        # A product with 4 bits makes its 16 bits anew in the backward; of a float32 weight autocast keeps a copy in 16.
+        dtype = getattr(torch, train.precision) if isinstance(train.method, QLora) else torch.float32
+        _pretend_to_fill(model, frozen_linear=dtype)
         if recompute:
             model.recompute_activations()
         for one in model.parameters():
@@ -175,14 +177,15 @@ def _model(config: PretrainedConfig, train: Train) -> MtpModel:
     return model
 
 
-def _pretend_to_fill(model: nn.Module) -> None:
+def _pretend_to_fill(model: nn.Module, *, frozen_linear: torch.dtype) -> None:
     """Put tensors without contents in the place of those on the meta device, on which attention is another one than on a real device."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for own in (module._parameters, module._buffers):
             for name, old in own.items():
                 if old is not None and id(old) not in made:
-                    new = torch.zeros(old.shape, dtype=old.dtype)
+                    is_frozen_linear = isinstance(module, nn.Linear | Conv1D) and not old.requires_grad
+                    new = torch.zeros(old.shape, dtype=frozen_linear if is_frozen_linear else old.dtype)
                     made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
                 own[name] = None if old is None else made[id(old)]
 

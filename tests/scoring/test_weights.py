@@ -166,6 +166,16 @@ def test_target_ess_lowers_the_strength_of_uneven_documents_only() -> None:
     torch.testing.assert_close(document_weights(scores, eased), document_weights(scores, already_even))
 
 
+def test_target_ess_by_hand() -> None:
+    # Weights 0 and 2 have variance 1; 1 / (1 + λ²) = 0.8 for λ = 1/2, and a λ below that stays as it is.
+    sharp = SoftWeights(kind="soft", temperature=0.01, min_weight=0)
+    scores = torch.tensor([0.0, 1.0])
+    assert document_weights(scores, sharp).tolist() == pytest.approx([0, 2])
+    for strength, weights in ((1.0, [0.5, 1.5]), (0.25, [0.75, 1.25])):
+        weighting = sharp.model_copy(update={"target_ess": 0.8, "strength": strength})
+        assert document_weights(scores, weighting).tolist() == pytest.approx(weights)
+
+
 def test_effective_sample_size_and_entropy_of_known_weights() -> None:
     assert effective_sample_size(torch.ones(5)) == 1
     assert effective_sample_size(torch.tensor([2.0, 2, 0, 0])) == 0.5
