@@ -11,7 +11,7 @@ INFRA_READY := .venv-infra/installed
 PLATFORMS := linux_amd64 linux_arm64 darwin_arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test check check-infra pins images images-lock images-pin sbom docs smollm2 lock clean
+.PHONY: help setup demo ui test bench check check-infra pins images images-lock images-pin sbom docs smollm2 lock clean
 
 help: ## print these lines
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ ui: $(READY) ## open Airflow and MLflow on localhost, until Ctrl-C
 
 test: $(READY) ## run all tests, with branch coverage and its floor
 	$(BIN)/python -m pytest --cov --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+bench: $(READY) ## measure training and scoring beside their peers, in turns: a table and a picture in .wmtp/bench (docs/benchmarks.md)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run_all
 
 check: $(READY) ## ruff (format and lint) and mypy --strict
 	$(BIN)/ruff format --check

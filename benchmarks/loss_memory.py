@@ -1,34 +1,24 @@
-"""Peak memory and time of the chunked loss beside the naive one, which stacks the logits of all heads.
+"""Peak memory and time of the chunked loss with H heads, beside the naive one and torch's own.
 
-    python benchmarks/loss_memory.py --rows 512 --chunk-rows 256
+    python -m benchmarks.loss_memory --rows 512 --chunk-rows 256
 
 The default has the width and the vocabulary of SmolLM2-135M, and no decoder layer: what is measured is the loss, forward and
-backward, all parameter gradients included. On a CPU each way runs in a process of its own, whose peak resident size is read.
+backward, all parameter gradients included. `naive` stacks the logits of all heads; `torch` calls `linear_cross_entropy` head by head.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
-import sys
-import time
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.pairs import Result, in_turns, paired, ready, seconds_so_far, write
 from mlops_tasks.loss import head_balance, mtp_loss, shifted_targets, shifted_weights
+from mlops_tasks.machine import accelerator
 from mlops_tasks.model import MtpModel
-
-
-class Measured(NamedTuple):
-    loss: float
-    gradient_norm: float
-    mebibytes: float
-    seconds: float
 
 
 def chunked(model: MtpModel, hidden_BSD: Tensor, targets_HBS: Tensor, chunk_rows: int) -> Tensor:
@@ -50,72 +40,62 @@ def naive(model: MtpModel, hidden_BSD: Tensor, targets_HBS: Tensor, chunk_rows: 
     return (per_head * head_balance("equal", model.num_heads).to(nats)).sum()
 
 
-def measure(sizes: argparse.Namespace, way: str, answer: Connection) -> None:
+def torchs_own(model: MtpModel, hidden_BSD: Tensor, targets_HBS: Tensor, chunk_rows: int) -> Tensor:
+    hidden_ND, weight_VD = hidden_BSD[0], model.get_parameter("base.lm_head.weight")
+    moved = [hidden_ND, *(hidden_ND + head(hidden_ND) for head in model.heads)]
+    losses = [
+        nn.functional.linear_cross_entropy(one, weight_VD, targets_BS[0], ignore_index=-100)
+        for one, targets_BS in zip(moved, targets_HBS, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+WAYS = {"chunked": chunked, "naive": naive, "torch": torchs_own}
+
+
+def seconds(sizes: argparse.Namespace, way: str) -> float:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=sizes.vocabulary, hidden_size=sizes.width, num_hidden_layers=0, tie_word_embeddings=True
     )
-    model = MtpModel(LlamaForCausalLM(config), num_heads=sizes.heads, seed=0).to(sizes.device)
-    input_ids = torch.randint(sizes.vocabulary, (1, sizes.rows), device=sizes.device)
+    model = MtpModel(LlamaForCausalLM(config), num_heads=sizes.heads, seed=0).to(accelerator())
+    input_ids = torch.randint(sizes.vocabulary, (1, sizes.rows), device=accelerator())
     targets = shifted_targets(
         input_ids,
         is_target_BS=torch.ones_like(input_ids, dtype=torch.bool),
         document_ids_BS=torch.zeros_like(input_ids),
         num_heads=sizes.heads,
     )
-    hidden = torch.randn(1, sizes.rows, sizes.width, device=sizes.device, requires_grad=True)
-    before, start = peak_mebibytes(sizes.device), seconds_so_far(sizes.device)
-    loss = {"chunked": chunked, "naive": naive}[way](model, hidden, targets, sizes.chunk_rows)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.get_total_norm([each.grad for each in model.parameters() if each.grad is not None])
-    found = Measured(
-        loss.item(), norm.item(), peak_mebibytes(sizes.device) - before, seconds_so_far(sizes.device) - start
-    )
-    answer.send(found)
+    hidden = torch.randn(1, sizes.rows, sizes.width, device=accelerator(), requires_grad=True)
+    started = ready()
+    WAYS[way](model, hidden, targets, sizes.chunk_rows).backward()  # type: ignore[no-untyped-call]
+    return seconds_so_far() - started
 
 
-def peak_mebibytes(device: str) -> float:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # Linux says kibibytes, macOS says bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def seconds_so_far(device: str) -> float:
-    """Processor time on a CPU, which other work on the machine does not change; wall time on a GPU."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
-
-
-def measured(sizes: argparse.Namespace, way: str) -> Measured:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(sizes, way, sender))
-    process.start()
-    sender.close()
-    found: Any = receiver.recv()
-    process.join()
-    return Measured(*found)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rows", 512), ("chunk-rows", 256), ("width", 576), ("vocabulary", 49152), ("heads", 4)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--device", default="cpu")
-    sizes = parser.parse_args()
-    results = {way: measured(sizes, way) for way in ("naive", "chunked")}
-    for way, found in results.items():
-        print(
-            f"{way:8} loss {found.loss:.5f}  gradient norm {found.gradient_norm:.5f}  "
-            f"peak {found.mebibytes:7.0f} MiB  {found.seconds:6.2f} s"
+def results(sizes: argparse.Namespace) -> list[Result]:
+    """P1 and P2."""
+    found = in_turns({name: partial(seconds, sizes, name) for name in WAYS}, rounds=sizes.rounds)
+    peers = {
+        "naive": "all heads' logits at one time",
+        "torch": "torch.nn.functional.linear_cross_entropy, head by head",
+    }
+    lines = [paired(f"P1 loss of {sizes.heads} heads: memory", "MiB", found["chunked"], found["naive"], part=1, peer_is=peers["naive"], aim=1 / 20)]  # fmt: skip
+    return lines + [
+        paired(
+            f"P2 loss of {sizes.heads} heads: time, {name}", "s", found["chunked"], found[name], peer_is=what, aim=0.95
         )
-    memory = results["naive"].mebibytes / results["chunked"].mebibytes
-    seconds = results["naive"].seconds / results["chunked"].seconds
-    print(f"naive / chunked: {memory:.1f} times the memory, {seconds:.2f} times the seconds")
+        for name, what in peers.items()
+    ]
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (
+        ("rows", 2048), ("chunk-rows", 128), ("width", 576), ("vocabulary", 49152), ("heads", 4), ("rounds", 3),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default)
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":
-    main()
+    write("loss_memory", results(arguments()))

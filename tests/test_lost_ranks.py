@@ -81,6 +81,21 @@ def prefix_of(run: Run) -> str:
     return artifact_prefix(TRAIN.run.name, stage.decide(run, TRAIN, tasks=pipeline.TASKS).key)
 
 
+def digest_of(run: Run) -> str:
+    """Of the result, read back byte for byte."""
+    found = run.artifact("train")
+    assert found is not None
+    found.paths(found.names)
+    return found.digest
+
+
+def resumed(run: Run) -> int | None:
+    found = run.artifact("train")
+    assert found is not None
+    step: int | None = found.metrics["resumed_from"]
+    return step
+
+
 def kill_one(launcher: int, rng: random.Random, *, after: float) -> int | None:
     """Kill one of the two ranks some time after both are there; None where the training was quicker."""
     while len(ranks := processes.below(launcher)) < 2:
@@ -108,30 +123,32 @@ def test_ranks_killed_at_random_instants_leave_the_weights_of_an_unbroken_traini
     assert ended(started(unbroken)) == 0
     seconds = time.monotonic() - began
 
+    expected = digest_of(unbroken)
     rng, codes, victims = random.Random(SEED), Counter[int](), Counter[int]()
+    resumed_from: list[int | None] = []
     began = time.monotonic()
-    while sum(victims.values()) < NUM_KILLS:
+    while True:
         launcher = started(hunted)
-        victim = kill_one(launcher, rng, after=rng.uniform(0, 0.8 * seconds))
-        is_resumable = bool(checkpoint.steps(hunted.store, prefix_of(hunted)))
+        is_hunted = victims.total() < NUM_KILLS
+        victim = kill_one(launcher, rng, after=rng.uniform(0, 0.5 * seconds)) if is_hunted else None
         code = ended(launcher)
-        if code == 0:  # too late: the result is taken away, as `force` does, and it is hunted again
+        if code == 0:
+            resumed_from.append(resumed(hunted))
+            assert digest_of(hunted) == expected
+            if not is_hunted:
+                break
+            # Too late: the result is taken away, as `force` does, and it is hunted again.
             hunted.store.quarantine(prefix_of(hunted), "hunted again")
             continue
         assert victim is not None
         codes[code] += 1
         victims[victim] += 1
         # Before the first checkpoint there is nothing to go on from, and the code says so.
-        assert code == Interrupted.exit_code or (code == WmtpError.exit_code and not is_resumable)
-    assert ended(started(hunted)) == 0
-
-    found, expected = hunted.artifact("train"), unbroken.artifact("train")
-    assert found is not None and expected is not None
-    assert found.digest == expected.digest
-    for name in found.names:
-        found.path(name)
+        assert code == Interrupted.exit_code or (
+            code == WmtpError.exit_code and not checkpoint.steps(hunted.store, prefix_of(hunted))
+        )
     with capfd.disabled():
         print(
-            f"\nseed {SEED}: {sum(victims.values())} kills, by rank {dict(victims)}, exit codes {dict(codes)}, last start went on from step "
-            f"{found.metrics['resumed_from']}, in {time.monotonic() - began:.0f} s; unbroken {seconds:.0f} s"
+            f"\nseed {SEED}: {victims.total()} kills, by rank {dict(victims)}, exit codes {dict(codes)}, ended {len(resumed_from)} times with the same "
+            f"bytes after going on from steps {resumed_from}, in {time.monotonic() - began:.0f} s; unbroken {seconds:.0f} s"
         )
