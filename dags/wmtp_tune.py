@@ -4,8 +4,8 @@ Looks for a better recipe: as many trials as the recipe's `tuning` says, each a 
 study. The recipe itself is always the first trial. A trial that was made before is a **hit**; a worker that is killed costs its trial a new start,
 and the study ends with exactly the trials that were asked for.
 
-`select` has the best recipe and the one that it began with learn again with other seeds and measures both on problems that no trial was measured
-by. Only a recipe that is better beyond chance is what `tuned:NAME` stands for from then on: `wmtp_daily` takes it with that as its recipe.
+`select` has the best recipe and the one that it began with learn again with other seeds, and measures both on problems that no trial was measured
+by (where the validation loss decides, on the same ones: then the seeds alone are new). Only a recipe that is better beyond chance is what `tuned:NAME` stands for from then on: `wmtp_daily` takes it with that as its recipe.
 
 The same on a terminal: `wmtp tune run`, and `wmtp tune status`.
 """

@@ -7,7 +7,7 @@ A relative path in a file is relative to that file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -714,16 +714,18 @@ class Tuning(Settings):
     num_trials: int = Field(ge=2)
     """Trials that are done in the end, pruned ones among them, whatever happens to workers."""
     num_problems: int = Field(50, ge=1)
-    """Problems of the gate set, the first by id, by which trials are measured. The rest decides whether the best trial is believed."""
+    """Problems of the gate set, the first by id, by which trials are measured. The rest decides whether the best trial is believed. For
+    `pass_at_1` and `tokens_per_second`: a `validation_loss` is of all validation problems, then as before."""
     sampler: Tpe = Tpe()
     pruner: Pruner = NoPruner(kind="none")
-    """Which trainings end early, by their validation loss."""
+    """Which trainings end early, by their validation loss. Where another objective decides, `evaluation.gate` must be of other problems."""
     objectives: tuple[Objective, ...] = Field(("pass_at_1",), min_length=1, max_length=2)
     """What is looked for. With two, the trials that no other one beats in both are told, and the best of them by the first counts."""
     repeats: int = Field(3, ge=2, le=50)
-    """Seeds with which the best recipe and this one learn again, side by side, on problems that no trial was measured by."""
-    confidence: float = Field(0.9, gt=0.5, lt=1)
-    """Of the one-sided lower bound of the paired difference over these seeds, which must be above 0."""
+    """Seeds with which the best recipe and this one learn again, side by side: measured on problems that no trial was measured by, or for
+    `validation_loss` on the same ones, so that the seeds alone are new."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """One-sided, that the best recipe is better: where it is not, it is adopted by chance in at most 1 - `confidence` of the studies."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -763,17 +765,27 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _gate_of_its_own(self) -> Self:
+        chooser = next(self._choosers(), None)
+        if chooser and self.evaluation.gate.split == "validation":
+            raise ValueError(
+                f"{chooser} by the validation problems, so evaluation.gate must not decide on them too: "
+                "set evaluation.gate.split to test, and part it from evaluation.report with skip and limit"
+            )
+        return self
+
+    def _choosers(self) -> Iterator[str]:
+        """What chooses weights, or trials that another measure decides between, by the validation problems."""
         trainings = {"train": self.train}
         if isinstance(self.reference, CrossFittedReference):
             trainings["scoring.reference.train"] = self.reference.train
         for name, train in trainings.items():
-            chooses = "keep" if train.keep == "best" else "patience" if train.patience is not None else None
-            if chooses and self.evaluation.gate.split == "validation":
-                raise ValueError(
-                    f"{name}.{chooses} chooses weights by the validation problems, so evaluation.gate must not decide on them too: "
-                    "set evaluation.gate.split to test, and part it from evaluation.report with skip and limit"
-                )
-        return self
+            if train.keep == "best" or train.patience is not None:
+                yield f"{name}.{'keep' if train.keep == 'best' else 'patience'} chooses weights"
+        if self.tuning is not None and self.tuning.objectives[0] != "validation_loss":
+            if self.tuning.pruner.kind != "none":
+                yield f"tuning.pruner {self.tuning.pruner.kind} chooses trials"
+            if "validation_loss" in self.tuning.objectives:
+                yield "tuning.objectives chooses trials"
 
     @model_validator(mode="after")
     def _contamination_may_be_there(self) -> Self:
@@ -808,11 +820,16 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _problems_left_to_decide(self) -> Self:
-        if self.tuning is None or self.evaluation.gate.limit is None:
+        source, gate = self.data.source, self.evaluation.gate
+        if self.tuning is None or self.tuning.objectives[0] == "validation_loss":
             return self
-        if self.tuning.num_problems >= self.evaluation.gate.limit:
+        there = None
+        if isinstance(source, GeneratedData):
+            there = {"validation": source.num_validation, "test": source.num_test}[gate.split] - gate.skip
+        sizes = [one for one in (there, gate.limit) if one is not None]
+        if sizes and self.tuning.num_problems >= min(sizes):
             raise ValueError(
-                f"tuning.num_problems is {self.tuning.num_problems} of the {self.evaluation.gate.limit} problems of evaluation.gate: none would "
+                f"tuning.num_problems is {self.tuning.num_problems} of the {min(sizes)} problems of evaluation.gate: none would "
                 "be left to decide by. Set it to less"
             )
         return self

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from mlops_tasks.algorithms.inference import CONFIDENCE
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Axis, Bar, Dot, Path, Series, Span
 from mlops_tasks.report.document import document
@@ -128,7 +129,7 @@ def _header(trials: Trials, title: str) -> Markup:
 def _evidence(trials: Trials) -> Markup:
     evidence, word = trials.evidence, _WORDS[trials.objective]
     measured = (
-        "both have the same validation problems, which trials had too"
+        "both were measured on the validation problems that trials were chosen by, so that the seeds alone are new, and the problems are not"
         if trials.objective == "validation_loss"
         else "both were measured on problems of the gate set that no trial was measured by"
     )
@@ -151,9 +152,11 @@ def _evidence(trials: Trials) -> Markup:
         for one in evidence["repeats"]
     ]
     interval = evidence["interval"]
+    over = "seeds and problems" if trials.objective == "pass_at_1" else "seeds"
     sentence = (
-        f"By how much it is better in {word}: {interval['difference']:+.4f}, {percent(trials.tuning['confidence'])} interval "
-        f"{interval['low']:+.4f} to {interval['high']:+.4f} (Student's t over seeds); one-sided lower bound {interval['lower_bound']:+.4f}."
+        f"By how much it is better in {word}: {interval['difference']:+.4f}, {percent(CONFIDENCE)} interval {interval['low']:+.4f} to "
+        f"{interval['high']:+.4f} (Student's t over {over}). One-sided p {interval['p_value']:.2g}; believed below "
+        f"{1 - trials.tuning['confidence']:.2g}."
     )
     changes = [
         element("tr", element("td", name), element("td", _plain(value), class_="n"))

@@ -9,10 +9,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 from mlops_tasks import stage
 from mlops_tasks.config import Evaluation, Objective, Recipe
+from mlops_tasks.data.problems import natural_order
 from mlops_tasks.errors import DataError
+from mlops_tasks.evaluation.comparison import passes
 from mlops_tasks.pipeline import EVALUATIONS, PREPARATION, TASKS, fan_out_of
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact, canonical_json
@@ -85,6 +88,11 @@ class Cell:
             stage.execute(self.run, TASKS["judge"], CANDIDATE, tasks=TASKS)
             found["pass_at_1"] = float(self._made("judge", CANDIDATE).metrics["pass_at_k"]["1"])
         return {name: found[name] for name in objectives}
+
+    def rates(self) -> list[float]:
+        """pass@1 of each problem by which the cell was measured, in the order of their ids."""
+        found = passes(self._made("judge", CANDIDATE))
+        return [fmean(found[id]) for id in sorted(found, key=natural_order)]
 
     def _made(self, task: str, index: int) -> Artifact:
         artifact = self.run.artifact(task, index)

@@ -1,7 +1,8 @@
 """The stage `select`: of a study that is done the best recipe, and whether it is better than the one that was tuned.
 
 The best of many trials looks better than it is, for it was chosen by the very numbers. So it is believed only after it has learnt again with
-seeds of its own beside the recipe as it was, and both were measured on problems that no trial was measured by.
+seeds of its own beside the recipe as it was, and both were measured on problems that no trial was measured by; for a validation loss, on the
+same validation problems, and then the seeds alone are new.
 """
 
 from __future__ import annotations
@@ -9,14 +10,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mlops_tasks.algorithms.inference import t_quantile
+from mlops_tasks.algorithms.inference import Estimate, over_seeds, over_seeds_and_problems
 from mlops_tasks.config import Objective, Recipe, changed
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.stage import Attempt, Run, Spec
@@ -31,20 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FEWEST_TRIALS = 4
+NEW = ("problems that no trial was measured by", "the validation problems that trials were measured by too")
+"""What both recipes are measured on in the end; the second for a validation loss."""
 TRIALS, EVIDENCE = "trials.jsonl", "evidence.json"
-
-
-@dataclass(frozen=True)
-class Paired:
-    """The mean of differences over seeds, with Student's interval."""
-
-    difference: float
-    lower_bound: float
-    """One-sided."""
-    low: float
-    """Lower end of the two-sided interval of the same confidence."""
-    high: float
-    """Upper end of it."""
 
 
 def select(attempt: Attempt) -> dict[str, Any]:
@@ -148,15 +136,17 @@ def _believed(study: Study, changes: Mapping[str, Any]) -> dict[str, Any]:
             "repeats": [],
         }
     repeats = [_repeat(study, changes, objective, seed) for seed in _seeds(study)]
-    sign = 1.0 if DIRECTIONS[objective] == "maximize" else -1.0
-    found = paired([sign * (one["best"] - one["recipe"]) for one in repeats], confidence=study.tuning.confidence)
-    is_better = found.lower_bound > 0
+    found = estimated(objective, repeats)
+    is_better = believes(found, study.tuning.confidence)
     reason = (
-        f"{objective} of the best trial's recipe is better than the recipe's own by {found.difference:+.4f} on average over {len(repeats)} seeds, "
-        f"lower bound {found.lower_bound:+.4f}: {'it is believed' if is_better else 'that may be chance'}."
+        f"{objective} of the best trial's recipe is better than the recipe's own by {found.value:+.4f} on average over {len(repeats)} seeds "
+        f"and {NEW[objective == 'validation_loss']}; by chance alone that happens with a probability of {one_sided(found):.2g}, and it is "
+        f"believed below {1 - study.tuning.confidence:.2g}: {'it is believed' if is_better else 'that may be chance'}."
     )
     log.info("%s", reason)
-    return {"is_better": is_better, "reason": reason, "interval": asdict(found), "repeats": repeats}
+    interval = {"difference": found.value, "low": found.low, "high": found.high, "p_value": one_sided(found)}
+    shown = [{name: one[name] for name in ("seed", "recipe", "best")} for one in repeats]
+    return {"is_better": is_better, "reason": reason, "interval": interval, "repeats": shown}
 
 
 def _seeds(study: Study) -> range:
@@ -168,8 +158,9 @@ def _seeds(study: Study) -> range:
 def _repeat(study: Study, changes: Mapping[str, Any], objective: Objective, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": seed}
     for name, asked in (("recipe", {}), ("best", changes)):
-        recipe = confirmed(study.recipe, {**in_order(asked), "seed": seed})
-        found[name] = Cell.below(study.run, study.prefix, recipe).measure([objective])[objective]
+        cell = Cell.below(study.run, study.prefix, confirmed(study.recipe, {**in_order(asked), "seed": seed}))
+        found[name] = cell.measure([objective])[objective]
+        found[f"{name}_rates"] = cell.rates() if objective == "pass_at_1" else None
     log.info(
         "seed %d: %s %.4f with the recipe, %.4f with the best trial's", seed, objective, found["recipe"], found["best"]
     )
@@ -182,18 +173,33 @@ def confirmed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return changed(recipe, changes, "the best trial").model_copy(update={"evaluation": evaluation, "tuning": None})
 
 
-def paired(differences: Sequence[float], *, confidence: float) -> Paired:
-    """Mean difference with Student's t interval over seeds.
+def estimated(objective: Objective, repeats: Sequence[Mapping[str, Any]]) -> Estimate:
+    """By how much the best recipe is better, for other seeds, and for other problems where programs are run.
 
     Args:
-        differences: of one pair each, two at least.
-
-    Example:
-        1, 2, 3 at 0.9: mean 2, standard error 1/√3, t of 2 degrees 1.886: lower bound 0.911.
+        objective: which was measured.
+        repeats: by seed the measure of `recipe` and of `best`; of pass@1 `recipe_rates` and `best_rates` too, by problem.
     """
-    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
-    one_sided, two_sided = (t_quantile(share, len(differences) - 1) for share in (confidence, 0.5 + confidence / 2))
-    return Paired(mean, mean - one_sided * error, mean - two_sided * error, mean + two_sided * error)
+    if objective == "pass_at_1":
+        return over_seeds_and_problems(
+            [[b - a for a, b in zip(one["recipe_rates"], one["best_rates"], strict=True)] for one in repeats]
+        )
+    sign = 1.0 if DIRECTIONS[objective] == "maximize" else -1.0
+    found = over_seeds([sign * (one["best"] - one["recipe"]) for one in repeats])
+    assert found is not None, "tuning.repeats is two at least"
+    return found
+
+
+def one_sided(found: Estimate) -> float:
+    """How likely a difference as good is by chance alone; of differences that are all the same nothing is known of chance."""
+    if found.low == found.high:
+        return 1.0
+    return found.p_value / 2 if found.value > 0 else 1 - found.p_value / 2
+
+
+def believes(found: Estimate, confidence: float) -> bool:
+    """Whether a difference is better beyond chance."""
+    return one_sided(found) < 1 - confidence
 
 
 def saved_share(trials: Any) -> float:

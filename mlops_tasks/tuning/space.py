@@ -47,6 +47,7 @@ def require_space(recipe: Recipe, environment: Environment) -> None:
         )
     for name, parameter in tuning.space.items():
         _require_free(name)
+        _require_same_measure(name, tuning)
         for value in _ends(parameter):
             changed(recipe, in_order({**_needed(tuning, name), name: value}), f"tuning.space.{name} ({value!r})")
     _require_room(recipe, tuning)
@@ -63,6 +64,22 @@ def _require_free(name: str) -> None:
     if pinned := _PINNED & {*rest}:
         raise UserError(
             f"tuning.space.{name}: what lies at a {min(pinned)} is pinned once for all trials. Take it out of the space."
+        )
+
+
+def _require_same_measure(name: str, tuning: Tuning) -> None:
+    by_loss = [
+        part
+        for part, is_so in (
+            ("objectives", "validation_loss" in tuning.objectives),
+            ("pruner", tuning.pruner.kind != "none"),
+        )
+        if is_so
+    ]
+    if by_loss and name.startswith("text."):
+        raise UserError(
+            f"tuning.space.{name} changes the text of the validation problems, and which of them are left out, so that validation losses of two "
+            f"trials could not be compared, by which tuning.{by_loss[0]} chooses. Take it out of the space, or tune by pass_at_1 without a pruner."
         )
 
 

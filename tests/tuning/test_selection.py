@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from mlops_tasks.config import Evaluation, EvaluationSet
 from mlops_tasks.tuning.cell import first_problems, other_problems
-from mlops_tasks.tuning.selection import _beats, paired, saved_share
+from mlops_tasks.tuning.selection import _beats, believes, estimated, one_sided, saved_share
 
 
-def test_the_interval_is_students_over_pairs() -> None:
-    found = paired([1.0, 2.0, 3.0], confidence=0.9)
-    error = 1 / math.sqrt(3)
-    # Tables: t of 2 degrees of freedom is 1.886 at 0.9 and 2.920 at 0.95.
-    assert found.difference == 2.0
-    assert found.lower_bound == pytest.approx(2 - 1.8856 * error, abs=1e-4)
-    assert (found.low, found.high) == pytest.approx((2 - 2.92 * error, 2 + 2.92 * error), abs=1e-4)
+def losses(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"recipe": recipe, "best": best} for recipe, best in pairs]
+
+
+def test_a_loss_is_judged_by_students_t_over_seeds() -> None:
+    found = estimated("validation_loss", losses((3.0, 2.0), (4.0, 2.0), (5.0, 2.0)))  # better by 1, 2 and 3
+    assert found.value == 2.0
+    # t is 2·√3 = 3.464 of 2 degrees; its tail is (1 - t/√(2 + t²))/2 = 0.0371.
+    assert one_sided(found) == pytest.approx((1 - 12**0.5 / 14**0.5) / 2)
+    assert believes(found, 0.95) and not believes(found, 0.97)
+    worse = estimated("validation_loss", losses((2.0, 3.0), (2.0, 4.0), (2.0, 5.0)))
+    assert one_sided(worse) == pytest.approx(1 - one_sided(found)) and not believes(worse, 0.95)
+
+
+def test_equal_differences_say_nothing_of_chance() -> None:
+    assert not believes(estimated("validation_loss", losses((2.0, 1.0), (2.0, 1.0), (2.0, 1.0))), 0.95)
+
+
+def test_a_pass_rate_is_judged_over_problems_too() -> None:
+    # One problem in ten is solved only by the best recipe, with each seed: over seeds alone that would be no chance at all.
+    repeats = [{"recipe_rates": [0.0] * 10, "best_rates": [1.0] + [0.0] * 9}] * 3
+    found = estimated("pass_at_1", repeats)
+    assert found.value == pytest.approx(0.1)
+    assert one_sided(found) > 0.15 and not believes(found, 0.95)
 
 
 def test_one_that_is_as_good_in_all_and_better_in_one_beats() -> None:

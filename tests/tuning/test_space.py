@@ -73,12 +73,49 @@ def test_a_tuning_that_cannot_be_is_refused(tree: dict[str, Any], tuning: dict[s
         Recipe.model_validate(tree | {"tuning": tree["tuning"] | tuning})
 
 
-def test_problems_must_be_left_to_decide_by(tree: dict[str, Any]) -> None:
-    tree["evaluation"]["gate"] = {"limit": 3}
+@pytest.mark.parametrize(("gate", "size"), [({"limit": 3}, 3), ({"skip": 4}, 2)])
+def test_problems_must_be_left_to_decide_by(tree: dict[str, Any], gate: dict[str, int], size: int) -> None:
+    tree["evaluation"]["gate"] = gate
+    Recipe.model_validate(tree)  # a validation loss is of all validation problems
+    tree["tuning"] |= {"objectives": ["pass_at_1"], "num_problems": 3}
     with pytest.raises(
-        ValueError, match=r"num_problems is 3 of the 3 problems of evaluation\.gate: none would be left"
+        ValueError, match=rf"num_problems is 3 of the {size} problems of evaluation\.gate: none would be left"
     ):
         Recipe.model_validate(tree)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "what"),
+    [
+        ({"objectives": ["pass_at_1"], "pruner": {"kind": "median"}}, "tuning.pruner median"),
+        ({"objectives": ["tokens_per_second"], "pruner": {"kind": "median"}}, "tuning.pruner median"),
+        ({"objectives": ["pass_at_1", "validation_loss"]}, "tuning.objectives"),
+    ],
+)
+def test_problems_that_decide_in_the_end_choose_no_trial(
+    tree: dict[str, Any], tuning: dict[str, Any], what: str
+) -> None:
+    tree["tuning"] |= tuning
+    with pytest.raises(ValueError, match=f"{what} chooses trials by the validation problems, so evaluation.gate must"):
+        Recipe.model_validate(tree)
+    tree["evaluation"] |= {"gate": {"split": "test", "limit": 2}, "report": {"split": "test", "skip": 2}}
+    tree["tuning"]["num_problems"] = 1
+    Recipe.model_validate(tree)
+
+
+@pytest.mark.parametrize("name", ["text.max_length", "text.prompt"])
+def test_what_changes_the_validation_problems_is_not_tried_where_their_loss_chooses(
+    tree: dict[str, Any], name: str
+) -> None:
+    parameter = {
+        "kind": "choice",
+        "choices": [256, 128] if name == "text.max_length" else ["docstring-0shot", "mbpp-3shot"],
+    }
+    recipe = Recipe.model_validate(tree | {"tuning": tree["tuning"] | {"space": {name: parameter}}})
+    with pytest.raises(
+        UserError, match=rf"tuning\.space\.{name} changes the text of the validation problems.*tuning\.objectives"
+    ):
+        require_space(recipe, ENVIRONMENT)
 
 
 def test_a_recipe_without_a_space_or_an_environment_without_a_database_cannot_be_tuned(tree: dict[str, Any]) -> None:
