@@ -118,9 +118,10 @@ def cell_prefixes(store: Store, run: str) -> list[str]:
 
 
 def own_prefix(environment: Environment, specs: Mapping[Cell, Spec], comparison: Comparison) -> str:
-    """Where a comparison lies that no DAG has started: the same recipes of the same data are the same comparison."""
+    """Where a comparison lies that no DAG has started: the same file, recipes and data are the same comparison, wherever the file lies."""
     told = [[cell.name, spec.recipe.model_dump(mode="json"), spec.pins] for cell, spec in specs.items()]
-    digest = hashlib.sha256(canonical_json(told)).hexdigest()
+    asked = comparison.model_dump(mode="json", exclude={"recipe"})
+    digest = hashlib.sha256(canonical_json([asked, told])).hexdigest()
     return Run.prefix_of(environment, "comparison", f"{comparison.name}-{digest[:12]}")
 
 

@@ -161,6 +161,10 @@ class Contrast:
         """Whether there is a difference beyond chance."""
         return self.corrected_p < ALPHA
 
+    def in_words(self) -> str:
+        """A difference of shares: its value, interval and p."""
+        return f"{points(self.estimate.value)} points, {span(self.estimate)}, corrected p {p_text(self.corrected_p)}"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -319,14 +323,15 @@ def verdict(findings: Findings, arm: Arm) -> str:
     """What may be concluded of one algorithm."""
     contrast, baseline = findings.passed[arm.name], findings.baseline.name
     estimate = contrast.estimate
-    figures = f"{points(estimate.value)} points, {points(estimate.low)} to {points(estimate.high)}, corrected p {p_text(contrast.corrected_p)}"
+    figures = contrast.in_words()
     if contrast.is_shown:
         words = f"{arm.name} is {_better(estimate.value)} than {baseline} ({figures})."
-    elif estimate.margin == 0:
+    elif estimate.value == estimate.margin() == 0:
         words = f"{arm.name}: no difference from {baseline} is shown: with each seed it is right on the same problems."
     else:
+        least = 100 * estimate.margin(ALPHA / len(findings.passed))
         words = (
-            f"{arm.name}: no difference from {baseline} is shown ({figures}); one of less than about {100 * estimate.margin:.0f} points "
+            f"{arm.name}: no difference from {baseline} is shown ({figures}); one of less than about {least:.0f} points "
             "would not show here."
         )
     loss = findings.losses.get(arm.name)
@@ -344,6 +349,11 @@ def _better(difference: float) -> str:
 def points(share: float) -> str:
     """A difference of shares in points, signed."""
     return f"{100 * share:+.1f}"
+
+
+def span(estimate: Estimate) -> str:
+    """The interval of a difference of shares in points."""
+    return " to ".join(map(points, estimate.interval))
 
 
 def p_text(value: float) -> str:

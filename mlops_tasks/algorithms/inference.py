@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +23,51 @@ _TINY = 1e-300
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A standard error, and the degrees of freedom that it is known with."""
+
+    error: float
+    freedom: float
+
+    def chance_of(self, value: float) -> float:
+        """How likely a mean as far from zero is, on either side, where the true one is zero."""
+        if self.error == 0:
+            return float(value == 0)
+        return min(1.0, 2 * t_tail(abs(value) / self.error, self.freedom))
+
+    def margin(self, alpha: float) -> float:
+        """Half of the interval that misses the truth with this probability."""
+        return self.error * t_quantile(1 - alpha / 2, self.freedom) if self.error else 0.0
+
+
+@dataclass(frozen=True)
 class Estimate:
     """A mean with its interval, and how likely one as far from zero is by chance alone."""
 
     value: float
-    low: float
-    high: float
-    p_value: float
-    """Two-sided, of a true mean of zero."""
+    spreads: tuple[Spread, ...]
+    """Each is a reason why the mean may be off; the widest interval counts."""
+    least_p: float = 0.0
+    """No p is below it, however little the values vary: see `_all_on_one_side`."""
 
-    @property
-    def margin(self) -> float:
-        """Half of the interval: true differences much below it would mostly not be seen."""
-        return (self.high - self.low) / 2
+    @cached_property
+    def p_value(self) -> float:
+        """Two-sided, of a true mean of zero."""
+        return max(self.least_p, *(spread.chance_of(self.value) for spread in self.spreads))
+
+    def margin(self, alpha: float = 1 - CONFIDENCE) -> float:
+        """Half of the interval that misses the truth with this probability: true differences much below it would mostly not be seen.
+
+        It holds zero exactly where `p_value` is not below this probability.
+        """
+        widest = max(spread.margin(alpha) for spread in self.spreads)
+        return widest if self.p_value < alpha else max(widest, abs(self.value))
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Holds the truth with a probability of `CONFIDENCE`."""
+        margin = self.margin()
+        return self.value - margin, self.value + margin
 
 
 def over_seeds_and_problems(values_SN: npt.ArrayLike) -> Estimate:
@@ -44,6 +77,9 @@ def over_seeds_and_problems(values_SN: npt.ArrayLike) -> Estimate:
     (MS_seeds + max(0, MS_problems - MS_rest)) / (S·N), with Satterthwaite's degrees of freedom. Plain resampling of seeds and
     problems counts the rest thrice, and with three seeds an interval from it is far too narrow where seeds matter.
 
+    Right-or-wrong outcomes often give seeds of equal means, so an MS_seeds of zero, from which nothing follows. So the interval is never
+    narrower than that of the problems alone, or of the rest alone, each with its own degrees of freedom.
+
     Args:
         values_SN: by seed and problem, such as the difference in pass@1. With one seed nothing is known of seeds, and the interval is
             that of the problems alone.
@@ -52,26 +88,31 @@ def over_seeds_and_problems(values_SN: npt.ArrayLike) -> Estimate:
         Clark 1973, the quasi-F of subjects × items (min F'), with negative components set to zero.
 
     Example:
-        Two seeds, two problems, [[1, 0], [1, 1]]: the mean is 3/4, all three mean squares are 1/4, so σ̂² is 1/16.
+        Two seeds, two problems, [[1, 0], [1, 1]]: the mean is 3/4, all three mean squares are 1/4, so each σ̂² is 1/16.
     """
     values = np.asarray(values_SN, dtype=np.float64)
     num_seeds, num_problems = values.shape
     mean = float(values.mean())
     of_seeds, of_problems = values.mean(1) - mean, values.mean(0) - mean
     ms_problems = num_seeds * float((of_problems**2).sum()) / max(num_problems - 1, 1)
-    if num_seeds == 1:
-        return _estimate(mean, ms_problems / num_problems, num_problems - 1)
-    rest = values - mean - of_seeds[:, None] - of_problems[None, :]
-    df_rest = (num_seeds - 1) * (num_problems - 1)
-    ms_seeds = num_problems * float((of_seeds**2).sum()) / (num_seeds - 1)
-    ms_rest = float((rest**2).sum()) / max(df_rest, 1)
-    beyond_rest = max(0.0, ms_problems - ms_rest)
-    variance = (ms_seeds + beyond_rest) / values.size
-    spread = ms_seeds**2 / (num_seeds - 1)
-    if beyond_rest > 0:
-        spread += ms_problems**2 / (num_problems - 1) + ms_rest**2 / df_rest
-    freedom = (ms_seeds + beyond_rest) ** 2 / spread if spread > 0 else float(num_seeds - 1)
-    return _estimate(mean, variance, freedom)
+
+    def spread(mean_square: float, freedom: float) -> Spread:
+        return Spread(math.sqrt(mean_square / values.size), max(freedom, 1.0))
+
+    spreads = [spread(ms_problems, num_problems - 1)]
+    if num_seeds > 1:
+        rest = values - mean - of_seeds[:, None] - of_problems[None, :]
+        df_seeds, df_rest = num_seeds - 1, (num_seeds - 1) * (num_problems - 1)
+        ms_seeds = num_problems * float((of_seeds**2).sum()) / df_seeds
+        ms_rest = float((rest**2).sum()) / max(df_rest, 1)
+        both, freedom = ms_seeds, float(df_seeds)
+        if ms_problems > ms_rest:
+            both += ms_problems - ms_rest
+            parts = ms_seeds**2 / df_seeds + ms_problems**2 / (num_problems - 1) + ms_rest**2 / df_rest
+            # What is subtracted can take Satterthwaite's below what any of the three has.
+            freedom = max(both**2 / parts, min(df_seeds, num_problems - 1))
+        spreads += [spread(ms_rest, df_rest), spread(both, freedom)]
+    return Estimate(mean, tuple(spreads), _all_on_one_side(values.mean(0)))
 
 
 def over_seeds(values_S: Sequence[float]) -> Estimate | None:
@@ -79,15 +120,13 @@ def over_seeds(values_S: Sequence[float]) -> Estimate | None:
     values = np.asarray(values_S, dtype=np.float64)
     if len(values) < 2:
         return None
-    return _estimate(float(values.mean()), float(values.var(ddof=1)) / len(values), len(values) - 1)
+    spread = Spread(math.sqrt(float(values.var(ddof=1)) / len(values)), len(values) - 1)
+    return Estimate(float(values.mean()), (spread,), 0.0 if spread.error else _all_on_one_side(values))
 
 
-def _estimate(mean: float, variance: float, freedom: float) -> Estimate:
-    if variance == 0:
-        return Estimate(mean, mean, mean, float(mean == 0))
-    error = math.sqrt(variance)
-    margin = error * t_quantile(0.5 + CONFIDENCE / 2, freedom)
-    return Estimate(mean, mean - margin, mean + margin, 2 * t_tail(abs(mean) / error, freedom))
+def _all_on_one_side(values: npt.NDArray[np.float64]) -> float:
+    """How likely k values that are not zero have one sign by chance, 2^(1 - k): a t test knows nothing of that where few differ."""
+    return min(1.0, 2.0 ** (1 - np.count_nonzero(np.abs(values) > 1e-12)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

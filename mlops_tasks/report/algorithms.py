@@ -15,7 +15,7 @@ import yaml
 
 from mlops_tasks import tracking
 from mlops_tasks.algorithms import Cells, progress
-from mlops_tasks.algorithms.findings import PURPOSES, Arm, Contrast, Findings, p_text, points
+from mlops_tasks.algorithms.findings import PURPOSES, Arm, Contrast, Findings, p_text, points, span
 from mlops_tasks.algorithms.inference import CONFIDENCE, Estimate
 from mlops_tasks.errors import WmtpError
 from mlops_tasks.report import charts
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 PAGE = "report.html"
 _METHOD = (
     "Differences are paired: the same problems, and the same seed, which gives the same problems in the same steps. Intervals hold "
-    f"{CONFIDENCE:.0%} and allow for other problems and for other seeds: a t interval with the variance of both. McNemar's exact test "
+    f"{CONFIDENCE:.0%} and allow for other problems and for other seeds: a t interval with the variance of both, never narrower than that of the "
+    "problems alone. McNemar's exact test "
     "counts the first programs that only one of the two has right, over all seeds; it takes the seeds of one problem for independent, so that "
     "the verdict does not rest on it. Every p is corrected by Holm for the number of algorithms, each measure by itself; intervals are not."
 )
@@ -68,8 +69,8 @@ def _log_to_mlflow(findings: Findings, text: str, path: str) -> dict[str, str] |
         for name, contrast in findings.passed.items()
         for part, value in (
             ("difference", contrast.estimate.value),
-            ("low", contrast.estimate.low),
-            ("high", contrast.estimate.high),
+            ("low", contrast.estimate.interval[0]),
+            ("high", contrast.estimate.interval[1]),
             ("corrected_p", contrast.corrected_p),
         )
     }
@@ -150,7 +151,7 @@ def _line(findings: Findings, arm: Arm) -> tuple[str, ...]:
     loss = findings.losses.get(arm.name)
     estimate = contrast.estimate
     return (
-        arm.name, seeds, mean, points(estimate.value), f"{points(estimate.low)} to {points(estimate.high)}", p_text(contrast.corrected_p),
+        arm.name, seeds, mean, points(estimate.value), span(estimate), p_text(contrast.corrected_p),
         f"{test.only_a}:{test.only_b}", p_text(corrected), nats, "–" if loss is None else p_text(loss.corrected_p), cost,
     )  # fmt: skip
 
@@ -204,7 +205,8 @@ def _header(findings: Findings, title: str) -> Markup:
 
 def _inside(estimate: Estimate) -> str:
     """An interval of a share; a t interval knows no ends."""
-    return percents((max(0.0, estimate.low), min(1.0, estimate.high)))
+    low, high = estimate.interval
+    return percents((max(0.0, low), min(1.0, high)))
 
 
 def _verdict(findings: Findings) -> Markup:
@@ -213,7 +215,7 @@ def _verdict(findings: Findings) -> Markup:
 
 def _figures(findings: Findings) -> Markup:
     rows = [
-        charts.Estimate(name, one.estimate.value, (one.estimate.low, one.estimate.high), _kind(one))
+        charts.Estimate(name, one.estimate.value, one.estimate.interval, _kind(one))
         for name, one in findings.passed.items()
     ]
     reach = 1.1 * max(0.02, *(abs(end) for row in rows for end in row.interval or ()))
@@ -255,7 +257,7 @@ def _contrasts(findings: Findings, arm: Arm) -> list[Child]:
     estimate = contrast.estimate
     return [
         points(estimate.value),
-        f"{points(estimate.low)} to {points(estimate.high)}",
+        span(estimate),
         p_text(contrast.corrected_p),
         f"{test.only_a} : {test.only_b}",
         p_text(corrected),
@@ -299,7 +301,8 @@ def _loss_contrast(findings: Findings, arm: Arm) -> list[Child]:
     if (loss := findings.losses.get(arm.name)) is None:
         return ["one seed", "–", "–"]
     one = loss.estimate
-    return [f"{one.value:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", p_text(loss.corrected_p)]
+    low, high = one.interval
+    return [f"{one.value:+.4f}", f"{low:+.4f} to {high:+.4f}", p_text(loss.corrected_p)]
 
 
 def _curves(findings: Findings) -> Markup:

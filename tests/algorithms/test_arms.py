@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mlops_tasks.algorithms import arms, resolve
+from mlops_tasks.algorithms import arms, plan, resolve
 from mlops_tasks.config import Comparison, Environment, load_comparison
 from mlops_tasks.errors import UserError
 
@@ -29,6 +29,19 @@ def test_the_demo_is_five_algorithms_with_three_seeds(tmp_path: Path) -> None:
     assert [cell.name for cell in specs][:2] == ["uniform-seed-0", "ntp-seed-0"]
     assert {spec.recipe.seed for spec in specs.values()} == {0, 1, 2}
     assert all(spec.recipe.train.steps == 120 and spec.only_candidate for spec in specs.values())
+
+
+def test_a_file_with_another_baseline_is_another_comparison_with_the_same_cells(tmp_path: Path) -> None:
+    environment = Environment(store=str(tmp_path / "store"), mlflow_uri="sqlite:///x.db")
+    tree = {"name": "some", "recipe": DEMO, "baseline": "uniform", "algorithms": {"uniform": {}, "ntp": {}}}
+    file = tmp_path / "comparison.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    first, again = plan(environment, file), plan(environment, file)
+    file.write_text(yaml.safe_dump({**tree, "baseline": "ntp"}))
+    other = plan(environment, file)
+    assert first.prefix == again.prefix != other.prefix
+    assert (first.plan.comparison.baseline, other.plan.comparison.baseline) == ("uniform", "ntp")
+    assert first.plan.cells == other.plan.cells
 
 
 def test_each_ready_algorithm_is_its_scorer_and_its_weights() -> None:

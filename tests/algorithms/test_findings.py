@@ -34,9 +34,27 @@ def test_a_large_difference_is_shown_with_its_flips(tmp_path: Path) -> None:
 
 def test_a_small_difference_is_not_shown_and_it_is_said_which_would_be(tmp_path: Path) -> None:
     findings = Stand.of(tmp_path, "uniform", "ntp").ended(better("ntp", 2))
-    margin = 100 * findings.passed["ntp"].estimate.margin
+    margin = 100 * findings.passed["ntp"].estimate.margin()
     assert not findings.passed["ntp"].is_shown
     assert f"one of less than about {margin:.0f} points would not show here" in findings.verdicts()[0]
+
+
+def test_what_would_not_show_among_many_algorithms_is_more_than_the_interval_of_one(tmp_path: Path) -> None:
+    findings = Stand.of(tmp_path, "uniform", "ntp", "rho1-soft", "rho1-select", "random").ended(better("ntp", 2))
+    estimate = findings.passed["ntp"].estimate
+    # Holm: the least p of four counts where it is below 0.05 / 4.
+    least = 100 * estimate.margin(0.05 / 4)
+    assert f"{least:.0f}" != f"{100 * estimate.margin():.0f}"
+    assert f"one of less than about {least:.0f} points would not show here" in findings.verdicts()[0]
+
+
+def test_one_other_problem_for_each_seed_is_no_difference(tmp_path: Path) -> None:
+    def solved(cell: Cell, problem: int) -> bool:
+        return half(cell, problem) or (cell.arm == "ntp" and problem == 2 * cell.seed + 1)
+
+    findings = Stand.of(tmp_path, "uniform", "ntp").ended(solved)
+    assert (findings.flips["ntp"][0].only_a, findings.flips["ntp"][0].only_b) == (3, 0)
+    assert findings.verdicts()[0].startswith("ntp: no difference from uniform is shown (+1.7 points, ")
 
 
 def test_a_placebo_that_helps_as_well_is_named(tmp_path: Path) -> None:
