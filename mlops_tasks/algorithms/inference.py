@@ -69,6 +69,16 @@ class Estimate:
         margin = self.margin()
         return self.value - margin, self.value + margin
 
+    @property
+    def low(self) -> float:
+        """Lower end of `interval`."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of `interval`."""
+        return self.interval[1]
+
 
 def over_seeds_and_problems(values_SN: npt.ArrayLike) -> Estimate:
     """The mean of a paired difference, for other seeds and other problems.

@@ -69,8 +69,8 @@ def _log_to_mlflow(findings: Findings, text: str, path: str) -> dict[str, str] |
         for name, contrast in findings.passed.items()
         for part, value in (
             ("difference", contrast.estimate.value),
-            ("low", contrast.estimate.interval[0]),
-            ("high", contrast.estimate.interval[1]),
+            ("low", contrast.estimate.low),
+            ("high", contrast.estimate.high),
             ("corrected_p", contrast.corrected_p),
         )
     }
@@ -205,8 +205,7 @@ def _header(findings: Findings, title: str) -> Markup:
 
 def _inside(estimate: Estimate) -> str:
     """An interval of a share; a t interval knows no ends."""
-    low, high = estimate.interval
-    return percents((max(0.0, low), min(1.0, high)))
+    return percents((max(0.0, estimate.low), min(1.0, estimate.high)))
 
 
 def _verdict(findings: Findings) -> Markup:
@@ -301,8 +300,7 @@ def _loss_contrast(findings: Findings, arm: Arm) -> list[Child]:
     if (loss := findings.losses.get(arm.name)) is None:
         return ["one seed", "–", "–"]
     one = loss.estimate
-    low, high = one.interval
-    return [f"{one.value:+.4f}", f"{low:+.4f} to {high:+.4f}", p_text(loss.corrected_p)]
+    return [f"{one.value:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", p_text(loss.corrected_p)]
 
 
 def _curves(findings: Findings) -> Markup:
