@@ -13,6 +13,7 @@ from typing import Any
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.pipeline import every, places
 from mlops_tasks.stage import Pointer, Run, Stage, artifact_prefix, decide
+from mlops_tasks.store import Store
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,13 @@ def _is_of(run: Run, record: Mapping[str, Any]) -> bool:
 
 def _failures(run: Run, prefixes: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     for prefix in prefixes:
-        for name in run.store.children(f"{prefix}/failures"):
-            record = run.store.read_json(f"{prefix}/failures/{name}") or {}
-            if _is_of(run, record):
-                yield record
+        yield from (record for record in failures(run.store, prefix) if _is_of(run, record))
+
+
+def failures(store: Store, prefix: str) -> Iterator[Mapping[str, Any]]:
+    """What the attempts at an artifact recorded that ended without it, whichever run's they were."""
+    for name in store.children(f"{prefix}/failures"):
+        yield store.read_json(f"{prefix}/failures/{name}") or {}
 
 
 def _unfinished(run: Run, ended: Iterable[Pointer]) -> set[str]:

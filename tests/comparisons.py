@@ -61,6 +61,11 @@ class Stand:
         environment = Environment(store=str(folder / "store"), mlflow_uri=f"sqlite:///{folder}/mlflow.db")
         return cls(algorithms.plan(environment, folder / "comparison.yaml"))
 
+    def failed(self, prefix: str, *, device_seconds: float, lost: float) -> None:
+        """Record an attempt that ended without its artifact."""
+        record = {"run": "another", "device_seconds": device_seconds, "lost_device_seconds": lost}
+        self.cells.store.write_json(f"{prefix}/failures/first.json", record)
+
     def ended(self, solved: Solved, nats: Callable[[Cell], float] = lambda cell: 1.0, **changed: Any) -> Findings:
         """What is found when all cells have ended."""
         for cell in self.cells.plan.cells:

@@ -6,12 +6,13 @@ said of it on a page `report.algorithms`'.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,14 @@ from mlops_tasks.data.problems import natural_order
 from mlops_tasks.errors import Unavailable
 from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes
 from mlops_tasks.evaluation.metrics import McNemar, mcnemar
+from mlops_tasks.ledger import failures
 from mlops_tasks.pipeline import CANDIDATE_REPORT
 from mlops_tasks.scoring.scorers import read_scores
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact
 
 ALPHA = 0.05
+Name = TypeVar("Name", bound=Hashable)
 PLACEBOS = frozenset({"shuffled", "random", "position"})
 _LEARNT_ALIKE = {
     "batches_sha256": "the problems of each step, in order",
@@ -98,11 +101,36 @@ class Result:
 
     @cached_property
     def charges(self) -> dict[str, float]:
-        """Device-seconds by purpose of all that this cell needs, whether it was made for it or found made."""
+        """Device-seconds by purpose of all that this cell needs, whether it was made for it or found made.
+
+        Of attempts that failed, what the next one went on from counts too; what was done again is chance, and no algorithm's.
+        """
         seconds = dict.fromkeys(PURPOSES, 0.0)
         for artifact in self.needed.values():
-            seconds[self._purpose(artifact)] += float(artifact.manifest["device_seconds"])
+            kept = sum(one["device_seconds"] - one["lost_device_seconds"] for one in self._failures[artifact.prefix])
+            seconds[self._purpose(artifact)] += float(artifact.manifest["device_seconds"]) + kept
         return seconds
+
+    @cached_property
+    def spent(self) -> dict[str, float]:
+        """Device-seconds of all that this cell needs, by prefix, failed attempts and what they lost among them."""
+        return {
+            prefix: float(artifact.manifest["device_seconds"])
+            + sum(one["device_seconds"] for one in self._failures[prefix])
+            for prefix, artifact in self.needed.items()
+        }
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether something of it went on from an attempt that failed: one that was killed outright has recorded no seconds."""
+        return any(
+            one.metrics.get("resumed_from") is not None or one.metrics.get("num_resumed")
+            for one in self.needed.values()
+        )
+
+    @cached_property
+    def _failures(self) -> dict[str, list[Mapping[str, Any]]]:
+        return {prefix: list(failures(one.store, prefix)) for prefix, one in self.needed.items()}
 
     @cached_property
     def needed(self) -> dict[str, Artifact]:
@@ -161,6 +189,11 @@ class Contrast:
         """Whether there is a difference beyond chance."""
         return self.corrected_p < ALPHA
 
+    @property
+    def is_better(self) -> bool:
+        """Whether it is shown to be above zero."""
+        return self.is_shown and self.estimate.value > 0
+
     def in_words(self) -> str:
         """A difference of shares: its value, interval and p."""
         return f"{points(self.estimate.value)} points, {span(self.estimate)}, corrected p {p_text(self.corrected_p)}"
@@ -203,11 +236,21 @@ class Arm:
         return self.recipe.scoring.scorer in PLACEBOS
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether its weights are to be of importance."""
+        return not self.is_placebo and self.recipe.scoring.scorer != "uniform"
+
+    @property
     def notes(self) -> list[str]:
         """What a scorer said of itself: a critic that was refused learnt with uniform weights."""
         found = [result.run.artifact("score") for result in self.results if result.run.pointer("score")]
         words = [one.metrics["critic_verdict"] for one in found if one and "critic_verdict" in one.metrics]
         return list(dict.fromkeys(words))
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether what it is charged with is the least that it can have taken: see `Result.is_continued`."""
+        return any(result.is_continued for result in self.results)
 
     def charge(self, purpose: str) -> float:
         """Device-seconds of one training with all that it needs: the mean over the seeds."""
@@ -237,6 +280,8 @@ class Findings:
     """By algorithm the first programs that only it, or only the baseline, has right, over problems and seeds; and the corrected p."""
     losses: Mapping[str, Contrast]
     """By algorithm its difference in validation loss; empty where there is none, or one seed alone."""
+    over_placebos: Mapping[tuple[str, str], Contrast]
+    """By weighted algorithm and placebo the difference in pass@1 between the two; those with the baseline are in `passed`."""
     unequal: Sequence[str]
     """In what the trainings were not equal; empty if they were."""
     equal: Sequence[str]
@@ -263,6 +308,7 @@ class Findings:
             _corrected({arm.name: over_seeds_and_problems(arm.rates_SN - baseline.rates_SN) for arm in others}),
             {arm.name: (test, p) for arm, test, p in zip(others, flips, corrected, strict=True)},
             _losses(others, baseline),
+            _over_placebos(others),
             unequal,
             equal,
         )
@@ -289,9 +335,12 @@ class Findings:
 
     @property
     def spent(self) -> float:
-        """Device-seconds of all artifacts of the comparison, what several need counted once."""
-        needed = {prefix: one for arm in self.arms for result in arm.results for prefix, one in result.needed.items()}
-        return sum(float(one.manifest["device_seconds"]) for one in needed.values())
+        """Device-seconds of all artifacts of the comparison with the attempts that failed, what several need counted once."""
+        found: dict[str, float] = {}
+        for arm in self.arms:
+            for result in arm.results:
+                found |= result.spent
+        return sum(found.values())
 
     def verdicts(self) -> list[str]:
         """What may be concluded, a sentence each: first what was not equal, then one for each algorithm."""
@@ -299,15 +348,12 @@ class Findings:
         if self.num_seeds == 1:
             warnings.append("One seed: what is shown may be chance of the training. Compare with three or more.")
         found = [verdict(self, arm) for arm in self.others]
-        better = [
-            arm for arm in self.others if self.passed[arm.name].is_shown and self.passed[arm.name].estimate.value > 0
+        doubts = [
+            over_placebo(arm, placebo, contrast)
+            for (arm, placebo), contrast in self.over_placebos.items()
+            if self.passed[arm].is_better
         ]
-        placebos = [arm.name for arm in better if arm.is_placebo]
-        if placebos and len(placebos) < len(better):
-            found.append(
-                f"{' and '.join(placebos)} is better too, whose weights have nothing to do with importance: what helps need not be that."
-            )
-        return [*warnings, *found]
+        return [*warnings, *found, *doubts]
 
     @property
     def headline(self) -> str:
@@ -342,6 +388,17 @@ def verdict(findings: Findings, arm: Arm) -> str:
     return f"{words} Its validation loss {told} (corrected p {p_text(loss.corrected_p)})."
 
 
+def over_placebo(arm: str, placebo: str, contrast: Contrast) -> str:
+    """What may be concluded of an algorithm from one whose weights have nothing to do with importance."""
+    figures = contrast.in_words()
+    if contrast.is_better:
+        return f"{arm} is better than the placebo {placebo} as well ({figures}): which tokens have the weights matters."
+    return (
+        f"{arm} is not shown to be better than the placebo {placebo} ({figures}), whose weights have nothing to do with importance: what helps "
+        "need not be that."
+    )
+
+
 def _better(difference: float) -> str:
     return "better" if difference > 0 else "worse"
 
@@ -373,9 +430,16 @@ def _require_asked_alike(arms: Sequence[Arm], baseline: Arm) -> None:
             raise not_alike(result.judged, first, differences)
 
 
-def _corrected(estimates: Mapping[str, Estimate]) -> dict[str, Contrast]:
+def _corrected(estimates: Mapping[Name, Estimate]) -> dict[Name, Contrast]:
     corrected = holm([one.p_value for one in estimates.values()])
     return {name: Contrast(one, p) for (name, one), p in zip(estimates.items(), corrected, strict=True)}
+
+
+def _over_placebos(others: Sequence[Arm]) -> dict[tuple[str, str], Contrast]:
+    pairs = itertools.product((arm for arm in others if arm.is_weighted), (arm for arm in others if arm.is_placebo))
+    return _corrected(
+        {(arm.name, placebo.name): over_seeds_and_problems(arm.rates_SN - placebo.rates_SN) for arm, placebo in pairs}
+    )
 
 
 def _losses(others: Sequence[Arm], baseline: Arm) -> dict[str, Contrast]:

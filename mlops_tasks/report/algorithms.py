@@ -121,6 +121,8 @@ def in_words(findings: Findings) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
     yield ""
     yield from findings.verdicts()
+    for (arm, placebo), contrast in findings.over_placebos.items():
+        yield f"{arm} against the placebo {placebo}: {contrast.in_words()}."
     yield f"Equal: {'; '.join(findings.equal) or 'nothing'}."
     yield f"Device-seconds spent on the comparison: {findings.spent:.0f}, what several algorithms need counted once."
 
@@ -144,7 +146,7 @@ def _line(findings: Findings, arm: Arm) -> tuple[str, ...]:
     seeds = " ".join(f"{rate:.3f}" for rate in arm.by_seed)
     mean = f"{arm.estimate.value:.3f}"
     nats = "–" if arm.nats is None else f"{fmean(arm.nats):.4f}"
-    cost = f"{_cost(arm):.0f}"
+    cost = f"{_at_least(arm)}{_cost(arm):.0f}"
     if arm.name == findings.baseline.name:
         return (arm.name, seeds, mean, "baseline", "", "", "", "", nats, "", cost)
     contrast, (test, corrected) = findings.passed[arm.name], findings.flips[arm.name]
@@ -158,6 +160,10 @@ def _line(findings: Findings, arm: Arm) -> tuple[str, ...]:
 
 def _cost(arm: Arm) -> float:
     return sum(arm.charge(purpose) for purpose in PURPOSES)
+
+
+def _at_least(arm: Arm) -> str:
+    return "≥ " if arm.is_continued else ""
 
 
 # In a browser
@@ -225,7 +231,18 @@ def _figures(findings: Findings) -> Markup:
         element("p", _METHOD),
         element("div", element("h3", f"Difference from {findings.baseline.name}, points"), chart, class_="card"),
         scrolling("pass@1 of each algorithm", _passed(findings), is_card=True),
+        _over_placebos(findings) if findings.over_placebos else None,
     )
+
+
+def _over_placebos(findings: Findings) -> list[Markup]:
+    text = "Against a placebo, whose weights have nothing to do with importance; corrected over this table:"
+    rows = [
+        _row([f"{arm}, {placebo}"], [points(one.estimate.value), span(one.estimate), p_text(one.corrected_p)])
+        for (arm, placebo), one in findings.over_placebos.items()
+    ]
+    table = _table("algorithm, placebo", ("difference", "interval", "p"), rows)
+    return [element("p", text), scrolling("pass@1 against placebos", table, is_card=True)]
 
 
 def _kind(contrast: Contrast) -> str:
@@ -341,7 +358,8 @@ def _costs(findings: Findings) -> Markup:
         "Device-seconds of one training with all that it needs, the mean over the seeds, as the manifests have them: what several algorithms share is "
         "charged to each, for alone each would need it. Scores are the forwards of reference or base model, a critic is its candidates, their "
         "rewards and its heads. Tokens learnt went through models that learn, references among them; tokens scored through a reference or the base "
-        "(a critic's candidates are in its seconds alone). Seconds depend on what else the machine did, tokens do not. "
+        "(a critic's candidates are in its seconds alone). Seconds depend on what else the machine did, tokens do not. Of an attempt that failed, what the "
+        "next one went on from is charged too, as far as it was recorded: ≥ marks sums with something that went on, which a killed process may have begun. "
         f"The comparison itself has taken {findings.spent:,.0f} device-seconds, what is shared counted once."
     )
     used = [purpose for purpose in PURPOSES if any(arm.charge(purpose) for arm in findings.arms)]
@@ -351,7 +369,7 @@ def _costs(findings: Findings) -> Markup:
             [_named(arm)],
             [
                 *(f"{arm.charge(purpose):,.1f}" for purpose in used),
-                f"{_cost(arm):,.1f}",
+                f"{_at_least(arm)}{_cost(arm):,.1f}",
                 f"{_cost(arm) / baseline:.2f}" if baseline else "–",
                 f"{arm.num_tokens:,.0f}",
                 f"{arm.num_scored_tokens:,.0f}",

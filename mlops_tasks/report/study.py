@@ -17,7 +17,7 @@ from mlops_tasks.algorithms.inference import CONFIDENCE
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Axis, Bar, Dot, Path, Series, Span
 from mlops_tasks.report.document import document
-from mlops_tasks.report.facts import absent, duration, percent, pill, section
+from mlops_tasks.report.facts import absent, duration, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Markup, element, join
 from mlops_tasks.report.outcomes import tile
 from mlops_tasks.store import Artifact
@@ -357,7 +357,7 @@ def _table(trials: Trials) -> Markup:
         for row in sorted(trials.rows, key=lambda row: (row["slot"] is None, row["slot"], row["trial"]))
     ]
     head = element("tr", [element("th", one, class_="n" if place != 1 else None) for place, one in enumerate(heads)])
-    return section("trials", "Trials", element("div", element("table", head, rows), class_="card scroll"))
+    return section("trials", "Trials", scrolling("Trials", element("table", head, rows), is_card=True))
 
 
 def _values(trials: Trials, row: Mapping[str, Any]) -> list[Any]:

@@ -61,8 +61,37 @@ def test_a_placebo_that_helps_as_well_is_named(tmp_path: Path) -> None:
     def solved(cell: Cell, problem: int) -> bool:
         return half(cell, problem) or (cell.arm != "uniform" and problem < 40)
 
+    findings = Stand.of(tmp_path, "uniform", "rho1-soft", "shuffled").ended(solved)
+    assert findings.verdicts()[-1] == (
+        "rho1-soft is not shown to be better than the placebo shuffled (+0.0 points, +0.0 to +0.0, corrected p 1), whose weights have nothing "
+        "to do with importance: what helps need not be that."
+    )
+
+
+def test_of_an_algorithm_that_does_harm_no_placebo_is_asked(tmp_path: Path) -> None:
+    def solved(cell: Cell, problem: int) -> bool:
+        return problem < {"uniform": 40, "rho1-soft": 20, "shuffled": 10}[cell.arm]
+
     verdicts = Stand.of(tmp_path, "uniform", "rho1-soft", "shuffled").ended(solved).verdicts()
-    assert verdicts[-1].startswith("shuffled is better too, whose weights have nothing to do with importance")
+    assert [one.partition(" (")[0] for one in verdicts] == [
+        "rho1-soft is worse than uniform",
+        "shuffled is worse than uniform",
+    ]
+
+
+def test_an_algorithm_without_a_difference_is_held_against_placebos_in_the_table_alone(tmp_path: Path) -> None:
+    def solved(cell: Cell, problem: int) -> bool:
+        return problem < {"uniform": 20, "rho1-soft": 20, "shuffled": 40, "random": 5}[cell.arm]
+
+    findings = Stand.of(tmp_path, "uniform", "rho1-soft", "shuffled", "random").ended(solved)
+    assert len(findings.verdicts()) == 3
+    assert {pair: one.estimate.value for pair, one in findings.over_placebos.items()} == {
+        ("rho1-soft", "shuffled"): pytest.approx(-1 / 3),
+        ("rho1-soft", "random"): pytest.approx(1 / 4),
+    }
+    lines = list(in_words(findings))
+    assert any(line.startswith("rho1-soft against the placebo random: +25.0 points, ") for line in lines)
+    assert "rho1-soft, random" in page(findings)
 
 
 def test_a_placebo_that_harms_casts_no_doubt(tmp_path: Path) -> None:
@@ -73,6 +102,7 @@ def test_a_placebo_that_harms_casts_no_doubt(tmp_path: Path) -> None:
     assert [one.partition(" (")[0] for one in verdicts] == [
         "rho1-soft is better than uniform",
         "shuffled is worse than uniform",
+        "rho1-soft is better than the placebo shuffled as well",
     ]
 
 
@@ -117,6 +147,19 @@ def test_what_is_shared_is_charged_to_each_and_what_another_made_first_to_nobody
     assert [arm.num_scored_tokens for arm in findings.arms] == [0, 7, 14]
     # Data and base, one reference, two scores, three trainings with their evaluations.
     assert findings.spent / 3600 == 2 + 1 + 2 + 3 * 3
+
+
+def test_what_an_attempt_left_to_the_next_is_charged_and_what_it_lost_is_not(tmp_path: Path) -> None:
+    stand = Stand.of(tmp_path, "uniform", "ntp", seeds=[0])
+    stand.failed("train/ntp-seed-0", device_seconds=1800, lost=600)
+    findings = stand.ended(half, resumed_from=2)
+    assert [arm.charge("training") for arm in findings.arms] == [3600, 3600 + 1200]
+    # Data and base, two trainings with their evaluations, and all of the failed attempt.
+    assert findings.spent == 3600 * (2 + 2 * 3) + 1800
+    assert [arm.is_continued for arm in findings.arms] == [False, True]
+    lines = list(in_words(findings))
+    assert [line.rpartition("  ")[2] for line in lines[1:3]] == ["18000", "≥ 19200"]
+    assert "≥ 19,200.0" in page(findings)
 
 
 def test_cells_that_were_asked_otherwise_are_not_compared(tmp_path: Path) -> None:
