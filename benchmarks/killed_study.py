@@ -25,7 +25,8 @@ import yaml
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config import load_environment
 from mlops_tasks.stage import Run
-from mlops_tasks.tuning.study import WORKER, Study
+from mlops_tasks.tuning.study import Study
+from mlops_tasks.tuning.trials import WORKER
 
 RECIPE: dict[str, Any] = {
     "name": "killed",

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mlops_tasks.config import LowRank
-from mlops_tasks.errors import UserError
+from mlops_tasks.errors import Unfit, UserError
 from mlops_tasks.model import MtpModel
 from mlops_tasks.precision import Precision
 from mlops_tasks.pretrained import load_quantized
@@ -129,7 +129,7 @@ def _targets(method: LowRank, linear: Mapping[str, nn.Module]) -> list[str]:
         )
     unknown = [name for name in method.targets or () if name not in linear]
     if unknown:
-        raise UserError(
+        raise Unfit(
             f"train.method.targets names {', '.join(unknown)}, which is no linear layer of this model's decoder. Take some of "
             f"{', '.join(sorted(linear))}, or leave targets out for all of them."
         )

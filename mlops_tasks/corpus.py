@@ -25,7 +25,7 @@ from mlops_tasks.config import Settings, Text, Train, Weighting
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.prompts import shots_of
 from mlops_tasks.data.tokens import Batch, Example, Row, encode, fold_of, lay_out, pack, padding_id, to_batch
-from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.errors import DataError, Unfit
 from mlops_tasks.loss import NO_TARGET, shifted_targets
 from mlops_tasks.pretrained import load_tokenizer
 from mlops_tasks.scoring.scorers import ScoreRow, excess, read_scores
@@ -191,13 +191,13 @@ def load_corpus(lesson: Lesson, *, data: Artifact, model: Artifact, scores: Arti
 
 def _require_enough(lesson: Lesson, *, num_problems: int, num_examples: int, num_validation: int) -> None:
     if num_examples == 0:
-        raise UserError(
+        raise Unfit(
             f"Of {num_problems} training problems none has at most text.max_length={lesson.text.max_length} tokens. "
             "Raise text.max_length, or give more data."
         )
     train = lesson.train
     if num_validation == 0 and (train.keep == "best" or train.patience is not None):
-        raise UserError(
+        raise Unfit(
             f"train.keep is {train.keep!r} and train.patience is {train.patience}, but the data has no validation problems that fit "
             "text.max_length. Set keep to 'last' and patience to null, or give validation problems."
         )

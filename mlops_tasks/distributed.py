@@ -40,7 +40,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tqdm import tqdm
 
 from mlops_tasks import logs
-from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, OutOfMemory, UserError, WmtpError
+from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, UserError, WmtpError, class_of
 from mlops_tasks.lease import THREAD_NAME
 from mlops_tasks.machine import accelerator, num_cores
 
@@ -210,7 +210,8 @@ class _Record:
     misses_peer: bool = False
     result: Any = None
     at: float = 0.0
-    is_out_of_memory: bool = False
+    error: str = ""
+    """Name of its class."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +329,7 @@ def _run_rank(worker: Callable[..., Any], args: tuple[Any, ...], folder: Path, l
                     traceback.format_exc(),
                     misses_peer=_misses_peer(error),
                     at=time.monotonic(),
-                    is_out_of_memory=isinstance(error, OutOfMemory),
+                    error=type(error).__name__,
                 ),
             )
             sys.stdout.flush()
@@ -448,7 +449,7 @@ def _failure(
     num_ranks *= pods.number
     told = sorted((record for record in records.values() if record.code in BY_EXIT_CODE), key=lambda one: one.at)
     if told:
-        kind = OutOfMemory if told[0].is_out_of_memory else BY_EXIT_CODE[told[0].code]
+        kind = class_of(told[0].code, told[0].error)
         return kind(f"Rank {told[0].rank} of {num_ranks}: {told[0].message}")
     if ended.signal is not None:
         return _stopped(f"The ranks were stopped by {ended.signal.name}", is_resumable)

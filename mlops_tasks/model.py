@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from mlops_tasks.errors import UserError
+from mlops_tasks.errors import Unfit, UserError
 from mlops_tasks.pretrained import UnreadModel, load_model
 
 log = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ class MtpModel(nn.Module):
         """Refuse documents that are longer than the base has positions."""
         num_positions = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
         if num_positions is not None and max_length > num_positions:
-            raise UserError(
+            raise Unfit(
                 f"text.max_length is {max_length} but {type(self.base).__name__} has {num_positions} positions. "
                 f"Set text.max_length to {num_positions} or less, or take a model with more positions."
             )
@@ -264,7 +264,7 @@ class MtpModel(nn.Module):
         if {name: value.shape for name, value in stored.items()} != {name: value.shape for name, value in own.items()}:
             num_stored = 1 + len({name.split(".")[0] for name in stored})
             widths = sorted({value.shape[0] for value in stored.values()})
-            raise UserError(
+            raise Unfit(
                 f"train.num_heads is {self.num_heads} and the model is {next(iter(own.values())).shape[0] if own else '?'} "
                 f"wide, but {file} holds {num_stored} heads of width {widths}. "
                 f"Set train.num_heads to {num_stored}, or take the heads that were trained with this model."

@@ -19,16 +19,15 @@ from typing import Any, Literal
 
 from mlops_tasks import stage as runtime
 from mlops_tasks.config import (
+    Choice,
     Critic,
     CrossFittedReference,
     Environment,
     EvaluationSet,
     GivenReference,
     HubModel,
-    Lora,
     ModelReward,
     ModelSource,
-    QLora,
     Recipe,
     Rho1,
     S3Access,
@@ -65,6 +64,8 @@ _TOKENIZER_FILES = tuple(
 )
 _ASKED = ("protocol", "num_samples", "temperature", "top_p")
 _TRAINING_DATA = ("train.parquet", "validation.parquet", "prompt.parquet")
+
+_PACKAGES_OF_METHODS = {"lora": ("peft",), "qlora": ("bitsandbytes", "peft")}
 
 _NUM_EARLIER_RUNS = 20
 
@@ -305,9 +306,7 @@ def _reference_packages(spec: Spec) -> tuple[str, ...]:
 
 
 def _packages_of(train: Train) -> tuple[str, ...]:
-    if isinstance(train.method, QLora):
-        return ("bitsandbytes", "peft")
-    return ("peft",) if isinstance(train.method, Lora) else ()
+    return _PACKAGES_OF_METHODS.get(train.method.kind, ())
 
 
 def _num_references(recipe: Recipe, environment: Environment) -> int:
@@ -405,6 +404,18 @@ def _of_trials(spec: Spec) -> tuple[str, ...]:
     )
 
 
+def _packages_of_trials(spec: Spec) -> tuple[str, ...]:
+    return tuple(sorted({*_train_packages(spec), *_reference_packages(spec), *_packages_in_space(spec)}))
+
+
+def _packages_in_space(spec: Spec) -> Iterator[str]:
+    """Of the methods that trials may choose."""
+    space = spec.recipe.tuning.space if spec.recipe.tuning else {}
+    for name, parameter in space.items():
+        if name.endswith(".method.kind") and isinstance(parameter, Choice):
+            yield from (one for kind in parameter.choices for one in _PACKAGES_OF_METHODS.get(str(kind), ()))
+
+
 STUDY: dict[str, Task] = {
     task.id: task
     for task in (
@@ -414,7 +425,7 @@ STUDY: dict[str, Task] = {
             fan_out=lambda recipe, environment: environment.tune.num_workers,
             covered_by="select",
         ),
-        Task("select", SELECT, config=_select, modules=_of_trials),
+        Task("select", SELECT, config=_select, modules=_of_trials, packages=_packages_of_trials),
         Task("conclude", "mlops_tasks.tuning.conclusion:conclude"),
     )
 }

@@ -560,6 +560,18 @@ def log_trial(
             client.set_terminated(run.info.run_id, status)
 
 
+def finished_slots(environment: Environment, *, study_key: str, experiment: str) -> set[int]:
+    """Slots of a study whose runs have ended.
+
+    Raises:
+        WmtpError: see `connection`.
+    """
+    with connection(environment) as client:
+        parent = study_run(client, environment, study_key=study_key, experiment=experiment)
+        below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and attributes.status = 'FINISHED'"
+        return {int(one.data.tags["slot"]) for one in client.search_runs([parent.info.experiment_id], below)}
+
+
 def log_study(
     environment: Environment, *, study_key: str, experiment: str, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str],
 ) -> dict[str, str]:  # fmt: skip

@@ -36,7 +36,7 @@ from mlops_tasks.checkpoint import Saver
 from mlops_tasks.config import LowRank, QLora, Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
-from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, Pruned, UserError
+from mlops_tasks.errors import Interrupted, NotFinite, OutOfMemory, Pruned, Unfit
 from mlops_tasks.logs import ProgressBar
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
@@ -67,8 +67,9 @@ def train(attempt: Attempt, overseer: Overseer | None = None) -> dict[str, Any]:
         overseer: told of each validation loss; None: nobody is.
 
     Raises:
-        UserError: settings that do not fit the model or the data.
-        DataError: scores of other tokens, or a loss that is not finite.
+        Unfit: settings that do not fit the model or the data.
+        DataError: scores of other tokens.
+        NotFinite: a loss or a gradient that is no number.
         Interrupted: stopped by a signal or a lost rank, after a checkpoint.
         Pruned: the overseer ended it.
     """
@@ -310,7 +311,7 @@ class _Training:
         if progress.num_skipped >= train.skip_bad_batches:
             self.saver.wait()
             kept = checkpoint.steps(self.attempt.store, self.attempt.prefix)
-            raise DataError(
+            raise NotFinite(
                 f"{where} {progress.num_skipped} of {train.skip_bad_batches} such steps were left out before, and the last checkpoint is "
                 f"{f'that of step {kept[-1]}' if kept else 'none'}. Lower train.learning_rate, look at these problems and their scores, or raise "
                 "train.skip_bad_batches."
@@ -348,7 +349,7 @@ class _Training:
         nats_H = self._validation_nats_H()
         nats = nats_H[0]
         if nats is None or not math.isfinite(nats):
-            raise DataError(f"Step {step} of {num_steps}: the validation loss is {nats}. Lower train.learning_rate.")
+            raise NotFinite(f"Step {step} of {num_steps}: the validation loss is {nats}. Lower train.learning_rate.")
         self._note({"step": step, "validation_nats": nats, "validation_head_nats": nats_H})
         if self.is_first:
             log.info("step %d of %d: validation %.4f nats a token", step, num_steps, nats)
@@ -592,7 +593,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def _require_something_to_learn(train: Train) -> None:
     if train.num_heads == 1 and train.head_warmup_steps > 0:
-        raise UserError(
+        raise Unfit(
             f"train.head_warmup_steps is {train.head_warmup_steps}, in which only heads 2 and up learn, but train.num_heads is 1. "
             "Set train.head_warmup_steps to 0, or train.num_heads to 2 or more."
         )

@@ -159,15 +159,20 @@ def _evidence(trials: Trials) -> Markup:
         f"{1 - trials.tuning['confidence']:.2g}."
     )
     changes = [
-        element("tr", element("td", name), element("td", _plain(value), class_="n"))
-        for name, value in evidence["changes"].items()
+        element(
+            "tr",
+            element("td", name),
+            [element("td", "–" if one is None else _plain(one), class_="n") for one in values],
+        )
+        for name, values in evidence["differences"].items()
     ]
+    settings = element("tr", element("th", "setting"), [element("th", name, class_="n") for name in ("recipe", "best")])
     return section(
         "evidence", "Evidence", element("p", text),
         element(
             "div",
             element("div", element("h3", "Side by side"), element("table", head, rows), element("p", sentence, class_="note"), class_="card"),
-            element("div", element("h3", "The best recipe's settings"), element("table", changes), class_="card"),
+            element("div", element("h3", "What the best recipe changes"), element("table", settings, changes), class_="card"),
             class_="grid2",
         ),
     )  # fmt: skip
@@ -321,7 +326,7 @@ def _time(trials: Trials) -> Markup:
     start = min(datetime.fromisoformat(row["began"]) for row in begun)
     spans = [
         Span(
-            str(row["worker"]).rpartition(":")[2],
+            str(row["worker"]),
             (datetime.fromisoformat(row["began"]) - start).total_seconds(),
             (datetime.fromisoformat(row["ended"] or row["began"]) - start).total_seconds(),
             row["state"],

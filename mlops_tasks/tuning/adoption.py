@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,12 +17,26 @@ PLACE = "tuned"
 RECIPE = "recipe.yaml"
 
 
-def adopt(store: Store, name: str, artifact: Artifact) -> Tuned:
-    """Have `tuned:NAME` stand for this result from now on."""
+def adopt(store: Store, name: str, artifact: Artifact) -> bool:
+    """Have `tuned:NAME` stand for this result from now on, unless it stands for that of a newer study.
+
+    Returns:
+        Whether it does.
+    """
+    place = f"{PLACE}/{quote(name, safe='')}.json"
+    there = store.read_json(place)
+    if there is not None and there["key"] != artifact.manifest["key"]:
+        other = store.find(artifact_prefix("select", there["key"]))
+        if other is not None and _made(other) > _made(artifact):
+            return False
     tuned = Tuned(name=name, key=artifact.manifest["key"], digest=artifact.digest)
     # As a run's pointers are written, so that `gc` reads it as one.
-    store.write_json(f"{PLACE}/{quote(name, safe='')}.json", {"stage": "select", **tuned.model_dump(mode="json")})
-    return tuned
+    store.write_json(place, {"stage": "select", **tuned.model_dump(mode="json")})
+    return True
+
+
+def _made(artifact: Artifact) -> datetime:
+    return datetime.fromisoformat(artifact.manifest["created"])
 
 
 def adopted(store: Store, name: str) -> tuple[Tuned, Path]:

@@ -6,18 +6,21 @@ Every result lies where a daily run would look for it, and is a hit there and he
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 from mlops_tasks import stage
 from mlops_tasks.config import Evaluation, Objective, Recipe
 from mlops_tasks.data.problems import natural_order
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.comparison import passes
-from mlops_tasks.pipeline import EVALUATIONS, PREPARATION, TASKS, fan_out_of
-from mlops_tasks.stage import Run
+from mlops_tasks.keys import require_locked
+from mlops_tasks.pipeline import EVALUATIONS, PREPARATION, TASKS, TRAIN, fan_out_of
+from mlops_tasks.stage import Attempt, Run
 from mlops_tasks.store import Artifact, canonical_json
 from mlops_tasks.training import Overseer, train
 
@@ -67,9 +70,14 @@ class Cell:
                 stage.execute(self.run, TASKS[name], index, tasks=TASKS)
         # Its curve is in MLflow with the trial, so that it needs no run there of its own.
         task = replace(TASKS["train"], labels=lambda spec: {})
-        call = None if overseer is None else partial(train, overseer=overseer)
-        stage.execute(self.run, task, tasks=TASKS, call=call)
-        return self._made("train", 0)
+        call = (
+            None if overseer is None else partial(_overseen, packages=task.packages(self.run.spec), overseer=overseer)
+        )
+        outcome = stage.execute(self.run, task, tasks=TASKS, call=call).outcome
+        trained = self._made("train", 0)
+        if overseer is not None and outcome == "hit":
+            _replay(trained, overseer)
+        return trained
 
     def measure(self, objectives: Sequence[Objective], overseer: Overseer | None = None) -> dict[Objective, float]:
         """Train, and measure what is asked for on the gate set.
@@ -98,6 +106,19 @@ class Cell:
         artifact = self.run.artifact(task, index)
         assert artifact is not None, f"{task} is skipped by no recipe"
         return artifact
+
+
+def _overseen(attempt: Attempt, *, packages: Sequence[str], overseer: Overseer) -> dict[str, Any]:
+    require_locked({*TRAIN.packages, *packages})
+    return train(attempt, overseer=overseer)
+
+
+def _replay(trained: Artifact, overseer: Overseer) -> None:
+    """Tell the losses of a training that is there already: later trials are held against them, and it is kept whatever is said."""
+    lines = map(json.loads, trained.path("curves.jsonl").read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        if line["step"] > 0 and "validation_nats" in line:
+            overseer.goes_on(line["step"], trained.metrics["steps"], line["validation_nats"])
 
 
 def _validation_nats(trained: Artifact) -> float:

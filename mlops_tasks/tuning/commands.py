@@ -63,9 +63,12 @@ def in_words(run: Run) -> Iterator[str]:
     """Lines on a study, as far as it has come."""
     from mlops_tasks.tuning.study import Study
 
-    study = Study.of(run)
+    study = Study.begun(run)
+    if study is None:
+        yield f"{run.title}: not begun"
+        return
     with study.alone():
-        slots = study.slots()
+        slots = study.slots() if study.is_begun() else {}
     states = [trial.state.name for trial in slots.values()]
     counts = ", ".join(f"{states.count(state)} {state.lower()}" for state in _STATES if state in states) or "not begun"
     yield f"{study.name}: {study.tuning.num_trials} trials, {counts}"
@@ -81,7 +84,7 @@ def in_words(run: Run) -> Iterator[str]:
 
 def _best(study: Study, trials: list[FrozenTrial]) -> Iterator[str]:
     from mlops_tasks.tuning.selection import best_of
-    from mlops_tasks.tuning.study import CHANGES, SLOT
+    from mlops_tasks.tuning.trials import CHANGES, SLOT
 
     best = best_of(study, {trial.user_attrs[SLOT]: trial for trial in trials})
     if best is None:
@@ -98,12 +101,14 @@ def _short(value: object) -> str:
 
 def _time_left(study: Study, slots: dict[int, FrozenTrial]) -> str:
     """By the mean time of the trials that are done, as many at one time as are running now."""
+    from mlops_tasks.tuning.trials import is_done
+
     seconds = [
         trial.duration.total_seconds()
         for trial in slots.values()
         if trial.duration is not None and trial.state.is_finished()
     ]
-    left = study.tuning.num_trials - sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in slots.values())
+    left = study.tuning.num_trials - sum(is_done(trial) for trial in slots.values())
     if not left:
         return "none"
     if not seconds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -12,7 +13,7 @@ from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact
 from mlops_tasks.tuning import selection
 from mlops_tasks.tuning.adoption import RECIPE, adopt
-from mlops_tasks.tuning.runs import experiment_of
+from mlops_tasks.tuning.runs import experiment_of, tell_missing
 from mlops_tasks.tuning.study import Study
 
 log = logging.getLogger(__name__)
@@ -22,16 +23,16 @@ def conclude(run: Run) -> dict[str, Any]:
     """Adopt the recipe if its evidence says so, and write the page of the study.
 
     Returns:
-        outcome: adopted or kept; reason; path: where the page is; mlflow: ids of the study's run and of its experiment, or None.
+        outcome: adopted, kept, or superseded by what a newer study has found; reason; path: where the page is; mlflow: ids of the study's run and of its experiment, or None.
     """
     selected = run.artifact("select")
     assert selected is not None, "select is skipped only without a space, which plan refuses"
     is_better = bool(selected.metrics["is_better"])
-    if is_better:
-        adopt(run.store, run.spec.recipe.name, selected)
+    is_adopted = is_better and adopt(run.store, run.spec.recipe.name, selected)
     text = page(selected)
     path = run.write("report.html", text.encode(errors="replace"))
-    outcome, reason = "adopted" if is_better else "kept", selected.metrics["reason"]
+    outcome = "adopted" if is_adopted else "superseded" if is_better else "kept"
+    reason = selected.metrics["reason"]
     log.info("%s: %s The page is %s", outcome, reason, path)
     return {"outcome": outcome, "reason": reason, "path": path, "mlflow": _log_to_mlflow(run, selected, text, outcome)}
 
@@ -41,6 +42,7 @@ def _log_to_mlflow(run: Run, selected: Artifact, text: str, outcome: str) -> dic
     files = {
         name: selected.path(name).read_text(encoding="utf-8") for name in (RECIPE, selection.EVIDENCE, selection.TRIALS)
     }
+    tell_missing(study, [json.loads(line) for line in files[selection.TRIALS].splitlines()])
     try:
         return tracking.log_study(
             run.environment,

@@ -6,14 +6,13 @@ Told as well as it can be, never at the study's cost: all of it is in the artifa
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mlops_tasks import tracking
 from mlops_tasks.errors import WmtpError
-from mlops_tasks.tuning.study import CHANGES, DIRECTIONS, NUM_STEPS, STEPS, WHY, WORKER, Study
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+from mlops_tasks.tuning.study import Study
+from mlops_tasks.tuning.trials import NUM_STEPS, STEPS, WHY, WORKER, row
 
 log = logging.getLogger(__name__)
 
@@ -25,33 +24,38 @@ def experiment_of(study: Study) -> str:
 
 def tell_trial(study: Study, slot: int) -> None:
     """What is known of a slot's trial now: parameters, its curve, what it came to, and why it was pruned."""
-    trial = study.slots()[slot]
-    state = trial.state.name.lower()
-    attributes = {name: str(trial.user_attrs[name]) for name in (WORKER, WHY) if name in trial.user_attrs}
+    tell_row(study, row(study.objectives, study.slots()[slot]))
+
+
+def tell_row(study: Study, row: Mapping[str, Any]) -> None:
+    """What is known of a trial that stands in its slot."""
+    curve = dict(row["curve"])
+    values = {**(row["values"] or {}), **{name: row[name] for name in (STEPS, NUM_STEPS) if row[name] is not None}}
+    attributes = {name: str(row[name]) for name in (WORKER, WHY) if row[name] is not None}
     try:
         tracking.log_trial(
             study.run.environment,
             study_key=study.key,
             experiment=experiment_of(study),
-            slot=slot,
-            params=trial.user_attrs.get(CHANGES, {}),
-            curve=curve_of(study, trial),
-            metrics=_metrics(study, trial),
-            tags={"state": state, "trial": str(trial.number), **attributes},
-            status="FINISHED" if state in ("complete", "pruned") else "RUNNING",
+            slot=row["slot"],
+            params=row["params"],
+            curve=curve,
+            metrics={name: float(value) for name, value in values.items()},
+            tags={"state": row["state"], "trial": str(row["trial"]), **attributes},
+            status="FINISHED" if row["state"] in ("complete", "pruned") else "RUNNING",
         )
     except WmtpError as error:
-        log.warning("slot %d is not in MLflow: %s", slot, error)
+        log.warning("slot %d is not in MLflow: %s", row["slot"], error)
 
 
-def curve_of(study: Study, trial: FrozenTrial) -> dict[int, float]:
-    """Validation losses in nats by step, as the pruner was told of them."""
-    sign = -1.0 if DIRECTIONS[study.objectives[0]] == "maximize" else 1.0
-    return {step: sign * value for step, value in trial.intermediate_values.items()}
-
-
-def _metrics(study: Study, trial: FrozenTrial) -> dict[str, float]:
-    # Optuna keeps a pruned trial's last report as its value, which is none of an objective.
-    values = dict(zip(study.objectives, trial.values, strict=True)) if trial.state.name == "COMPLETE" else {}
-    steps = {name: trial.user_attrs[name] for name in (STEPS, NUM_STEPS) if name in trial.user_attrs}
-    return {str(name): float(value) for name, value in {**values, **steps}.items()}
+def tell_missing(study: Study, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Those slots that MLflow does not have as finished, because it or the worker was away at the time."""
+    try:
+        told = tracking.finished_slots(study.run.environment, study_key=study.key, experiment=experiment_of(study))
+    except WmtpError as error:
+        log.warning("trials are not in MLflow: %s", error)
+        return
+    # A slot is done once; what has failed in it before does not stand.
+    for one in rows:
+        if one["state"] in ("complete", "pruned") and one["slot"] not in told:
+            tell_row(study, one)

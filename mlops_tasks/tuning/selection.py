@@ -22,7 +22,8 @@ from mlops_tasks.stage import Attempt, Run, Spec
 from mlops_tasks.tuning.adoption import RECIPE
 from mlops_tasks.tuning.cell import Cell, other_problems
 from mlops_tasks.tuning.space import default_point, in_order, tuning_of
-from mlops_tasks.tuning.study import CELL, CHANGES, DIRECTIONS, NUM_STEPS, STEPS, WHY, WORKER, Study
+from mlops_tasks.tuning.study import Study
+from mlops_tasks.tuning.trials import CHANGES, DIRECTIONS, WHY, is_done, row, saved_share
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -57,6 +58,7 @@ def select(attempt: Attempt) -> dict[str, Any]:
     evidence: dict[str, Any] = {
         "best_slot": best.user_attrs["slot"],
         "changes": changes,
+        "differences": differing(study.recipe, changed(study.recipe, in_order(changes), "the best trial")),
         "front": _front(study, slots),
         "importances": _importances(study),
     }
@@ -80,16 +82,12 @@ def _run_of(attempt: Attempt, recipe: Recipe) -> Run:
 
 
 def _require_done(study: Study, slots: Mapping[int, FrozenTrial]) -> None:
-    open_slots = [str(slot) for slot in range(study.tuning.num_trials) if not _is_done(slots.get(slot))]
+    open_slots = [str(slot) for slot in range(study.tuning.num_trials) if not is_done(slots.get(slot))]
     if open_slots:
         raise Unavailable(
             f"{len(open_slots)} of the {study.tuning.num_trials} trials of {study.name} are not done: {', '.join(open_slots[:10])}. Clear the "
             "task `search`: its workers take them."
         )
-
-
-def _is_done(trial: FrozenTrial | None) -> bool:
-    return trial is not None and trial.state.name in ("COMPLETE", "PRUNED")
 
 
 def best_of(study: Study, slots: Mapping[int, FrozenTrial]) -> FrozenTrial | None:
@@ -149,6 +147,19 @@ def _believed(study: Study, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {"is_better": is_better, "reason": reason, "interval": interval, "repeats": shown}
 
 
+def differing(recipe: Recipe, best: Recipe) -> dict[str, list[Any]]:
+    """Settings by dotted name that are others, before and after: a change of kind starts its part anew, outside of the space too."""
+    before, after = (_flat(one.model_dump(mode="json", exclude={"tuning"})) for one in (recipe, best))
+    return {name: [before.get(name), after.get(name)] for name in before | after if before.get(name) != after.get(name)}
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
+
+
 def _seeds(study: Study) -> range:
     """None of them is the trials'."""
     first = study.recipe.seed + 1
@@ -202,13 +213,6 @@ def believes(found: Estimate, confidence: float) -> bool:
     return one_sided(found) < 1 - confidence
 
 
-def saved_share(trials: Any) -> float:
-    """Of the steps that all trials would have taken, the share that pruning has left out."""
-    told = [trial.user_attrs for trial in trials if NUM_STEPS in trial.user_attrs]
-    planned = sum(one[NUM_STEPS] for one in told)
-    return 1.0 - sum(one[STEPS] for one in told) / planned if planned else 0.0
-
-
 def _write(attempt: Attempt, study: Study, slots: Mapping[int, FrozenTrial], evidence: Mapping[str, Any]) -> None:
     recipe = changed(study.recipe, in_order(evidence["changes"]), "the best trial")
     lines = [
@@ -218,27 +222,5 @@ def _write(attempt: Attempt, study: Study, slots: Mapping[int, FrozenTrial], evi
     ]
     (attempt.folder / RECIPE).write_text("\n".join(lines), encoding="utf-8")
     (attempt.folder / EVIDENCE).write_text(json.dumps(evidence, indent=1), encoding="utf-8")
-    rows = [json.dumps(row(study, trial)) for trial in study.trials()]
+    rows = [json.dumps(row(study.objectives, trial)) for trial in study.trials()]
     (attempt.folder / TRIALS).write_text("".join(f"{one}\n" for one in rows), encoding="utf-8")
-
-
-def row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    """A trial as it is kept when the database is gone."""
-    from mlops_tasks.tuning.runs import curve_of
-
-    is_complete = trial.state.name == "COMPLETE"
-    return {
-        "trial": trial.number,
-        "slot": trial.user_attrs.get("slot"),
-        "state": trial.state.name.lower(),
-        "params": trial.user_attrs.get(CHANGES, trial.params),
-        "values": dict(zip(study.objectives, trial.values, strict=True)) if is_complete else None,
-        "curve": [list(point) for point in sorted(curve_of(study, trial).items())],
-        "began": _iso(trial.datetime_start),
-        "ended": _iso(trial.datetime_complete),
-        **{name: trial.user_attrs.get(name) for name in (WORKER, WHY, STEPS, NUM_STEPS, CELL)},
-    }
-
-
-def _iso(at: datetime | None) -> str | None:
-    return at.isoformat() if at else None

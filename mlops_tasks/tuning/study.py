@@ -1,10 +1,10 @@
 """One study that several workers share: exactly as many trials as were asked for, whatever happens to the workers.
 
 A study has a slot for each trial. A slot is done when a trial of Optuna with its number is complete or pruned; one whose trial has failed, or whose
-worker was killed, waits again with the same parameters. Trials are given out one at a time under the lease of the study, so that no two
+worker was killed, waits again with the same parameters, until these have taken three workers with them. Trials are given out one at a time under the lease of the study, so that no two
 workers take one, and none is taken that has no slot.
 
-Owns the database, slots, and what becomes of a trial. What a trial runs is `cell`'s, what it may change `space`'s, what is made of all of them
+Owns the database, slots, and what becomes of a trial. How a trial is kept is `trials`', what it runs is `cell`'s, what it may change `space`'s, what is made of all of them
 `selection`'s.
 """
 
@@ -21,16 +21,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
 
 from mlops_tasks import lease, stage
 from mlops_tasks.config import HyperbandPruner, MedianPruner, Objective, Recipe, Tuning, changed
-from mlops_tasks.errors import DataError, Pruned, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import FAULTS_OF_RECIPE, Pruned, Unavailable, Unfit, UserError, WmtpError
 from mlops_tasks.pipeline import STUDY, every
 from mlops_tasks.stage import Run, artifact_prefix
 from mlops_tasks.tuning.cell import Cell, first_problems
 from mlops_tasks.tuning.overseer import listening
 from mlops_tasks.tuning.space import default_point, draw, in_order, tuning_of
+from mlops_tasks.tuning.trials import (
+    CELL,
+    CHANGES,
+    DIRECTIONS,
+    NUM_STEPS,
+    SLOT,
+    STEPS,
+    WHY,
+    WORKER,
+    num_lost,
+    standing,
+    towards,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -41,13 +56,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLOT, CHANGES, WORKER, WHY, STEPS, NUM_STEPS, CELL = "slot", "changes", "worker", "why", "steps", "num_steps", "cell"
-"""What is kept of a trial beside what Optuna keeps."""
-DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
-    "pass_at_1": "maximize",
-    "validation_loss": "minimize",
-    "tokens_per_second": "maximize",
-}
+NAME = "study"
+"""File of a run with the key of its study, which is not that of today's code."""
+_MOST_LOST = 3
+"""Workers that a slot may take with it, with one set of parameters."""
+_CONNECT_SECONDS = 10
+_LONGEST_WHY = 2000
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -68,6 +82,14 @@ class Study:
         """
         tuning_of(run.spec.recipe)
         return cls(run, stage.decide(run, STUDY["select"], tasks=every()).key)
+
+    @classmethod
+    def begun(cls, run: Run) -> Study | None:
+        """The study that a run has worked on, whatever the code is now; None: it has not begun."""
+        tuning_of(run.spec.recipe)
+        selected, name = run.pointer("select"), run.store.backend.read(f"{run.prefix}/{NAME}")
+        key = selected.key if selected else name.decode() if name else None
+        return cls(run, key) if key else None
 
     @property
     def prefix(self) -> str:
@@ -91,6 +113,13 @@ class Study:
     def objectives(self) -> Sequence[Objective]:
         return self.tuning.objectives
 
+    def is_begun(self) -> bool:
+        """Whether the database has it."""
+        import optuna
+
+        with _database():
+            return self.name in optuna.get_all_study_names(self._storage)
+
     @cached_property
     def database(self) -> optuna.Study:
         """The study in the database; made if it is not there. Only under the lease: two that make tables at one time break one another."""
@@ -112,10 +141,13 @@ class Study:
 
         _know()
         terms = self.run.environment.tune
+        address = _address(terms.storage or "")
+        # A host that does not answer at all would hold the worker for minutes, or for ever.
+        patience = {"connect_timeout": _CONNECT_SECONDS} if address.startswith("postgresql") else {}
         with _database():
             return optuna.storages.RDBStorage(
-                _address(terms.storage or ""),
-                engine_kwargs={"pool_pre_ping": True},
+                address,
+                engine_kwargs={"pool_pre_ping": True, "connect_args": patience},
                 heartbeat_interval=terms.heartbeat_seconds,
                 grace_period=terms.grace_seconds,
             )
@@ -127,7 +159,7 @@ class Study:
 
     def slots(self) -> dict[int, FrozenTrial]:
         """The trial that stands in each slot now."""
-        return _slots(self.trials())
+        return standing(self.trials())
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -165,14 +197,35 @@ class Study:
             # Taken under the lease that we hold now, by a process that was killed before its first sign of life.
             if trial.state.name == "RUNNING" and WORKER not in trial.user_attrs:
                 self.database.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        standing = self.slots()
+        trials = self.trials()
+        found = standing(trials)
+        for trial in trials:
+            if trial.state.name == "WAITING" and found.get(trial.user_attrs.get(SLOT, -1)) != trial:
+                # Its slot is done, and whoever asks would be given it.
+                self._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
         for slot in range(self.tuning.num_trials):
-            last = standing.get(slot)
-            if last is not None and last.state.name != "FAIL":
-                continue
-            if last is not None:
-                log.warning("slot %d waits again: trial %d has failed", slot, last.number)
-            self.database.enqueue_trial(self._parameters(slot, last), user_attrs={SLOT: slot})
+            last = found.get(slot)
+            if last is None or last.state.name == "FAIL":
+                self._restore(slot, last, num_lost(trials, last) if last else 0)
+
+    def _restore(self, slot: int, last: FrozenTrial | None, lost: int) -> None:
+        """Have a slot wait again, or end it where its parameters have taken too many workers with them."""
+        import optuna
+
+        if last is not None and lost >= _MOST_LOST:
+            why = f"given up: {lost} workers were lost with these parameters"
+            log.warning("slot %d is %s", slot, why)
+            ended = optuna.trial.create_trial(
+                state=optuna.trial.TrialState.PRUNED,
+                params=last.params,
+                distributions=last.distributions,
+                user_attrs={**last.user_attrs, WHY: why},
+            )
+            self.database.add_trial(ended)
+            return
+        if last is not None:
+            log.warning("slot %d waits again: trial %d has failed", slot, last.number)
+        self.database.enqueue_trial(self._parameters(slot, last), user_attrs={SLOT: slot})
 
     def _parameters(self, slot: int, last: FrozenTrial | None) -> dict[str, Any]:
         """What a slot's trial is held to: the recipe's own point, or what one that failed had drawn."""
@@ -224,11 +277,26 @@ def search(run: Run) -> dict[str, Any]:
         How many this worker has done.
     """
     study, done = Study.of(run), 0
+    run.write(NAME, study.key.encode())
+    _require_room(study)
     while (trial := study.next_trial()) is not None:
         with study.beating(trial):
             _carry_out(study, trial)
         done += 1
     return {"trials": done}
+
+
+def _require_room(study: Study) -> None:
+    """Before the first trial, for only now is it known how many problems the data have."""
+    gate, num_tried = study.recipe.evaluation.gate, study.tuning.num_problems
+    data = study.run.artifact("pull_data")
+    assert data is not None, "no recipe skips it"
+    there = pq.ParquetFile(data.path(f"{gate.split}.parquet")).metadata.num_rows - gate.skip
+    if study.objectives[0] != "validation_loss" and num_tried >= there:
+        raise UserError(
+            f"tuning.num_problems is {num_tried}, but {data.uri} has {max(there, 0)} problems of evaluation.gate (split {gate.split} after {gate.skip}): none "
+            "would be left to decide by. Set it to less."
+        )
 
 
 def _carry_out(study: Study, trial: optuna.Trial) -> None:
@@ -238,8 +306,14 @@ def _carry_out(study: Study, trial: optuna.Trial) -> None:
     started = time.monotonic()
     try:
         outcome = _Attempt(study, trial).outcome()
-    except BaseException:
+    except _Lost as lost:
+        log.warning(
+            "slot %d is another worker's now, and what was made for it is a hit there: %s", trial.user_attrs[SLOT], lost
+        )
+        return
+    except BaseException as error:
         with suppress(WmtpError), _database():
+            trial.set_user_attr(WHY, f"{type(error).__name__}: {error}"[:_LONGEST_WHY])
             _tell(study, trial, state="FAIL")
         raise
     with _database():
@@ -273,7 +347,6 @@ class _Attempt:
     def __init__(self, study: Study, trial: optuna.Trial) -> None:
         self.study, self.trial = study, trial
         self.slot: int = trial.user_attrs[SLOT]
-        self._is_pruned = False
 
     def outcome(self) -> list[float] | str:
         """Its values, or why it was pruned.
@@ -289,19 +362,28 @@ class _Attempt:
             self.trial.set_user_attr(CHANGES, changes)
         runs.tell_trial(study, self.slot)
         try:
-            recipe = trial_recipe(study.recipe, changes, f"slot {self.slot} of {study.name}")
-            cell = Cell.below(study.run, study.prefix, recipe)
-            self.trial.set_user_attr(CELL, cell.run.prefix)
+            cell = self._cell(changes)
             with listening(self._judge) as line:
                 found = cell.measure(tuning.objectives, line)
         except Pruned as pruned:
             return self._left(f"pruned: {pruned}")
-        except (UserError, DataError) as error:
+        except FAULTS_OF_RECIPE as error:
             # What the recipe itself ends with is no trial's fault.
             if self.slot == 0:
                 raise
             return self._left(f"{type(error).__name__}: {error}")
         return [found[objective] for objective in tuning.objectives]
+
+    def _cell(self, changes: dict[str, Any]) -> Cell:
+        study = self.study
+        try:
+            recipe = trial_recipe(study.recipe, changes, f"slot {self.slot} of {study.name}")
+        except UserError as error:
+            raise Unfit(str(error)) from error
+        cell = Cell.below(study.run, study.prefix, recipe)
+        with _database():
+            self.trial.set_user_attr(CELL, cell.run.prefix)
+        return cell
 
     def _left(self, why: str) -> str:
         with _database():
@@ -309,14 +391,13 @@ class _Attempt:
         return why
 
     def _judge(self, step: int, num_steps: int, nats: float) -> bool:
-        """Report a validation loss as Optuna wants it, the better the nearer to the study's direction."""
+        """Report a validation loss, and ask whether the training goes on."""
         if len(self.study.objectives) > 1:
             return True
-        sign = -1.0 if DIRECTIONS[self.study.objectives[0]] == "maximize" else 1.0
         with _database():
             self.trial.set_user_attr(STEPS, step)
             self.trial.set_user_attr(NUM_STEPS, num_steps)
-            self.trial.report(sign * nats, step)
+            self.trial.report(towards(self.study.objectives[0], nats), step)
             return not self.trial.should_prune()
 
 
@@ -324,14 +405,6 @@ def trial_recipe(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
     """The recipe of a trial: changed, and measured on its share of the gate set."""
     evaluation = first_problems(recipe.evaluation, tuning_of(recipe).num_problems)
     return changed(recipe, in_order(changes), where).model_copy(update={"evaluation": evaluation, "tuning": None})
-
-
-def _slots(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    found: dict[int, FrozenTrial] = {}
-    for trial in trials:
-        if (slot := trial.user_attrs.get(SLOT)) is not None:
-            found[slot] = trial
-    return found
 
 
 def _is_begun(trial: FrozenTrial) -> bool:
@@ -360,15 +433,35 @@ def _know() -> None:
 
 
 def _address(storage: str) -> str:
+    """The address of the database; what a variable holds is in no message, for a password is in it."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     kind, _, name = storage.partition(":")
     if kind != "env":
         return storage
-    if not (found := os.environ.get(name)):
+    form = "postgresql+psycopg2://user:password@host:5432/database"
+    found = os.environ.get(name)
+    if not found:
         raise UserError(
-            f"tune.storage is {storage}, but the environment variable {name} is empty. Set it to postgresql+psycopg2://user:password@host:5432/database; "
-            "pods get it from a Secret (kubernetes.secrets in the environment file)."
+            f"tune.storage is {storage}, but the environment variable {name} is empty. Set it to {form}; pods get it from a Secret "
+            "(kubernetes.secrets in the environment file)."
+        )
+    try:
+        url = make_url(found)
+        is_sound = url.drivername in ("postgresql", "postgresql+psycopg2") and "@" not in (url.host or "")
+    except (ArgumentError, ValueError):
+        is_sound = False
+    if not is_sound:
+        raise UserError(
+            f"tune.storage is {storage}, but what the environment variable {name} holds is no address of a PostgreSQL. Set it to {form}, with "
+            "%40, %2F and %3A for @, / and : in the password."
         )
     return found
+
+
+class _Lost(Unavailable):
+    """Another worker has taken this one for dead, and its trial's slot waits again, or is done."""
 
 
 @contextmanager
@@ -378,12 +471,16 @@ def _database() -> Iterator[None]:
     Raises:
         Unavailable: it cannot be reached, or was lost on the way.
     """
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DBAPIError
+    from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (StorageInternalError, DBAPIError) as error:
+    except UpdateFinishedTrialError as error:
+        raise _Lost(
+            "There was no sign of life of this trial for tune.grace_seconds, so it has ended for all others. Raise that if this worker was only slow."
+        ) from error
+    except (StorageInternalError, SQLAlchemyError) as error:
         raise Unavailable(
             f"The database of the study (tune.storage) cannot now: {str(error).partition(chr(10))[0]}. Start it, and run this task again: the study goes on."
         ) from error

@@ -6,7 +6,8 @@ import pytest
 
 from mlops_tasks.config import Evaluation, EvaluationSet
 from mlops_tasks.tuning.cell import first_problems, other_problems
-from mlops_tasks.tuning.selection import _beats, believes, estimated, one_sided, saved_share
+from mlops_tasks.tuning.selection import _beats, believes, estimated, one_sided
+from mlops_tasks.tuning.trials import saved_share
 
 
 def losses(*pairs: tuple[float, float]) -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.__main__ import main
@@ -24,8 +26,12 @@ from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.housekeeping import Collector
 from mlops_tasks.stage import Run
 from mlops_tasks.tracking import connection
-from mlops_tasks.tuning.space import default_point
-from mlops_tasks.tuning.study import CHANGES, WORKER, Study
+from mlops_tasks.tuning.cell import Cell
+from mlops_tasks.tuning.commands import in_words
+from mlops_tasks.tuning.overseer import listening
+from mlops_tasks.tuning.space import default_point, draw
+from mlops_tasks.tuning.study import Study, _Attempt, _carry_out, search, trial_recipe
+from mlops_tasks.tuning.trials import CHANGES, WORKER
 
 
 def planned(place: Path, name: str, *overrides: str) -> Run:
@@ -221,3 +227,162 @@ def test_every_setting_of_a_tuning_is_in_the_key_of_its_study(place: Path) -> No
         recipe = run.spec.recipe.model_copy(update={"tuning": tuning.model_copy(update=change)})
         keys.add(Study.of(replace(run, spec=run.spec.model_copy(update={"recipe": recipe}))).key)
     assert len(keys) == len(changes) + 1
+
+
+def lost(study: Study, trial: Any) -> None:
+    """What another worker makes of one that gives no sign of life any more."""
+    with study.alone():
+        study.database.tell(trial.number, state=TrialState.FAIL)
+
+
+def test_parameters_that_take_three_workers_with_them_end_their_slot(place: Path) -> None:
+    study = Study.of(planned(place, "deadly", "tuning.num_trials=2"))
+    first = study.next_trial()
+    assert first is not None
+    draw(first, study.recipe)
+    study.database.tell(first.number, [1.0])
+    for _ in range(3):
+        trial = study.next_trial()
+        assert trial is not None and trial.user_attrs["slot"] == 1
+        trial.set_user_attr(CHANGES, draw(trial, study.recipe))
+        lost(study, trial)
+    assert study.next_trial() is None
+    ended = study.slots()[1]
+    assert (ended.state.name, ended.user_attrs["why"]) == (
+        "PRUNED",
+        "given up: 3 workers were lost with these parameters",
+    )
+    assert ended.params == trial.params and len(study.trials()) == 5
+
+
+def test_a_trial_that_waits_for_a_slot_that_is_done_is_begun_by_nobody(place: Path) -> None:
+    study = Study.of(planned(place, "twice", "tuning.num_trials=2"))
+    first = study.next_trial()
+    assert first is not None
+    draw(first, study.recipe)
+    study.database.tell(first.number, [1.0])
+    study.database.enqueue_trial({}, user_attrs={"slot": 0})
+    other = study.next_trial()
+    assert other is not None and other.user_attrs["slot"] == 1
+    assert study.slots()[0].state.name == "COMPLETE"
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on_with_another_trial(place: Path) -> None:
+    study = Study.of(planned(place, "slow", "tuning.num_trials=2"))
+    for task, index in pipeline.places(study.run.spec):
+        if task.id == "search":
+            break
+        stage.execute(study.run, task, index, tasks=pipeline.every())
+    trial = study.next_trial()
+    assert trial is not None
+    lost(study, trial)
+    _carry_out(study, trial)
+    assert study.slots()[0].state.name == "FAIL"
+    assert search(study.run) == {"trials": 2}
+    assert all(one.state.name == "COMPLETE" for one in study.slots().values())
+
+
+def test_a_training_goes_on_that_nobody_waits_for_any_more(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study = Study.of(planned(place, "judged", "tuning.num_trials=2"))
+    trial = study.next_trial()
+    assert trial is not None
+    attempt = _Attempt(study, trial)
+    assert attempt._judge(1, 4, 2.0)
+    lost(study, trial)
+    with listening(attempt._judge) as line:
+        assert line.goes_on(2, 4, 1.0)
+    assert "no sign of life of this trial for tune.grace_seconds" in caplog.text
+
+
+def test_only_a_fault_of_its_parameters_ends_a_slot(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = "tuning.space={train.num_heads: {kind: choice, choices: [1, 2]}, train.head_warmup_steps: {kind: choice, choices: [0, 2]}}"
+    run = planned(place, "faults", "tuning.num_trials=5", space, "train.head_warmup_steps=0", "tuning.sampler.seed=1")
+    carried_out(run, last="search")
+    study = Study.of(run)
+    unfit = [trial for trial in study.slots().values() if trial.state.name == "PRUNED"]
+    assert unfit, "no draw was of one head with a warm-up of the others"
+    for trial in unfit:
+        assert trial.user_attrs[CHANGES] == {"train.num_heads": 1, "train.head_warmup_steps": 2}
+        assert trial.user_attrs["why"].startswith("Unfit: train.head_warmup_steps is 2")
+
+    def require_locked(packages: Any) -> None:
+        raise UserError("torch 1.0 runs here, but the lock says 2.0.")
+
+    other = planned(place, "machine", "tuning.num_trials=5", space, "train.head_warmup_steps=0", "train.steps=3")
+    for task, index in pipeline.places(other.spec):
+        if task.id == "search":
+            break
+        stage.execute(other, task, index, tasks=pipeline.every())
+    monkeypatch.setattr("mlops_tasks.tuning.cell.require_locked", require_locked)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"torch 1\.0 runs here"):
+            search(other)
+    ended = [one for one in Study.of(other).trials() if one.state.is_finished()]
+    assert [(one.user_attrs["slot"], one.state.name) for one in ended] == [(0, "FAIL"), (1, "FAIL")]
+    assert {one.user_attrs["why"] for one in ended} == {"UserError: torch 1.0 runs here, but the lock says 2.0."}
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["postgresql+psycopg2://me:s3cret@host:port/db", "me:s3cret@host/db", "postgresql://me:s3@cret@host/db", "mysql://me:s3cret@host/db"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused_without_its_password(
+    place: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    given = yaml.safe_load((place / "environment.yaml").read_text())
+    (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": {"storage": "env:STUDIES"}}))
+    monkeypatch.setenv("STUDIES", address)
+    with pytest.raises(UserError, match="environment variable STUDIES holds is no address of a PostgreSQL") as caught:
+        Study.of(planned(place, "malformed")).trials()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "s3" not in shown and "cret@" not in shown
+
+
+def test_the_status_of_a_study_is_of_the_one_that_was_begun_and_makes_none(place: Path) -> None:
+    run = planned(place, "status", "tuning.num_trials=2")
+    assert list(in_words(run)) == ["wmtp_tune/status: not begun"]
+    assert not (place / "optuna.db").exists()
+    run.write("study", b"0123456789abcdef0123")
+    assert next(iter(in_words(run))) == "tiny-0123456789abcdef: 2 trials, not begun"
+    assert not Study(run, "0123456789abcdef0123").is_begun()
+
+
+def test_too_few_problems_are_noticed_before_the_first_trial(place: Path) -> None:
+    run = planned(place, "few", "tuning.objectives=[pass_at_1]")
+    stage.execute(run, pipeline.TASKS["pull_data"], tasks=pipeline.TASKS)
+    # Of data that are not made here, `plan` does not know how many there are.
+    tuning = run.spec.recipe.tuning
+    assert tuning is not None
+    recipe = run.spec.recipe.model_copy(update={"tuning": tuning.model_copy(update={"num_problems": 6})})
+    with pytest.raises(UserError, match=r"num_problems is 6, but .* has 6 problems of evaluation\.gate"):
+        search(replace(run, spec=run.spec.model_copy(update={"recipe": recipe})))
+
+
+def test_a_hit_tells_the_pruner_its_curve(place: Path) -> None:
+    run = planned(place, "replayed")
+    cell = Cell.below(run, "x", trial_recipe(run.spec.recipe, {}, "the test"))
+    heard: list[tuple[int, int, float]] = []
+
+    def judgement(step: int, num_steps: int, nats: float) -> bool:
+        heard.append((step, num_steps, nats))
+        return step != 4 or len(heard) < 5
+
+    for _ in range(2):
+        with listening(judgement) as line:
+            cell.train(line)
+    assert [one[:2] for one in heard] == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
+    assert heard[:4] == heard[4:]
+
+
+def test_packages_of_a_method_that_trials_choose_are_in_the_key_of_the_study(place: Path) -> None:
+    def packages(*overrides: str) -> set[str]:
+        return {
+            *stage.decide(
+                planned(place, str(overrides), *overrides), pipeline.STUDY["select"], tasks=pipeline.every()
+            ).components["packages"]
+        }
+
+    assert not {"peft", "bitsandbytes"} & packages()
+    assert packages("train.method.kind=lora") == packages() | {"peft"}
+    space = "tuning.space={train.method.kind: {kind: choice, choices: [full, lora, qlora]}}"
+    assert packages(space) == packages() | {"peft", "bitsandbytes"}
