@@ -7,6 +7,8 @@ and the study ends with exactly the trials that were asked for.
 `select` has the best recipe and the one that it began with learn again with other seeds, and measures both on problems that no trial was measured
 by (where the validation loss decides, on the same ones: then the seeds alone are new). Only a recipe that is better beyond chance is what `tuned:NAME` stands for from then on: `wmtp_daily` takes it with that as its recipe.
 
+A scheduled run of a recipe that has no space, or where there is no database for studies, is skipped.
+
 The same on a terminal: `wmtp tune run`, and `wmtp tune status`.
 """
 
@@ -44,9 +46,15 @@ with DAG(
         "search",
         index=range(environment().tune.num_workers),
         execution_timeout=timedelta(days=2),
+        retries=50,  # each costs a trial's start at most; parameters that kill workers are given up by the study itself
         doc_md="A worker: takes trials until none is left.",
     )
-    select = stage("select", execution_timeout=timedelta(days=1), doc_md="Holds the best recipe against this one.")
+    select = stage(
+        "select",
+        execution_timeout=timedelta(days=1),
+        trigger_rule="all_done",  # the others do a lost worker's trials; what is not done `select` finds out
+        doc_md="Holds the best recipe against this one.",
+    )
     conclude = stage("conclude", doc_md="Adopts a better recipe, and writes the page of the study.")
     chain(plan, [pull_data, pull_model], reference)
     chain(pull_data, pull_reference, reference, reward, fit_critic, score_shard, score, search, select, conclude)

@@ -1277,6 +1277,19 @@ def load_recipe(
     return _validated(Recipe, tree, str(path))
 
 
+def lacks_space(path: str | Path, environment: Environment) -> str | None:
+    """Why a recipe cannot be tuned here as it stands; None: it has a space, and there is a database.
+
+    Args:
+        path: of its file; what is no file, such as `tuned:NAME`, came from a study and has a space.
+    """
+    if environment.tune.storage is None:
+        return "tune.storage of the environment file is empty, so there is no database for a study."
+    if Path(path).is_file() and not _read_yaml(Path(path)).get("tuning"):
+        return f"the recipe {path} has no part `tuning`, so there is nothing to try."
+    return None
+
+
 def load_environment(path: str | Path) -> Environment:
     """Read an environment file; relative paths in it become absolute.
 

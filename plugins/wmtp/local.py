@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
+from airflow.sdk.bases.skipmixin import SkipMixin
 from airflow.sdk.exceptions import AirflowSkipException
 
 from mlops_tasks import algorithms
-from mlops_tasks.config import load_environment
+from mlops_tasks.config import Environment, lacks_space, load_environment
 from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, WmtpError
 from mlops_tasks.stage import Decision, Run, Task
 from mlops_tasks.store import Store
@@ -85,14 +86,14 @@ class LocalStage(StageTask, LocalProcess):
         self.run_process(self.command(run, task, decision))
 
 
-class LocalPlan(LocalStage):
+class LocalPlan(LocalStage, SkipMixin):
     """Resolves the recipe of a run into its spec; the return value is what `reference` is mapped over.
 
     A task can be mapped over nothing but a return value, so that the reference to the spec is the XCom `spec`.
 
     Args:
         only_champion: see `mlops_tasks.stage.Spec`; where there is no champion the run is skipped.
-        is_study: see `mlops_tasks.stage.Spec`.
+        is_study: see `mlops_tasks.stage.Spec`; a scheduled run that has nothing to look for, or no database, is skipped.
     """
 
     def __init__(self, *, only_champion: bool = False, is_study: bool = False, **operator: Any) -> None:
@@ -106,6 +107,8 @@ class LocalPlan(LocalStage):
         trigger = Trigger.of(context["params"])
         environment, prefix = load_environment(self.environment_file), self._prefix(context)
         uri = f"{Store.of(environment).uri}/{prefix}/spec.json"
+        if self.is_study and context["dag_run"].run_type == "scheduled":
+            self._skip_without_space(context, trigger, environment)
         log.info("plan: starts with %s", trigger.recipe_file)
         self.run_process(self.plan_command(trigger, uri))
         context["ti"].xcom_push(key="spec", value={"stage": "plan", "key": None, "uri": uri, "cache": "done"})
@@ -115,6 +118,13 @@ class LocalPlan(LocalStage):
                 f"{spec.recipe.model.name} has no champion yet, so there is nothing to evaluate."
             )
         return list(range(spec.fan_out["reference"]))
+
+    def _skip_without_space(self, context: Context, trigger: Trigger, environment: Environment) -> None:
+        if (why := lacks_space(trigger.recipe_file, environment)) is None:
+            return
+        log.info("Nothing is looked for: %s", why)
+        # Tasks below may follow skipped ones, so each is told.
+        self.skip(ti=context["ti"], tasks=self.get_flat_relatives(upstream=False))
 
     def plan_command(self, trigger: Trigger, uri: str) -> list[str]:
         """The arguments of `wmtp` that resolve the recipe."""

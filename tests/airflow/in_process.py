@@ -17,7 +17,7 @@ from airflow.sdk.serde import serialize
 class Server:
     """Answers as Airflow's API does, and keeps what it is told."""
 
-    def __init__(self, dag: DAG, run: str, conf: dict[str, Any], event: dict[str, Any] | None) -> None:
+    def __init__(self, dag: DAG, run: str, conf: dict[str, Any], event: dict[str, Any] | None, kind: str) -> None:
         self.told: dict[str, Any] = {}
         self.xcoms: dict[str, Any] = {}
         self.asked: dict[str, Any] = {}
@@ -28,7 +28,7 @@ class Server:
         self._dag_run = {
             "dag_id": dag.dag_id,
             "run_id": run,
-            "run_type": "manual",
+            "run_type": kind,
             "run_after": "2026-01-01T00:00:00Z",
             "state": "running",
             **dict.fromkeys(["logical_date", "data_interval_start", "data_interval_end", "end_date", "partition_key"]),
@@ -55,14 +55,21 @@ class Server:
 
 
 def run_task(
-    dag: DAG, task_id: str, *, run: str, conf: dict[str, Any] | None = None, event: dict[str, Any] | None = None
+    dag: DAG,
+    task_id: str,
+    *,
+    run: str,
+    conf: dict[str, Any] | None = None,
+    event: dict[str, Any] | None = None,
+    kind: str = "manual",
 ) -> tuple[Server, BaseException | None]:
     """Run one task; what Airflow was told of it, and the error that it ended with.
 
     Args:
         event: the answer to an approval, with which it goes on.
+        kind: of the run: `manual` or `scheduled`.
     """
-    server = Server(dag, run, conf or {}, event)
+    server = Server(dag, run, conf or {}, event, kind)
     client = Client(base_url=None, dry_run=True, token="", transport=httpx.MockTransport(server))
     instance = TaskInstance(
         id=uuid6.uuid7(), task_id=task_id, dag_id=dag.dag_id, run_id=run, try_number=1, dag_version_id=uuid6.uuid7()

@@ -40,6 +40,7 @@ print("READ", json.dumps({
         "schedule": str(bag.dags[id].schedule), "catchup": bag.dags[id].catchup, "doc": bag.dags[id].doc_md, "params": bag.dags[id].params.dump(),
         "tasks": [[task.task_id, sorted(task.downstream_task_ids), getattr(task, "index", None)] for task in bag.dags[id].tasks],
         "facts": [[task.owner, task.retries, type(task.retry_policy).__name__, bool(task.execution_timeout), bool(task.doc_md)] for task in bag.dags[id].tasks],
+        "rules": {task.task_id: task.trigger_rule for task in bag.dags[id].tasks},
     } for id in ("evaluate_champion", "housekeeping", "wmtp_tune")},
     "compare": {
         "schedule": str(compare.schedule), "doc": compare.doc_md, "params": compare.params.dump(),
@@ -192,4 +193,11 @@ def test_a_better_recipe_is_looked_for_every_week_after_what_trials_share_is_the
 def test_weekly_tasks_have_an_owner_retries_a_time_limit_and_a_description(read: dict[str, Any]) -> None:
     for dag in read["weekly"].values():
         assert dag["doc"]
-        assert all(facts == ["wmtp", 2, "ExceptionRetryPolicy", True, True] for facts in dag["facts"])
+        # A worker of a study is started anew as often as it is killed.
+        retries = {name: 50 if name == "search" else 2 for name, _, _ in dag["tasks"]}
+        assert dag["facts"] == [["wmtp", count, "ExceptionRetryPolicy", True, True] for count in retries.values()]
+
+
+def test_a_study_is_concluded_whatever_became_of_single_workers(read: dict[str, Any]) -> None:
+    rules = read["weekly"]["wmtp_tune"]["rules"]
+    assert {name for name, rule in rules.items() if rule == "all_done"} == {"select"}

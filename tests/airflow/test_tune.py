@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+from in_process import run_task
+from wmtp import params
+from wmtp.local import LocalPlan
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -55,6 +61,32 @@ def test_a_study_ends_with_a_recipe_that_a_night_can_learn(place: Place) -> None
     code, said = place.airflow("evaluate_champion", {"recipe": "tuned:tiny"})
 
     assert code == 0 and "tiny-coder has no champion yet" in said, said
+
+
+@pytest.mark.usefixtures("program_here")
+@pytest.mark.parametrize(
+    ("recipe", "tune", "why"),
+    [
+        (TINY | {"tuning": None}, {"storage": "sqlite:///optuna.db"}, "has no part `tuning`"),
+        (TINY, {}, "tune.storage of the environment file is empty"),
+    ],
+)
+def test_a_scheduled_run_that_has_nothing_to_look_for_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recipe: dict[str, Any], tune: dict[str, str], why: str
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    here = {"deployment": "toys", "store": "store", "mlflow_uri": "sqlite:///mlflow.db", "tune": tune}
+    (tmp_path / "environment.yaml").write_text(yaml.safe_dump(here))
+    with DAG("wmtp_tune", params=params()) as dag:
+        plan = LocalPlan(task_id="plan", environment_file=str(tmp_path / "environment.yaml"), is_study=True)
+        below = EmptyOperator(task_id="below")
+        plan >> below >> EmptyOperator(task_id="last", trigger_rule="none_failed")
+    with caplog.at_level("INFO"):
+        server, error = run_task(
+            dag, "plan", run="week", conf={"recipe": str(tmp_path / "tiny.yaml")}, kind="scheduled"
+        )
+    assert (server.told["state"], sorted(server.skipped)) == ("success", ["below", "last"]), error
+    assert why in caplog.text
 
 
 def started(said: str) -> list[str]:

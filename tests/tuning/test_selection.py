@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from mlops_tasks.config import Evaluation, EvaluationSet
+from mlops_tasks.config import Evaluation, EvaluationSet, changed, load_recipe
 from mlops_tasks.tuning.cell import first_problems, other_problems
-from mlops_tasks.tuning.selection import _beats, believes, estimated, one_sided
+from mlops_tasks.tuning.selection import _beats, believes, differing, estimated, one_sided
 from mlops_tasks.tuning.trials import saved_share
 
 
@@ -57,3 +59,12 @@ def test_trials_and_the_decision_share_no_problem_and_leave_none_out(limit: int 
     first, other = first_problems(evaluation, 10).gate, other_problems(evaluation, 10).gate
     assert (first.skip, first.limit, other.skip, other.limit) == (5, 10, 15, left)
     assert not first.shares_problems_with(other)
+
+
+def test_a_change_of_kind_is_told_with_all_that_it_resets() -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "configs/recipes/demo.yaml", ["weighting.strength=0.3"])
+    best = changed(recipe, {"weighting.kind": "select", "weighting.top_share": 0.4}, "the test")
+    told = differing(recipe, best)
+    assert told["weighting.kind"] == ["soft", "select"] and told["weighting.top_share"] == [None, 0.4]
+    assert told["weighting.strength"][0] == 0.3
+    assert all(name.startswith("weighting.") for name in told) and "weighting.temperature" in told

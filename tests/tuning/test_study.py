@@ -25,7 +25,9 @@ from mlops_tasks.config import MedianPruner, load_environment
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.housekeeping import Collector
 from mlops_tasks.stage import Run
+from mlops_tasks.store import Artifact
 from mlops_tasks.tracking import connection
+from mlops_tasks.tuning.adoption import adopt
 from mlops_tasks.tuning.cell import Cell
 from mlops_tasks.tuning.commands import in_words
 from mlops_tasks.tuning.overseer import listening
@@ -77,9 +79,22 @@ def test_a_recipe_that_is_better_beyond_chance_is_what_tuned_stands_for(place: P
     again = planned(place, "second", "train.learning_rate=1.0e-4", "train.steps=8", "train.validate_every_steps=4")
     assert {carried_out(again, last="select")[name] for name in ("search.0", "select.0")} == {"skipped", "hit"}
     is_told_of_in_mlflow(run, concluded.detail["mlflow"], trials)
+    is_not_moved_back(run, selected)
     is_told_of_on_a_terminal(place, selected.metrics["reason"])
     is_kept_by_gc(run, selected.prefix)
     is_what_a_night_learns(run, tuned, selected.digest)
+
+
+def is_not_moved_back(run: Run, selected: Artifact) -> None:
+    def made(created: str) -> Artifact:
+        return replace(selected, manifest={**selected.manifest, "key": "0" * 64, "created": created})
+
+    before = run.store.read_json("tuned/tiny.json")
+    assert not adopt(run.store, "tiny", made("2000-01-01T00:00:00+00:00"))
+    assert run.store.read_json("tuned/tiny.json") == before
+    assert adopt(run.store, "tiny", made("2999-01-01T00:00:00+00:00"))
+    assert run.store.read_json("tuned/tiny.json") != before
+    assert adopt(run.store, "tiny", selected)  # the newer one is not whole
 
 
 def is_told_of_in_mlflow(run: Run, ids: dict[str, str], trials: list[dict[str, Any]]) -> None:
