@@ -988,7 +988,7 @@ class Housekeeping(Settings):
     keep_runs: int = Field(20, ge=0)
     """Last runs of each deployment whose artifacts are kept."""
     grace_days: float = Field(7.0, ge=1)
-    """Nothing younger is touched."""
+    """Nothing younger is touched; in a cluster, nothing younger whose run Airflow does not know."""
     mlflow_days: float | None = Field(90.0, ge=1)
     """Age from which a training's run in MLflow is deleted, if no version came of it and nothing of it is left in the store; None: never.
     MLflow keeps what is deleted until `mlflow gc`."""

@@ -21,7 +21,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mlops_tasks.errors import UserError
+from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.store import canonical_json
 
 SCHEMA = 1
@@ -51,6 +51,10 @@ RUNTIME = frozenset(
         )
     }
 )
+
+
+BUILD = ("code", "packages", "python")
+"""The components of a key that a build decides."""
 
 
 def key_components(
@@ -83,8 +87,12 @@ def key_components(
         "inputs": dict(inputs),
         "code": dict(pair for module in (function.partition(":")[0], *modules) for pair in code_digests(module)),
         "packages": {name: locked[name] for name in sorted(packages)},
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "python": _python(),
     }
+
+
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def key_of(components: Mapping[str, Any]) -> str:
@@ -190,6 +198,29 @@ def locked_versions() -> dict[str, str]:
     # One package may have a line for each range of Python versions.
     here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     return {canonicalize_name(pin.name): next(iter(pin.specifier)).version.partition("+")[0] for pin in here}
+
+
+def require_build(components: Mapping[str, Any]) -> None:
+    """Hold the code, the lock and the Python that are here against those that a key was made of elsewhere, and then the packages.
+
+    Args:
+        components: `code`, `packages` and `python` of `key_components`.
+
+    Raises:
+        Unavailable: another build is here; names the difference.
+        UserError: as `require_locked`.
+    """
+    told = {part: components[part] for part in BUILD}
+    code = {name: dict(code_digests(name))[name] for name in told["code"] if _source_file(name).is_file()}
+    locked = locked_versions()
+    packages = {name: locked[name] for name in told["packages"] if name in locked}
+    changed = differences(told, {"code": code, "packages": packages, "python": _python()})
+    if changed:
+        raise Unavailable(
+            f"Another build of this package runs here than where the task was begun: {'; '.join(changed)}. Have both images made of one build, "
+            "and run the task again."
+        )
+    require_locked(told["packages"])
 
 
 def require_locked(packages: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 Owns what is in the two files and how the process at the other end works through one: `python -m mlops_tasks.parcel`, which gets two
 signed addresses and no credentials. Who makes the addresses and commits what comes back is the operator's.
 
-    attempt.json, <input>.json, files/…   there: the keyed settings, the packages that bear on the result, each input's manifest, and of its
+    attempt.json, <input>.json, files/…   there: the keyed settings, the build that the key was made of, each input's manifest, and of its
                                           files those that the stage reads
     metrics.json, result/…                back: what the stage said, and what it wrote
 """
@@ -27,7 +27,7 @@ from typing import Any
 from mlops_tasks import lease, logs
 from mlops_tasks.config import Environment
 from mlops_tasks.errors import DataError, Unavailable, WmtpError
-from mlops_tasks.keys import require_locked
+from mlops_tasks.keys import BUILD, require_build
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 
@@ -41,16 +41,21 @@ _WORK = "work/parcel"
 """Where a stage at the other end keeps what it has made so far, in a store that ends with it."""
 
 
-def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path, *, packages: Sequence[str]) -> None:
+def pack(attempt: Attempt, files: Mapping[str, Sequence[str]], to: Path, *, build: Mapping[str, Any]) -> None:
     """Write what the other end needs.
 
     Args:
         attempt: whose settings and inputs are sent.
         files: globs of the files that are read, by name of the input.
         to: the file.
-        packages: those that bear on the result; the other end must run the locked versions.
+        build: components of the key; the other end must have made the same of `keys.BUILD`.
     """
-    facts = {"config": attempt.config, "index": attempt.index, "key": attempt.key, "packages": list(packages)}
+    facts = {
+        "config": attempt.config,
+        "index": attempt.index,
+        "key": attempt.key,
+        "build": {part: build[part] for part in BUILD},
+    }
     facts["resources"] = {name: getattr(attempt.environment, name).model_dump(mode="json") for name in _RESOURCES}
     with tempfile.TemporaryDirectory() as folder, tarfile.open(to, "w") as tar:
         for name, artifact in attempt.inputs.items():
@@ -64,13 +69,14 @@ def carry_out(function: Callable[[Attempt], dict[str, Any]], source: Path, to: P
     """Run a stage's function on what was packed, and pack its result.
 
     Raises:
-        UserError: other versions run here than keys are made of.
+        Unavailable: another build is here than the one that the key was made of.
+        UserError: other packages are installed here than the build wants.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _unpack(source, folder)
         facts = json.loads((folder / "attempt.json").read_text())
-        require_locked(facts["packages"])
+        require_build(facts["build"])
         store = Store.open(str(folder / "files"))
         inputs = {one: json.loads((folder / f"{one}.json").read_text()) for one in facts["inputs"]}
         (folder / "result").mkdir()

@@ -15,12 +15,15 @@ from s3_server import BUCKET, S3Server
 
 from mlops_tasks import keys, parcel
 from mlops_tasks.config import Environment, S3Access
-from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.store.s3 import S3Backend
 
 READ = "words.txt"
+BUILD = keys.key_components(
+    stage="judge", generation=1, function="mlops_tasks.evaluation.outputs:x", config={}, inputs={}, packages=["numpy"]
+)
 
 
 def shouts(attempt: Attempt) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def attempt_of(tmp_path: Path) -> Attempt:
 
 def test_a_stage_does_the_same_at_the_other_end_with_only_the_files_that_it_reads(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
-    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar", packages=["numpy"])
+    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar", build=BUILD)
     with tarfile.open(tmp_path / "there.tar") as tar:
         assert not any("unread" in name for name in tar.getnames())
 
@@ -57,9 +60,25 @@ def test_a_stage_does_the_same_at_the_other_end_with_only_the_files_that_it_read
     assert (attempt.folder / "deep" / "loud.txt").read_text() == "ABCABC"
 
 
-def test_another_version_at_the_other_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parcel.pack(attempt_of(tmp_path), {"data": ["*"]}, tmp_path / "there.tar", packages=["numpy"])
+@pytest.mark.parametrize(
+    ("part", "name", "other"), [("code", "mlops_tasks.evaluation.outputs", "0" * 64), ("packages", "numpy", "0.1")]
+)
+def test_another_build_at_the_other_end_is_refused_and_the_difference_named(
+    tmp_path: Path, part: str, name: str, other: str
+) -> None:
+    build = {**BUILD, part: {**BUILD[part], name: other}}
+    parcel.pack(attempt_of(tmp_path), {"data": ["*"]}, tmp_path / "there.tar", build=build)
+
+    with pytest.raises(Unavailable, match=rf"Another build .* begun: {part}\.{name}: "):
+        parcel.carry_out(shouts, tmp_path / "there.tar", tmp_path / "back.tar")
+
+
+def test_another_version_that_is_installed_at_the_other_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keys, "locked_versions", lambda: {"numpy": "0.1"})
+    build = {**BUILD, "packages": {"numpy": "0.1"}}
+    parcel.pack(attempt_of(tmp_path), {"data": ["*"]}, tmp_path / "there.tar", build=build)
 
     with pytest.raises(UserError, match=r"numpy [\d.]+ runs here, but the lock that keys are made of says 0\.1"):
         parcel.carry_out(shouts, tmp_path / "there.tar", tmp_path / "back.tar")
@@ -67,7 +86,7 @@ def test_another_version_at_the_other_end_is_refused(tmp_path: Path, monkeypatch
 
 def test_an_input_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
-    parcel.pack(attempt, {"data": ["*"]}, tmp_path / "there.tar", packages=["numpy"])
+    parcel.pack(attempt, {"data": ["*"]}, tmp_path / "there.tar", build=BUILD)
     data = (tmp_path / "there.tar").read_bytes()
     (tmp_path / "there.tar").write_bytes(data.replace(b"abc\0", b"abd\0"))
 
@@ -90,7 +109,7 @@ def test_a_result_that_is_none_or_would_write_elsewhere_is_refused(tmp_path: Pat
 def test_a_process_with_two_signed_addresses_needs_no_credentials(tmp_path: Path, s3: S3Server) -> None:
     attempt = attempt_of(tmp_path)
     bucket = S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(s3.access(tmp_path / "cache")))
-    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar", packages=["numpy"])
+    parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar", build=BUILD)
     bucket.publish("p", tmp_path, ["there.tar"])
     variables = {
         parcel.SOURCE: bucket.signed("p/there.tar", "get_object", seconds=60), parcel.TARGET: bucket.signed("p/back.tar", "put_object", seconds=60),

@@ -113,6 +113,8 @@ class PodStage(StageTask, KubernetesPodOperator):
         self._identity = order.identity
         try:
             self._attach_or_create(self.request(environment, order, context), order)
+            if stopped.is_set():  # when there was nothing to remove yet
+                raise Interrupted(f"{self.label}: this process was asked to stop. Started again, it goes on.")
             while not patiently(lambda: self._is_done(order.identity.name, watch)):
                 time.sleep(pods.SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
@@ -221,7 +223,7 @@ class SandboxStage(PodStage):
             place = f"{attempt.prefix}/attempts/parcel-{attempt.folder.name}"
             with tempfile.TemporaryDirectory() as folder:
                 there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
-                parcel.pack(attempt, files, there, packages=list(decision.components["packages"]))
+                parcel.pack(attempt, files, there, build=decision.components)
                 bucket.publish(place, Path(folder), [there.name])
                 seconds = self.execution_timeout.total_seconds() if self.execution_timeout else _HOUR
                 variables = {

@@ -72,9 +72,12 @@ class Identity:
 
     @classmethod
     def of(cls, found: Any) -> Self | None:
-        """Of an object of the cluster; None: it was not made here, or by an earlier version."""
+        """Of an object of the cluster; None: it was not made here, or by another version."""
         told = (found.metadata.annotations or {}).get(TASK_INSTANCE)
-        return None if told is None else cls(**json.loads(told))
+        try:
+            return None if told is None else cls(**json.loads(told))
+        except (TypeError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)

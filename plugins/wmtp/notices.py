@@ -226,11 +226,18 @@ def _post(url: str, body: Mapping[str, Any], headers: Mapping[str, str] | None =
     given = {"Content-Type": "application/json", **(headers or {})}
     request = urllib.request.Request(url, json.dumps(body).encode(), given, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS):
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS):
             pass
     except (ValueError, InvalidURL):
         # What they say holds the address or the header, and so the secret.
         raise ValueError("The connection's host or password holds a space or a line break. Take it out.") from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A POST that is sent on would come without its body, and the bearer token to whoever was named."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
 
 
 def _flaw_of(send: Callable[[], None]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -47,15 +48,15 @@ class ClusterCleaning(LocalCleaning):
         """Look at the cluster, then at the store; remove what there is where this task may."""
         environment = load_environment(self.environment_file)
         assert environment.kubernetes is not None
-        cluster = Cluster(environment.kubernetes, environment.deployment)
-        found = list(cluster.leftovers(context["ti"]))
-        for one in found:
+        cluster, number = Cluster(environment.kubernetes, environment.deployment), 0
+        young = timedelta(days=environment.housekeeping.grace_days)
+        # One at a time: a task that is cleared meanwhile goes on with what is its own.
+        for one in cluster.leftovers(context["ti"], young=young):
+            number += 1
             log.info("%s %s: %s", one.kind, one.name, one.why)
             if self.removes:
                 cluster.remove(one)
-        told = (
-            f"{len(found)} objects {'removed from the cluster' if self.removes else 'in the cluster would be removed'}"
-        )
+        told = f"{number} objects {'removed from the cluster' if self.removes else 'in the cluster would be removed'}"
         log.info("%s", told)
         return f"{told}; {super().clean(context)}"
 
@@ -78,11 +79,12 @@ class Cluster:
             "Service": core.delete_namespaced_service,
         }
 
-    def leftovers(self, airflow: Any) -> Iterator[Leftover]:
-        """What nobody goes on with.
+    def leftovers(self, airflow: Any, *, young: timedelta) -> Iterator[Leftover]:
+        """What nobody goes on with, asked of each when it is its turn.
 
         Args:
             airflow: the task instance that asks, by which Airflow's API says how others are.
+            young: no object that is younger is taken for left because this Airflow does not know its run, which another one may.
         """
         label = f"app.kubernetes.io/managed-by=wmtp,wmtp.io/deployment={make_safe_label_value(self._deployment)}"
         for kind, ask in self._list.items():
@@ -93,7 +95,7 @@ class Cluster:
                 owner = Identity.of(one)
                 if owner is None or owner.deployment != self._deployment:
                     log.warning("%s %s does not say which task it is of, and is left alone", kind, one.metadata.name)
-                elif (why := _why_left(owner, airflow)) is not None:
+                elif (why := _why_left(owner, airflow, is_young=_age(one) < young)) is not None:
                     yield Leftover(kind, one.metadata.name, one.metadata.uid, why)
 
     def remove(self, one: Leftover) -> None:
@@ -108,11 +110,22 @@ class Cluster:
                 raise
 
 
-def _why_left(owner: Identity, airflow: Any) -> str | None:
-    """Why nobody goes on with what a task has made; None: somebody does, or will."""
+def _age(found: Any) -> timedelta:
+    made: datetime = found.metadata.creation_timestamp
+    return datetime.now(UTC) - made
+
+
+def _why_left(owner: Identity, airflow: Any, *, is_young: bool) -> str | None:
+    """Why nobody goes on with what a task has made; None: somebody does, will, or may."""
     task = f"{owner.task}[{owner.index}] of {owner.dag}/{owner.run}"
+    if not airflow.get_dr_count(dag_id=owner.dag, run_ids=[owner.run]):
+        if is_young:
+            log.warning(
+                "%s: this Airflow does not know the run, and another one may; left alone while it is young", task
+            )
+        return None if is_young else f"{task}: the run is gone"
     if not airflow.get_dr_count(dag_id=owner.dag, run_ids=[owner.run], states=_UNFINISHED_RUN):
-        return f"{task}: the run is finished, or gone"
+        return f"{task}: the run is finished"
     states = airflow.get_task_states(dag_id=owner.dag, task_ids=[owner.task], run_ids=[owner.run]).get(owner.run, {})
     name = owner.task if owner.map_index < 0 else f"{owner.task}_{owner.map_index}"
     if name not in states:

@@ -60,7 +60,9 @@ def servers() -> Iterator[Heard]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             heard.posts.append((self.path, body, self.headers["Authorization"]))
-            self.send_response(500 if self.path == "/broken" else 200)
+            self.send_response({"/broken": 500, "/moved": 301}.get(self.path, 200))
+            if self.path == "/moved":
+                self.send_header("Location", f"http://localhost:{heard.http_port}/elsewhere")
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -243,6 +245,13 @@ def test_one_who_cannot_be_reached_fails_neither_the_task_nor_the_others(
     ]
     assert "Connection refused" in said[0] and "HTTP Error 500" in said[3]
     assert "T0/B0" not in caplog.text and "secret" not in caplog.text and "sesame" not in caplog.text
+
+
+def test_a_webhook_that_has_moved_is_told_nothing_and_its_token_goes_nowhere(heard: Heard) -> None:
+    moved = f"http://127.0.0.1:{heard.http_port}/moved"
+    flaw = notices._flaw_of(lambda: notices._post(moved, {"title": "x"}, {"Authorization": "Bearer sesame"}))
+    assert flaw is not None and flaw.startswith("HTTPError: HTTP Error 301")
+    assert [path for path, _, _ in heard.posts] == ["/moved"]
 
 
 @pytest.mark.parametrize("body", ["https://127.0.0.1/services/T0/B0/SECRET x", "https://127.0.0.1/a"])
