@@ -15,7 +15,7 @@ The same on a terminal: `wmtp tune run`, and `wmtp tune status`.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import DEFAULTS, environment, params, stage
+from wmtp import DEFAULTS, environment, limits, params, stage
 
 with DAG(
     "wmtp_tune",
@@ -25,6 +25,7 @@ with DAG(
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,
+    max_active_tasks=limits()["max_active_tasks"],
     params=params(),
     tags=["wmtp"],
     default_args={**DEFAULTS, "execution_timeout": timedelta(hours=6), "trigger_rule": "none_failed"},
