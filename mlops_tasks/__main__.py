@@ -125,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
             "recommend", parents=[common], help="settings to begin with, and why, before there is a device"
         )
     )
+    _add_convert(
+        commands.add_parser(
+            "convert", parents=[common], help="a published checkpoint with heads of its own as a folder to train from"
+        )
+    )
     _add_compare(commands.add_parser("compare", parents=[common], help="two judged models, problem by problem"))
     comparison_commands.add(
         commands.add_parser("comparison", help="algorithms side by side, over seeds, at equal data and tokens"), common
@@ -224,6 +229,13 @@ def _add_recommend(command: argparse.ArgumentParser) -> None:
     command.add_argument("--memory", required=True, help="of one device, such as 24GB")
     _add_recipe(command)
     command.set_defaults(answer=_recommend)
+
+
+def _add_convert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path, help="folder with consolidated.pth and params.json")
+    command.add_argument("target", type=Path, help="folder to write")
+    command.add_argument("--positions", type=int, default=4096, help="of the result (default: %(default)s)")
+    command.set_defaults(answer=_convert)
 
 
 def _prefix_of(spec: str, environment: Environment) -> str:
@@ -434,6 +446,13 @@ def _recommend(options: argparse.Namespace, environment: Environment, out: TextI
     for way in case.ways.values():
         rows = f"{way.rows} rows at a time{', recomputed' if way.recompute else ''}" if way.rows else "does not fit"
         out.write(f"{way.kind:<6} {rows}; one row takes {recommendation.in_words(way.smallest)}\n")
+
+
+def _convert(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
+    from mlops_tasks import native
+
+    num_heads = native.convert(options.source, options.target, max_positions=options.positions)
+    out.write(f"{options.target}: train it with train.num_heads {num_heads} and train.head_kind layer\n")
 
 
 def _bytes_of(text: str) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlops_tasks.loss import NO_TARGET
-from mlops_tasks.model import MtpModel
+from mlops_tasks.model import MtpModel, States
 
 NUM_BINS = 10
 
@@ -27,12 +27,12 @@ class Bin:
     """Share in which that token is the right one; 0 in an empty bin."""
 
 
-def bin_sums(model: MtpModel, hidden_BSD: Tensor, *, targets_HBS: Tensor, chunk_rows: int) -> Tensor:
+def bin_sums(model: MtpModel, states: States, *, targets_HBS: Tensor, chunk_rows: int) -> Tensor:
     """What a micro-batch adds to each head's bins, of equal width over [0, 1]; sums add up over micro-batches.
 
     Args:
         model: gives the logits.
-        hidden_BSD: the trunk's output.
+        states: what the trunk made of it.
         targets_HBS: from `shifted_targets`; only positions with a target count.
         chunk_rows: positions whose logits exist at one time.
 
@@ -46,8 +46,9 @@ def bin_sums(model: MtpModel, hidden_BSD: Tensor, *, targets_HBS: Tensor, chunk_
         Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2.
     """
     sums_H3N = no_sums(len(targets_HBS))
-    hidden_ND = hidden_BSD.flatten(0, 1)
     for head, targets_BS in enumerate(targets_HBS, start=1):
+        call = states.call if head > 1 else None
+        hidden_ND = (model.layer_hidden(call, head) if call else states.hidden_BSD).flatten(0, 1)
         places = (targets_BS.flatten() != NO_TARGET).nonzero().flatten()
         for rows in torch.split(places, chunk_rows):
             logits_NV = model.head_logits(hidden_ND[rows], head).float()

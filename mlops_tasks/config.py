@@ -252,6 +252,9 @@ class Train(Settings):
 
     num_heads: int = Field(4, ge=1, le=16)
     """H: head k predicts the token k ahead; 1 is ordinary next-token training."""
+    head_kind: Literal["residual", "layer"] = "residual"
+    """What heads 2..H are: `residual`, two matrices behind the trunk's output; `layer`, a whole decoder layer beside the last one, as in
+    arXiv 2404.19737 (not with `qlora`, and without speculative decoding)."""
     head_balance: Literal["decaying", "equal"] = "decaying"
     """β. `decaying`: 1 for head 1 and 0.3 in all for the others, falling by 0.6 a head; `equal`: 1/H each."""
     head_warmup_steps: int = Field(0, ge=0)

@@ -1,6 +1,7 @@
 """The weighted multi-token loss, in chunks: targets and weights of each head, losses per token, the training loss.
 
-Owns the alignment of heads and targets, and the bound on memory: logits exist for one head and one chunk of rows at a time.
+Owns the alignment of heads and targets, and the bound on memory: logits exist for one head and one chunk of rows at a time,
+and activations of one head that is a layer.
 Leaves scores and weights to `scoring`, and sums over micro-batches and ranks to whoever knows them.
 
 Shapes: B batch, S position, H head, V vocabulary, D width, N rows. Head k is index k-1 of a dimension H.
@@ -8,14 +9,15 @@ Shapes: B batch, S position, H head, V vocabulary, D width, N rows. Head k is in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from mlops_tasks.heads import LayerCall
 from mlops_tasks.model import MtpModel
 
 NO_TARGET = -100
@@ -112,6 +114,7 @@ def mtp_loss(
     model: MtpModel,
     hidden_BSD: Tensor,
     *,
+    call: LayerCall | None = None,
     targets_HBS: Tensor,
     weights_HBS: Tensor,
     balance_H: Tensor,
@@ -126,6 +129,7 @@ def mtp_loss(
     Args:
         model: Gives the logits of each head.
         hidden_BSD: The trunk's output.
+        call: With it, from `MtpModel.states`, where heads 2..H are layers.
         targets_HBS: From `shifted_targets`.
         weights_HBS: From `shifted_weights`; no gradient flows through it.
         balance_H: β.
@@ -136,17 +140,20 @@ def mtp_loss(
         This call's part of the loss (local to the rank; the parts of a step add up), and its unweighted sums per head.
     """
     parameters = [parameter for parameter in model.logit_parameters() if parameter.requires_grad]
+    beside_BSD = None if call is None else call.hidden_BSD
+    given = [one for one in (hidden_BSD, beside_BSD) if one is not None]
     scale_H = balance_H.to(weights_HBS) / num_targets_H.to(weights_HBS).clamp(min=1)
     work = _Work(
         model=model,
         parameters=parameters,
+        call=None if call is None else call._replace(hidden_BSD=call.hidden_BSD.detach()),
         targets_HBS=targets_HBS,
         scaled_weights_HBS=weights_HBS.detach() * scale_H[:, None, None],
         chunk_rows=chunk_rows,
         # A Function's forward always runs without gradient mode, so it must be told.
-        wants_gradient=torch.is_grad_enabled() and (hidden_BSD.requires_grad or bool(parameters)),
+        wants_gradient=torch.is_grad_enabled() and any(one.requires_grad for one in (*given, *parameters)),
     )
-    return MtpLoss(*_ChunkedLoss.apply(work, hidden_BSD, *parameters))  # type: ignore[no-untyped-call]
+    return MtpLoss(*_ChunkedLoss.apply(work, hidden_BSD, beside_BSD, *parameters))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -155,17 +162,29 @@ class _Work:
 
     model: MtpModel
     parameters: list[nn.Parameter]
+    call: LayerCall | None
+    """Without gradient."""
     targets_HBS: Tensor
     scaled_weights_HBS: Tensor
     chunk_rows: int
     wants_gradient: bool
 
-    def chunks(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Head, rows (indices into B·S), their targets and their weights; rows without a target never come."""
-        for index, targets_BS in enumerate(self.targets_HBS):
-            for rows in torch.split(_rows_with_target(targets_BS), self.chunk_rows):
-                weights = self.scaled_weights_HBS[index].flatten()[rows]
-                yield index + 1, rows, targets_BS.flatten()[rows], weights
+    def chunks(self, head: int) -> Iterator[_Chunk]:
+        """All that a head has to predict."""
+        targets_N, weights_N = (one[head - 1].flatten() for one in (self.targets_HBS, self.scaled_weights_HBS))
+        for rows in torch.split(_rows_with_target(targets_N), self.chunk_rows):
+            if len(rows):
+                yield _Chunk(head, rows, targets_N[rows], weights_N[rows])
+
+
+class _Chunk(NamedTuple):
+    """Some predictions of one head."""
+
+    head: int
+    rows: Tensor
+    """Indices into B·S; rows without a target never come."""
+    targets: Tensor
+    weights: Tensor
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -175,13 +194,19 @@ class _ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, work: _Work, hidden_BSD: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, work: _Work, hidden_BSD: Tensor, beside_BSD: Tensor | None, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
         sums = _Sums(work, hidden_BSD)
-        for head, rows, targets, weights in work.chunks():
-            sums.add(head, rows, targets, weights)
-        hidden_gradient_ND = sums.hidden_gradient_ND
-        hidden_gradient = None if hidden_gradient_ND is None else hidden_gradient_ND.view(hidden_BSD.shape)
-        ctx.gradients = [hidden_gradient, *sums.gradients]
+        trunk = _Seen.of(hidden_BSD, wants_gradient=work.wants_gradient and hidden_BSD.requires_grad)
+        beside = beside_BSD is not None and work.wants_gradient and beside_BSD.requires_grad
+        beside_gradient = torch.zeros_like(beside_BSD) if beside_BSD is not None and beside else None
+        for head in range(1, len(work.targets_HBS) + 1):
+            if work.call is None or head == 1:
+                sums.add(work.chunks(head), trunk)
+            else:
+                sums.add_layer(head, work.call, beside_gradient)
+        ctx.gradients = [trunk.gradient(hidden_BSD), beside_gradient, *sums.gradients]
         ctx.mark_non_differentiable(sums.head_nats_H)
         return sums.loss, sums.head_nats_H
 
@@ -192,21 +217,54 @@ class _ChunkedLoss(torch.autograd.Function):
         return None, *(each if each is None else each.mul_(loss_gradient) for each in gradients)
 
 
+class _Seen(NamedTuple):
+    """What chunks of a head are made from, and its gradient so far."""
+
+    hidden_ND: Tensor
+    gradient_ND: Tensor | None
+
+    @classmethod
+    def of(cls, hidden_BSD: Tensor, *, wants_gradient: bool) -> _Seen:
+        hidden_ND = hidden_BSD.detach().flatten(0, 1)
+        return cls(hidden_ND, torch.zeros_like(hidden_ND) if wants_gradient else None)
+
+    def gradient(self, hidden_BSD: Tensor) -> Tensor | None:
+        return None if self.gradient_ND is None else self.gradient_ND.view(hidden_BSD.shape)
+
+
 class _Sums:
-    """Loss and gradients over the chunks so far; what a chunk needs beside them is gone when `add` returns."""
+    """Loss and gradients so far; what a chunk or a layer needs beside them is gone when `add` or `add_layer` returns."""
 
     def __init__(self, work: _Work, hidden_BSD: Tensor) -> None:
         self.work = work
-        self.hidden_ND = hidden_BSD.detach().flatten(0, 1)
-        wants_hidden = work.wants_gradient and hidden_BSD.requires_grad
-        self.hidden_gradient_ND = torch.zeros_like(self.hidden_ND) if wants_hidden else None
         self.gradients = [torch.zeros_like(each) for each in work.parameters] if work.wants_gradient else []
         dtype = torch.promote_types(hidden_BSD.dtype, torch.float32)
         self.loss = torch.zeros((), dtype=dtype, device=hidden_BSD.device)
         self.head_nats_H = torch.zeros(len(work.targets_HBS), dtype=dtype, device=hidden_BSD.device)
 
-    def add(self, head: int, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
-        leaf = self.hidden_ND[rows].requires_grad_(self.hidden_gradient_ND is not None)
+    def add_layer(self, head: int, call: LayerCall, gradient_BSD: Tensor | None) -> None:
+        """Add all chunks of a head that is a layer, whose activations live no longer than that."""
+        if (self.work.targets_HBS[head - 1] == NO_TARGET).all():
+            return
+        leaf = call.hidden_BSD.detach().requires_grad_(gradient_BSD is not None)
+        with torch.set_grad_enabled(self.work.wants_gradient):
+            hidden_BSD = self.work.model.layer_hidden(call._replace(hidden_BSD=leaf), head)
+        seen = _Seen.of(hidden_BSD, wants_gradient=hidden_BSD.requires_grad)
+        self.add(self.work.chunks(head), seen)
+        if hidden_BSD.requires_grad:
+            edge = get_gradient_edge(hidden_BSD)
+            found = self._add_gradients(leaf, edge, cast(Tensor, seen.gradient(hidden_BSD)))
+            if gradient_BSD is not None and found is not None:
+                gradient_BSD += found
+
+    def add(self, chunks: Iterable[_Chunk], seen: _Seen) -> None:
+        """Add chunks of one head."""
+        for chunk in chunks:
+            self._add_chunk(chunk, seen)
+
+    def _add_chunk(self, chunk: _Chunk, seen: _Seen) -> None:
+        head, rows, targets, weights = chunk
+        leaf = seen.hidden_ND[rows].requires_grad_(seen.gradient_ND is not None)
         with torch.set_grad_enabled(self.work.wants_gradient):
             logits = self.work.model.head_logits(leaf, head)
         log_probabilities = _log_softmax(logits.detach())
@@ -218,17 +276,19 @@ class _Sums:
             del logits  # before its gradient takes the same room again
             gradient = log_probabilities.exp_()
             gradient.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=gradient.dtype))
-            self._add_gradients(rows, leaf, edge, gradient.mul_(weights[:, None]).to(dtype))
+            found = self._add_gradients(leaf, edge, gradient.mul_(weights[:, None]).to(dtype))
+            if seen.gradient_ND is not None and found is not None:
+                seen.gradient_ND[rows] += found
 
-    def _add_gradients(self, rows: Tensor, leaf: Tensor, edge: GradientEdge, logits_gradient: Tensor) -> None:
-        wants_hidden = self.hidden_gradient_ND is not None
-        inputs = [leaf, *self.work.parameters] if wants_hidden else self.work.parameters
-        found = list(torch.autograd.grad([edge], inputs, [logits_gradient], allow_unused=True))
-        if self.hidden_gradient_ND is not None:
-            self.hidden_gradient_ND[rows] += found.pop(0)
+    def _add_gradients(self, leaf: Tensor, edge: GradientEdge, output_gradient: Tensor) -> Tensor | None:
+        """Add what the parameters get; returns what the leaf gets, if it wants any."""
+        inputs = [leaf, *self.work.parameters] if leaf.requires_grad else self.work.parameters
+        found = list(torch.autograd.grad([edge], inputs, [output_gradient], allow_unused=True))
+        of_leaf = found.pop(0) if leaf.requires_grad else None
         for total, gradient in zip(self.gradients, found, strict=True):
             if gradient is not None:
                 total.add_(gradient)
+        return of_leaf
 
 
 def _rows_with_target(targets_BS: Tensor) -> Tensor:

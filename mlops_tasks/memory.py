@@ -171,7 +171,7 @@ def _model(config: PretrainedConfig, train: Train) -> MtpModel:
     """On the meta device."""
     with torch.device("meta"):
         base: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-        model = MtpModel(base.eval(), num_heads=train.num_heads, seed=0)
+        model = MtpModel(base.eval(), num_heads=train.num_heads, seed=0, head_kind=train.head_kind)
         if isinstance(train.method, LowRank):
             Adapter(model, train.method, seed=0)
     return model

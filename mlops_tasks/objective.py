@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mlops_tasks.calibration import bin_sums
 from mlops_tasks.corpus import Lesson, MicroBatch
 from mlops_tasks.loss import at_tokens, head_balance, mtp_loss, shifted_weights, token_losses
-from mlops_tasks.model import MtpModel
+from mlops_tasks.model import MtpModel, States
 from mlops_tasks.scoring.scorers import excess
 from mlops_tasks.scoring.weights import batch_weights
 
@@ -49,12 +49,13 @@ class WeightedLoss(nn.Module):
             num_targets_H: N_k over all micro-batches and ranks of the step.
             scale: what the loss is multiplied by; here, because `mtp_loss` takes its gradients before anybody can scale them.
         """
-        hidden_BSD = self.hidden(micro)
+        hidden_BSD, call = self.states(micro)
         weights_BS = self.weights(micro, hidden_BSD)
         weights_HBS = shifted_weights(weights_BS, targets_HBS=micro.targets_HBS)
         found = mtp_loss(
             self.model,
             hidden_BSD,
+            call=call,
             targets_HBS=micro.targets_HBS,
             weights_HBS=weights_HBS,
             balance_H=scale * self.balance_H.to(hidden_BSD.device),
@@ -71,15 +72,15 @@ class WeightedLoss(nn.Module):
 
     def weights_of(self, micro: MicroBatch) -> Tensor:
         """`weights` of a micro-batch alone."""
-        return self.weights(micro, self.hidden(micro))
+        return self.weights(micro, self.states(micro).hidden_BSD)
 
     def sureness_of(self, micro: MicroBatch) -> Tensor:
         """How sure each head is of a micro-batch, and how often right: see `calibration.bin_sums`."""
-        return bin_sums(self.model, self.hidden(micro), targets_HBS=micro.targets_HBS, chunk_rows=self.chunk_rows)
+        return bin_sums(self.model, self.states(micro), targets_HBS=micro.targets_HBS, chunk_rows=self.chunk_rows)
 
-    def hidden(self, micro: MicroBatch) -> Tensor:
-        """The trunk's output for a micro-batch."""
-        return self.model.hidden(micro.batch.input_ids, micro.batch.position_ids)
+    def states(self, micro: MicroBatch) -> States:
+        """What the trunk makes of a micro-batch."""
+        return self.model.states(micro.batch.input_ids, micro.batch.position_ids)
 
     def weights(self, micro: MicroBatch, hidden_BSD: Tensor) -> Tensor:
         """w_BS: the weight of each target token at its own column, 0 elsewhere."""

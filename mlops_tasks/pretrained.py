@@ -138,7 +138,7 @@ class UnreadModel:
     def _files(self) -> dict[str, Path]:
         """In which file each tensor lies; empty where they are of another kind."""
         found = {}
-        for path in sorted(self._folder.glob("*.safetensors")):
+        for path in sorted(self._folder.glob("model*.safetensors")):
             with safetensors.safe_open(path, framework="pt") as file:
                 found.update(dict.fromkeys(file.keys(), path))
         return found

@@ -154,7 +154,7 @@ class _Training:
         self.device = distributed.device()
         self.is_first = distributed.rank() == 0
         precision.require(self.device, self.lesson.train.precision)
-        _require_something_to_learn(self.lesson.train)
+        _require_learnable_heads(self.lesson.train)
         inputs = attempt.inputs
         self.corpus = load_corpus(self.lesson, data=inputs["data"], model=inputs["model"], scores=inputs.get("scores"))
         self.model, self.adapter = self._load_model(inputs["model"].folder("model"))
@@ -208,9 +208,9 @@ class _Training:
             is_spread = self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1
             read = adapters.quantized(self.device, is_spread=is_spread, precision=train.precision)
         if self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1 and not isinstance(method, LowRank):
-            model = MtpModel.load_in_parts(folder, num_heads=train.num_heads, seed=seed)
+            model = MtpModel.load_in_parts(folder, num_heads=train.num_heads, seed=seed, head_kind=train.head_kind)
         else:
-            model = MtpModel.load(folder, num_heads=train.num_heads, seed=seed, read=read)
+            model = MtpModel.load(folder, num_heads=train.num_heads, seed=seed, head_kind=train.head_kind, read=read)
         adapter = adapters.Adapter(model, method, seed=seed) if isinstance(method, LowRank) else None
         if self.is_first:
             share = 100 * model.num_trainable() / model.num_parameters()
@@ -591,7 +591,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def _require_something_to_learn(train: Train) -> None:
+def _require_learnable_heads(train: Train) -> None:
+    if train.head_kind == "layer" and train.num_heads > 1 and isinstance(train.method, QLora):
+        raise Unfit(
+            f"train.head_kind is layer, and {train.num_heads - 1} copies of the base's last layer would learn, but train.method.kind is qlora, whose "
+            "layers are in 4 bits and cannot. Set train.head_kind to residual, or train.method.kind to lora."
+        )
     if train.num_heads == 1 and train.head_warmup_steps > 0:
         raise Unfit(
             f"train.head_warmup_steps is {train.head_warmup_steps}, in which only heads 2 and up learn, but train.num_heads is 1. "

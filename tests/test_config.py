@@ -229,7 +229,7 @@ def leaves(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 def changed_value(name: str, value: Any) -> list[Any]:
     closed = {
         "prompt": ["begin-done-3shot"], "protocol": ["begin-done-3shot"], "precision": ["bfloat16"], "keep": ["best"],
-        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5], "hidden_size": [64], "ids": [["b*"]], "targets": [["a"]],
+        "mode": ["static", "dynamic"], "excess": ["abs"], "head_balance": ["equal"], "head_kind": ["layer"], "on_contamination": ["drop"], "k": [[2]], "num_samples": [5], "hidden_size": [64], "ids": [["b*"]], "targets": [["a"]],
     }  # fmt: skip
     if name in closed:
         return [choice for choice in closed[name] if choice != value]

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -521,6 +522,74 @@ def test_an_adapter_on_two_ranks_equals_one_process(given: Given, processes: Pro
         expected = load_file(alone.folder / file)
         for name, value in load_file(both.folder / file).items():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+# Heads that are whole layers
+
+LAYERS = {"head_kind": "layer", "batch_size": 20, "steps": 4, "head_warmup_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "ways"),
+    [("gpt2", {}), ("model", {"parallelism": "fsdp", "recompute_activations": True})],
+    ids=["ddp", "fsdp"],
+)
+def test_layers_as_heads_on_two_ranks_equal_one_process(
+    given: Given, processes: Processes, model: str, ways: dict[str, Any]
+) -> None:
+    alone, both = (
+        given.attempt(
+            f"layers-{num_ranks}", model=model, train=LAYERS, resources={"micro_batch_rows": 1, **more}, **RHO1
+        )
+        for num_ranks, more in ((1, {}), (2, {"num_ranks": 2, **ways}))
+    )
+    training.train(alone)
+    processes.train(both)
+    require_close(both, alone)
+    for file in ("model/model.safetensors", "heads.safetensors"):
+        found, expected = load_file(both.folder / file), load_file(alone.folder / file)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            # Where a gradient is next to nothing, the order of its sum is some of it, and AdamW makes it a step of the rate, 1e-2.
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [{"kind": "full"}, {"kind": "lora", "rank": 4}], ids=["full", "lora"])
+def test_a_stopped_training_of_layers_as_heads_goes_on_to_the_same_bytes(
+    given: Given, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+) -> None:
+    train = {"head_kind": "layer", "method": method}
+    unbroken, first, second = (given.attempt(name, train=train, **RHO1) for name in ("unbroken", "broken", "broken"))
+    metrics = training.train(unbroken)
+    with stopping_at(monkeypatch, 3), pytest.raises(Interrupted):
+        training.train(first)
+    assert training.train(second)["resumed_from"] == 3
+    assert files(second) == files(unbroken)
+    before, after = metrics["validation_head_nats_before"], metrics["validation_head_nats"]
+    assert all(now < then for now, then in zip(after, before, strict=True))
+    started = MtpModel.load(
+        given.inputs["model"].folder("model"), num_heads=3, seed=0, head_kind="layer"
+    ).heads.state_dict()
+    learnt = load_file(unbroken.folder / "heads.safetensors")
+    assert learnt.keys() == started.keys()
+    assert all(not torch.equal(value, started[name]) for name, value in learnt.items())
+
+
+def test_training_begins_with_the_heads_that_lie_in_the_models_folder(given: Given, store: Store) -> None:
+    first = given.attempt("first", train={"head_kind": "layer"})
+    done = training.train(first)
+    draft = store.begin(f"pull/{given.scratch.name}-native")
+    shutil.copytree(first.folder / "model", draft.folder / "model")
+    shutil.copyfile(first.folder / "heads.safetensors", draft.folder / "model" / "heads.safetensors")
+    given.inputs["native"] = store.commit(draft, {})
+    more = training.train(given.attempt("more", model="native", train={"head_kind": "layer", "steps": 1}))
+    assert more["validation_head_nats_before"] == pytest.approx(done["validation_head_nats"], rel=1e-5)
+
+
+def test_layers_of_four_bits_as_heads_are_refused(given: Given) -> None:
+    attempt = given.attempt("four-bits", train={"head_kind": "layer", "method": {"kind": "qlora"}})
+    with pytest.raises(UserError, match=r"head_kind is layer, and 2 copies .* but train\.method\.kind is qlora"):
+        training.train(attempt)
 
 
 # Stopped in one process

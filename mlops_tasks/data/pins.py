@@ -21,6 +21,7 @@ MODEL_FILES = (
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "heads.safetensors",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -87,7 +87,8 @@ def decode(
         speculation: when to let heads 2..H guess, and what came of it; None: never. Like `batch_size`, it changes no completion.
 
     Raises:
-        UserError: the model keeps a state other than attention's, or rows of different lengths cannot be put side by side.
+        UserError: the model keeps a state other than attention's, rows of different lengths cannot be put side by side, or its heads
+            are to guess and cannot.
     """
     # The longest first: rows of like length share a prefill, and no long straggler is left at the end.
     waiting = deque(sorted(requests, key=lambda one: len(one.prompt_ids), reverse=True))
@@ -174,7 +175,7 @@ class _Batch:
         self.reader = _Reader(model)
         self.reader.require_exact()
         self.model, self.sampling, self.end_ids, self.is_enough = model, sampling, end_ids, is_enough
-        self.speculation = speculation if model.num_heads > 1 else Speculation("never")
+        self.speculation = _possible(speculation, model)
         self.rows: list[_Row] = []
         self.size = 0  # of the next step, in rows
         self.cache, self.prefix_cache = self.reader.new_cache(), self.reader.new_cache()
@@ -296,6 +297,15 @@ class _Batch:
                 counts.append(row.accept(values[:num_columns], self.end_ids, self.is_enough))
             row.guesses = values[num_columns:]
         return counts
+
+
+def _possible(speculation: Speculation, model: MtpModel) -> Speculation:
+    if speculation.mode == "always" and model.num_heads > 1 and not model.can_guess:
+        raise UserError(
+            f"generate.speculation is always, but heads 2 to {model.num_heads} of the model are whole layers, which cannot guess ahead here: each "
+            "would need keys and values of its own. Set it to auto or never in the environment file."
+        )
+    return speculation if model.can_guess else Speculation("never")
 
 
 class _Reader:
