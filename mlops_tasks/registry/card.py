@@ -223,7 +223,7 @@ class Card:
             ("algorithm", f"{_settings(recipe.scoring)}{reference}"),
             ("token weights", "all 1" if is_uniform else _settings(recipe.weighting)),
             *([("critic", verdict)] if verdict else []),
-            ("heads", f"{train.num_heads}, {train.head_balance}"),
+            ("heads", f"{train.num_heads}, {train.head_kind}, {train.head_balance}"),
             ("trainable", f"{_settings(train.method)}: {metrics['num_trainable']:,} parameters, {100 * metrics['trainable_share']:.3g} % of all"),
             ("steps", f"{metrics['steps']:,} of {train.batch_size} problems{early}"),
             ("examples", f"{metrics['num_examples']:,}; {metrics['num_too_long']:,} of more than {recipe.text.max_length} tokens left out"),
