@@ -42,12 +42,12 @@ def _log_to_mlflow(run: Run, selected: Artifact, text: str, outcome: str) -> dic
     files = {
         name: selected.path(name).read_text(encoding="utf-8") for name in (RECIPE, selection.EVIDENCE, selection.TRIALS)
     }
-    tell_missing(study, [json.loads(line) for line in files[selection.TRIALS].splitlines()])
+    tell_missing(run, study.key, [json.loads(line) for line in files[selection.TRIALS].splitlines()])
     try:
         return tracking.log_study(
             run.environment,
             study_key=study.key,
-            experiment=experiment_of(study),
+            experiment=experiment_of(run),
             metrics=tracking.scalars(selected.metrics),
             tags={"outcome": outcome, "reason": selected.metrics["reason"], "study": study.name},
             texts={**files, "report.html": text},

@@ -1,11 +1,11 @@
 """One study that several workers share: exactly as many trials as were asked for, whatever happens to the workers.
 
 A study has a slot for each trial. A slot is done when a trial of Optuna with its number is complete or pruned; one whose trial has failed, or whose
-worker was killed, waits again with the same parameters, until these have taken three workers with them. Trials are given out one at a time under the lease of the study, so that no two
-workers take one, and none is taken that has no slot.
+worker was killed, waits again with the same parameters, until these have taken three workers with them. Trials are given out one at a time
+under the lease of the study, so that no two workers take one, and none is taken that has no slot.
 
-Owns the database, slots, and what becomes of a trial. How a trial is kept is `trials`', what it runs is `cell`'s, what it may change `space`'s, what is made of all of them
-`selection`'s.
+Owns the database, slots, and what becomes of a trial. How a trial is kept is `trials`', what it runs is `cell`'s, what it may change
+`space`'s, what is made of all of them `selection`'s.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mlops_tasks.config import HyperbandPruner, MedianPruner, Objective, Recipe,
 from mlops_tasks.errors import FAULTS_OF_RECIPE, Pruned, Unavailable, Unfit, UserError, WmtpError
 from mlops_tasks.pipeline import STUDY, every
 from mlops_tasks.stage import Run, artifact_prefix
+from mlops_tasks.tuning import runs
 from mlops_tasks.tuning.cell import Cell, first_problems
 from mlops_tasks.tuning.overseer import listening
 from mlops_tasks.tuning.space import default_point, draw, in_order, tuning_of
@@ -43,6 +44,7 @@ from mlops_tasks.tuning.trials import (
     WHY,
     WORKER,
     num_lost,
+    row,
     standing,
     towards,
 )
@@ -301,8 +303,6 @@ def _require_room(study: Study) -> None:
 
 def _carry_out(study: Study, trial: optuna.Trial) -> None:
     """One trial to its end; where it fails for a reason that is not its parameters', its slot waits again."""
-    from mlops_tasks.tuning import runs
-
     started = time.monotonic()
     try:
         outcome = _Attempt(study, trial).outcome()
@@ -331,7 +331,11 @@ def _carry_out(study: Study, trial: optuna.Trial) -> None:
         else outcome
     )
     log.info("slot %d: %s in %.1f s; %d are left", slot, words, time.monotonic() - started, left)
-    runs.tell_trial(study, slot)
+    _note(study, slot)
+
+
+def _note(study: Study, slot: int) -> None:
+    runs.tell(study.run, study.key, row(study.objectives, study.slots()[slot]))
 
 
 def _tell(study: Study, trial: optuna.Trial, *, state: str, values: list[float] | None = None) -> None:
@@ -354,13 +358,11 @@ class _Attempt:
         Raises:
             WmtpError: for a reason that has nothing to do with its parameters.
         """
-        from mlops_tasks.tuning import runs
-
         study, tuning = self.study, self.study.tuning
         with _database():
             changes = draw(self.trial, study.recipe)
             self.trial.set_user_attr(CHANGES, changes)
-        runs.tell_trial(study, self.slot)
+        _note(study, self.slot)
         try:
             cell = self._cell(changes)
             with listening(self._judge) as line:
