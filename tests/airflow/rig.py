@@ -22,6 +22,7 @@ import psutil
 import pytest
 from kubernetes import client, config
 from s3_server import BUCKET, S3Server
+from urllib3.exceptions import HTTPError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACE = "wmtp"
@@ -84,12 +85,18 @@ class Rig:
             time.sleep(0.1)
         return base64.b64decode(self.core.read_namespaced_secret(found[0].name, NAMESPACE).data["token"]).decode()
 
+    def answers(self) -> bool:
+        """Whether the API server is there."""
+        with suppress(HTTPError, client.ApiException):
+            return bool(self.core.list_namespaced_pod(NAMESPACE))
+        return False
+
     def restart_server(self) -> None:
         """End the API server itself, as an update of its machine does; `_restartable` starts it again on what etcd holds."""
         (one,) = [
             each
             for each in psutil.process_iter(["cmdline"])
-            if each.info["cmdline"][:1] == [str(self.folder / "bin" / "real-kube-apiserver")]
+            if (each.info["cmdline"] or [])[:1] == [str(self.folder / "bin" / "real-kube-apiserver")]
         ]
         one.kill()
         one.wait()

@@ -6,8 +6,10 @@ import json
 import re
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import rig as rigs
 from rig import TOY_IMAGE, Rig
@@ -31,7 +33,7 @@ def toys_in_pods(toys: Toys, s3: S3Server, rig: Rig, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("KUBECONFIG", rig.kubeconfig)
     toys.environment_file.write_text(json.dumps(rigs.environment(rig, s3, TOY_IMAGE, toys.folder)))
     yield toys
-    assert rig.pods() == [], "nothing is left"
+    toys.wait_until(lambda: not rig.pods(), seconds=60)  # a Job is removed after its pods, and not at once
 
 
 def test_a_task_is_a_pod_and_a_hit_starts_none(toys_in_pods: Toys, rig: Rig) -> None:
@@ -79,6 +81,35 @@ def test_a_pod_whose_worker_was_killed_is_found_again(toys_in_pods: Toys, rig: R
     assert f"Pod {pod.metadata.name} is there already; attached" in log
     assert told["xcoms"]["return_value"]["cache"] == "run"
     assert log.count("pull_data works") == 1
+
+
+def is_training(pod: Any) -> bool:
+    return pod.status.phase == "Running" and "job-name" in pod.metadata.labels
+
+
+def is_toy(process: psutil.Process, folder: str) -> bool:
+    command = process.info["cmdline"] or []
+    return "toys.stages" in command and any(f"/{folder}/" in word for word in command)
+
+
+def test_the_task_survives_an_api_server_that_ends_and_starts_again(toys_in_pods: Toys, rig: Rig) -> None:
+    # A toy, as the rig's kubelet gives up telling of a pod that ends while the server is away; a real one asks on.
+    toys_in_pods.tell("train.waits")
+    process = toys_in_pods.start("pull_data", "score", "train")
+    toys_in_pods.wait_until(lambda: any(is_training(one) for one in rig.pods()))
+    (pod,) = [one for one in rig.pods() if is_training(one)]
+
+    rig.restart_server()
+    toys_in_pods.wait_until(rig.answers)
+    assert [one.metadata.uid for one in rig.pods()] == [pod.metadata.uid]
+    # Where the pod sees it: it has a copy of the files of this machine, made as it is written to.
+    (works,) = [one for one in psutil.process_iter(["cmdline"]) if is_toy(one, toys_in_pods.folder.name)]
+    Path(f"/proc/{works.pid}/root{toys_in_pods.folder}/train.waits").unlink()
+
+    told, log = ended(process)
+    assert told[-1]["told"]["state"] == "success", log
+    assert "the API server does not answer" in log
+    assert re.findall(r"(Pod|Job) \S+ is made", log) == ["Pod", "Job"]
 
 
 @pytest.mark.parametrize(

@@ -207,21 +207,6 @@ def test_the_task_survives_an_api_server_that_is_away_for_a_while(
     assert found[0]["cache"] == "run", found
 
 
-def test_the_task_survives_an_api_server_that_ends_and_starts_again(
-    night: Night, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    _, found, thread = training(night, "restarted", "train.steps=200")
-    before = {one.metadata.uid for one in night.rig.pods()}
-
-    night.rig.restart_server()
-    wait_until(lambda: "the API server does not answer" in caplog.text)
-    thread.join()
-
-    assert found[0]["cache"] == "run", found
-    assert len(before) == 2 and len(re.findall(r"Job \S+ is made", caplog.text)) == 1
-
-
 def test_five_runs_of_different_recipes_at_once_are_fine(night: Night) -> None:
     night.change("train.num_pods", 1)
     names = [f"run{number}" for number in range(5)]
