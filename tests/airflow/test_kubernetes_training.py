@@ -232,7 +232,8 @@ def test_too_little_memory_is_said_in_a_sentence_with_the_limit(night: Night) ->
     night.plan("oom")
 
     with pytest.raises(
-        WmtpError, match=r"train\[0\]: pod wmtp-train-0-\S+ was OOMKilled \(137\): over its memory limit of 96Mi"
+        WmtpError,
+        match=r"train\[0\]: pod wmtp-train-0-\S+( \(number [01]\))? was OOMKilled \(137\): over its memory limit of 96Mi",
     ):
         night.run("train", "oom")
 
