@@ -16,7 +16,7 @@ from tiny_models import bytes_tokenizer, write_model
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from mlops_tasks import parcel, parts, pipeline
+from mlops_tasks import keys, parcel, parts, pipeline
 from mlops_tasks.config import Environment, Text
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.errors import DataError, UserError
@@ -185,7 +185,11 @@ def test_a_process_that_never_sees_the_store_comes_to_the_same_rewards(
     asked = {"candidates": {"num_samples": 1, "num_mutants": 5}}
     rows, _ = workplace.rewarded(**asked)
     here = workplace.attempt(**asked)
-    parcel.pack(here, {name: ["*"] for name in here.inputs}, tmp_path / "there.tar", packages=pipeline.REWARD.packages)
+    stage = pipeline.REWARD
+    build = keys.key_components(
+        stage=stage.name, generation=stage.generation, function=stage.function, config={}, inputs={}, packages=stage.packages
+    )  # fmt: skip
+    parcel.pack(here, {name: ["*"] for name in here.inputs}, tmp_path / "there.tar", build=build)
 
     parcel.carry_out(reward, tmp_path / "there.tar", tmp_path / "back.tar")
 
