@@ -804,11 +804,14 @@ def test_student_that_is_its_reference_weighs_one_in_16_bits_too(given: Given, k
     exact = for_training.corpus.micro_batch([Row((example,))], {example.problem_id: np.zeros(len(example), np.float32)})
     with torch.no_grad():
         nats_BS = token_losses(
-            for_training.model, for_training.parallel.loss.hidden(exact), targets_BS=exact.targets_HBS[0], chunk_rows=64
+            for_training.model,
+            for_training.parallel.loss.states(exact).hidden_BSD,
+            targets_BS=exact.targets_HBS[0],
+            chunk_rows=64,
         )
         same = replace(exact, values_BS=at_tokens(nats_BS))
         with precision.autocast(torch.device("cpu"), for_training.lesson.train.precision):
-            weights_BS = for_training.parallel.loss.weights(same, for_training.parallel.loss.hidden(same))
+            weights_BS = for_training.parallel.loss.weights(same, for_training.parallel.loss.states(same).hidden_BSD)
     assert weights_BS[same.batch.is_target].tolist() == [1.0] * int(same.batch.is_target.sum())
 
 
