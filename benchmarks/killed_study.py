@@ -99,7 +99,9 @@ def planned(folder: Path, num_trials: int) -> Run:
     (folder / "environment.yaml").write_text(yaml.safe_dump(ENVIRONMENT))
     environment = load_environment(folder / "environment.yaml")
     prefix = Run.prefix_of(environment, "wmtp_tune", "killed")
-    return pipeline.plan(environment, prefix, recipe=folder / "recipe.yaml", is_study=True)
+    run = pipeline.plan(environment, prefix, recipe=folder / "recipe.yaml", is_study=True)
+    stage.execute(run, pipeline.TASKS["pull_data"], tasks=pipeline.TASKS)
+    return run
 
 
 def searched(folder: Path, run: Run, study: Study) -> list[int]:

@@ -203,6 +203,7 @@ def test_a_worker_that_is_killed_in_a_trial_costs_no_trial(
     given = yaml.safe_load((place / "environment.yaml").read_text())
     (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": tune}))
     run = planned(place, "killed", "tuning.num_trials=3")
+    stage.execute(run, pipeline.TASKS["pull_data"], tasks=pipeline.TASKS)
     study = Study.of(run)
     doomed = worker(place, run, 0)
     with study.alone():
