@@ -128,15 +128,13 @@ class Saver:
 
     def _together(self, action: Callable[[], R]) -> list[R] | None:
         """What an action gave on each rank; None where it failed on another one, which will end this one too."""
-        found, failure = None, None
+        found, is_done = None, False
         try:
             found = action()
-        except Exception as error:
-            failure = error
-        told = self._aside.gather((found, failure is None))
-        if failure is not None:
-            raise failure
-        return [one for one, _ in told] if all(is_done for _, is_done in told) else None  # type: ignore[misc]
+            is_done = True
+        finally:
+            told = self._aside.gather((found, is_done))
+        return [one for one, _ in told] if all(is_done for _, is_done in told) else None
 
 
 class Saved:
