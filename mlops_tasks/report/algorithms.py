@@ -20,7 +20,7 @@ from mlops_tasks.algorithms.inference import CONFIDENCE, Estimate
 from mlops_tasks.errors import WmtpError
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Series
-from mlops_tasks.report.document import document
+from mlops_tasks.report.document import document, masthead
 from mlops_tasks.report.facts import SHORT, absent, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Child, Markup, element
 from mlops_tasks.report.outcomes import percents, tile
@@ -195,17 +195,12 @@ def _header(findings: Findings, title: str) -> Markup:
         f"prompts {asked['prompt_sha256'][:SHORT]}",
     )
     tiles = [tile(f"pass@1, {arm.name}", percent(arm.estimate.value), _inside(arm.estimate)) for arm in findings.arms]
-    return element(
-        "header",
-        element(
-            "div",
-            element("div", [element("span", word) for word in words], class_="eyebrow"),
-            element("h1", title),
-            element("p", findings.headline, class_="lead"),
-            [element("p", pill("not equal", "error"), f" {one}", class_="note") for one in findings.unequal],
-            element("dl", tiles, class_="tiles"),
-            class_="inner",
-        ),
+    return masthead(
+        title,
+        eyebrow=[element("span", word) for word in words],
+        lead=findings.headline,
+        notes=[element("p", pill("not equal", "error"), f" {one}", class_="note") for one in findings.unequal],
+        tiles=tiles,
     )
 
 

@@ -15,7 +15,7 @@ from mlops_tasks.data.problems import Problem, read_problems
 from mlops_tasks.evaluation.comparison import CONFIDENCE, Comparison, compare
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Estimate
-from mlops_tasks.report.document import document
+from mlops_tasks.report.document import document, masthead
 from mlops_tasks.report.facts import VERDICTS, absent, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Child, Markup, element, join
 from mlops_tasks.report.outcomes import percents, tile
@@ -149,17 +149,12 @@ def _header(compared: Compared, title: str) -> Markup:
             "McNemar's p", f"{result.mcnemar.p_value:.2g}", f"{result.mcnemar.only_a} won, {result.mcnemar.only_b} lost"
         ),
     ]
-    return element(
-        "header",
-        element(
-            "div",
-            element("div", [element("span", word) for word in words], class_="eyebrow"),
-            element("h1", title),
-            element("p", compared.verdict, class_="lead"),
-            [element("p", f"Not asked alike: {difference}.", class_="note") for difference in result.differences],
-            element("dl", tiles, class_="tiles"),
-            class_="inner",
-        ),
+    return masthead(
+        title,
+        eyebrow=[element("span", word) for word in words],
+        lead=compared.verdict,
+        notes=[element("p", f"Not asked alike: {difference}.", class_="note") for difference in result.differences],
+        tiles=tiles,
     )
 
 

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mlops_tasks.report.markup import Child, Markup, element, join
 from mlops_tasks.report.style import STYLE
+
+
+def masthead(
+    title: Child, *, eyebrow: Child, lead: Child, tiles: Iterable[Markup], notes: Iterable[Markup] = ()
+) -> Markup:
+    """What stands above all of a page.
+
+    Args:
+        title: what it is about.
+        eyebrow: a few words on what was asked, above the title.
+        lead: what came of it, in a sentence.
+        tiles: the numbers that people look for first.
+        notes: what to know before any of it is believed.
+    """
+    parts = [element("div", eyebrow, class_="eyebrow"), element("h1", title), element("p", lead, class_="lead")]
+    inner = element("div", parts, notes, element("dl", tiles, class_="tiles"), class_="inner")
+    return element("header", inner)
 
 
 def document(title: str, *, header: Markup, sections: Mapping[str, tuple[str, Markup]], footer: Child) -> str:

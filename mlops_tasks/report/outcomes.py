@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Estimate
+from mlops_tasks.report.document import masthead
 from mlops_tasks.report.facts import VERDICTS, Facts, absent, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Markup, element
 
@@ -27,16 +28,11 @@ def verdict(facts: Facts) -> Markup:
         "none": ("no decision", "The candidate of ", " has not been decided on"),
     }[outcome]
     recipe = facts.run.spec.recipe
-    return element(
-        "header",
-        element(
-            "div",
-            element("div", pill(label, outcome.split()[0]), _eyebrow(facts), class_="eyebrow"),
-            element("h1", before.format(promotion.get("version")), element("span", recipe.model.name), after),
-            element("p", promotion.get("reason") or facts.why_absent("promote"), class_="lead"),
-            element("dl", _tiles(facts), class_="tiles"),
-            class_="inner",
-        ),
+    return masthead(
+        [before.format(promotion.get("version")), element("span", recipe.model.name), after],
+        eyebrow=[pill(label, outcome.split()[0]), *_eyebrow(facts)],
+        lead=promotion.get("reason") or facts.why_absent("promote"),
+        tiles=_tiles(facts),
     )
 
 

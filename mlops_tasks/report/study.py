@@ -16,7 +16,7 @@ from typing import Any
 from mlops_tasks.algorithms.inference import CONFIDENCE
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Axis, Bar, Dot, Path, Series, Span
-from mlops_tasks.report.document import document
+from mlops_tasks.report.document import document, masthead
 from mlops_tasks.report.facts import absent, duration, percent, pill, scrolling, section
 from mlops_tasks.report.markup import Markup, element, join
 from mlops_tasks.report.outcomes import tile
@@ -113,17 +113,8 @@ def _header(trials: Trials, title: str) -> Markup:
         tile("started anew", str(metrics["num_failed"]), "trials whose worker ended"),
     ]
     verdict = pill("better", "passed") if metrics["is_better"] else pill("kept as it is", "skipped")
-    return element(
-        "header",
-        element(
-            "div",
-            element("div", element("span", ", ".join(_WORDS[one] for one in trials.tuning["objectives"])), verdict, class_="eyebrow"),
-            element("h1", title),
-            element("p", metrics["reason"], class_="lead"),
-            element("dl", tiles, class_="tiles"),
-            class_="inner",
-        ),
-    )  # fmt: skip
+    asked = element("span", ", ".join(_WORDS[one] for one in trials.tuning["objectives"]))
+    return masthead(title, eyebrow=[asked, verdict], lead=metrics["reason"], tiles=tiles)
 
 
 def _evidence(trials: Trials) -> Markup:
