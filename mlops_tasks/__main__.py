@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -64,77 +64,64 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="log more")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in _task_commands().items():
-        command = commands.add_parser(name, parents=[common], help=text)
-        command.add_argument("--spec", required=True, help="URI of the run's spec.json")
-        command.add_argument("--task", required=True, help="id of the task")
-        command.add_argument("--index", type=int, default=0, help="which of the mapped tasks")
-        command.add_argument("--expect-key", help="end with an error that names the difference if the key is another")
-        command.set_defaults(answer=_run_task, command=name)
-    _add_plan(
-        commands.add_parser(
-            "plan", parents=[common], help="what a recipe would hit and run; with --spec: resolve it for a run"
-        )
-    )
-    why = commands.add_parser("why", parents=[common], help="which part of a task's key changed since the last run")
-    why.add_argument("task")
-    _add_recipe(why)
-    why.set_defaults(answer=_why)
-    show = commands.add_parser("show", parents=[common], help="a run as a table, or an artifact with its lineage")
-    show.add_argument("what", nargs="?", help="URI of an artifact or of a run's spec.json; default: the last run")
-    show.add_argument("--lineage", action="store_true", help="all that the artifact was made from, as a tree")
-    show.set_defaults(answer=_show)
-    _add_verify(
-        commands.add_parser("verify", parents=[common], help="hash what is committed again, or compute it again")
-    )
-    _add_gc(
-        commands.add_parser("gc", parents=[common], help="what nobody needs any more; removes nothing without --delete")
-    )
+        _add_task(commands.add_parser(name, parents=[common], help=text), name)
+    for name, (text, add) in _QUESTIONS.items():
+        add(commands.add_parser(name, parents=[common], help=text))
+    recipe = argparse.ArgumentParser(add_help=False)
+    _add_recipe(recipe)
     registry_commands.add(
         commands.add_parser("registry", help="which versions there are, which one production loads, and moving that"),
         common,
     )
-    recipe = argparse.ArgumentParser(add_help=False)
-    _add_recipe(recipe)
     tuning_commands.add(
         commands.add_parser("tune", help="look for a better recipe, and how far a study is"), common, recipe
     )
-    doctor = commands.add_parser(
-        "doctor", parents=[common], help="look an environment over before the first run, and say what to put right"
+    comparison_commands.add(
+        commands.add_parser("comparison", help="algorithms side by side, over seeds, at equal data and tokens"), common
     )
-    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
-    doctor.set_defaults(answer=_doctor)
-    check = commands.add_parser(
-        "check-data", parents=[common], help="run every reference solution against its own tests"
-    )
-    check.add_argument("path", nargs="?", help="a file, here or on s3://; default: the data of --recipe")
-    check.add_argument(
+    return parser
+
+
+def _add_task(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument("--spec", required=True, help="URI of the run's spec.json")
+    command.add_argument("--task", required=True, help="id of the task")
+    command.add_argument("--index", type=int, default=0, help="which of the mapped tasks")
+    command.add_argument("--expect-key", help="end with an error that names the difference if the key is another")
+    command.set_defaults(answer=_run_task, command=name)
+
+
+def _add_why(command: argparse.ArgumentParser) -> None:
+    command.add_argument("task")
+    _add_recipe(command)
+    command.set_defaults(answer=_why)
+
+
+def _add_show(command: argparse.ArgumentParser) -> None:
+    command.add_argument("what", nargs="?", help="URI of an artifact or of a run's spec.json; default: the last run")
+    command.add_argument("--lineage", action="store_true", help="all that the artifact was made from, as a tree")
+    command.set_defaults(answer=_show)
+
+
+def _add_doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="the findings as JSON")
+    command.set_defaults(answer=_doctor)
+
+
+def _add_check_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", nargs="?", help="a file, here or on s3://; default: the data of --recipe")
+    command.add_argument(
         "--kind",
         choices=("mbpp", "humaneval", "codecontests"),
         default="mbpp",
         help="its format (default: %(default)s)",
     )
-    _add_recipe(check)
-    check.set_defaults(answer=_check_data)
-    evaluate = commands.add_parser(
-        "evaluate", parents=[common], help="measure a recipe's own model on its report set; trains nothing"
-    )
-    _add_recipe(evaluate)
-    evaluate.set_defaults(answer=_evaluate)
-    _add_recommend(
-        commands.add_parser(
-            "recommend", parents=[common], help="settings to begin with, and why, before there is a device"
-        )
-    )
-    _add_convert(
-        commands.add_parser(
-            "convert", parents=[common], help="a published checkpoint with heads of its own as a folder to train from"
-        )
-    )
-    _add_compare(commands.add_parser("compare", parents=[common], help="two judged models, problem by problem"))
-    comparison_commands.add(
-        commands.add_parser("comparison", help="algorithms side by side, over seeds, at equal data and tokens"), common
-    )
-    return parser
+    _add_recipe(command)
+    command.set_defaults(answer=_check_data)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    _add_recipe(command)
+    command.set_defaults(answer=_evaluate)
 
 
 def _task_commands() -> dict[str, str]:
@@ -482,6 +469,22 @@ def _judged(store: Store, what: str) -> Artifact:
             "run leads to each."
         )
     return artifact
+
+
+_QUESTIONS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "plan": ("what a recipe would hit and run; with --spec: resolve it for a run", _add_plan),
+    "why": ("which part of a task's key changed since the last run", _add_why),
+    "show": ("a run as a table, or an artifact with its lineage", _add_show),
+    "verify": ("hash what is committed again, or compute it again", _add_verify),
+    "gc": ("what nobody needs any more; removes nothing without --delete", _add_gc),
+    "doctor": ("look an environment over before the first run, and say what to put right", _add_doctor),
+    "check-data": ("run every reference solution against its own tests", _add_check_data),
+    "evaluate": ("measure a recipe's own model on its report set; trains nothing", _add_evaluate),
+    "recommend": ("settings to begin with, and why, before there is a device", _add_recommend),
+    "convert": ("a published checkpoint with heads of its own as a folder to train from", _add_convert),
+    "compare": ("two judged models, problem by problem", _add_compare),
+}
+"""The commands beside the tasks': what each is for, and its arguments."""
 
 
 if __name__ == "__main__":
