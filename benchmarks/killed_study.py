@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from mlops_tasks import pipeline, stage
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Run
 from mlops_tasks.tuning.study import Study
 from mlops_tasks.tuning.trials import WORKER

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.pairs import Result, in_turns, measured, paired, ready, seconds_so_far, write
 from benchmarks.small_training import MAX_LENGTH, attempt, prepared, problems, sized
-from mlops_tasks.config import Text
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.tokens import Example, Row, encode, to_batch
 from mlops_tasks.machine import accelerator
 from mlops_tasks.model import MtpModel

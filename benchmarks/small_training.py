@@ -11,7 +11,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks.config import Environment, RandomModel, Text, Train, TrainResources
+from mlops_tasks.config.environment import Environment, TrainResources
+from mlops_tasks.config.learning import Train
+from mlops_tasks.config.sources import RandomModel, Text
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.data.random_model import build
 from mlops_tasks.data.sources.mbpp import read_mbpp

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mlops_tasks.config import GeneratedData, RandomModel, Text
+from mlops_tasks.config.sources import GeneratedData, RandomModel, Text
 from mlops_tasks.data.generated import generate_problems
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import render_prompt

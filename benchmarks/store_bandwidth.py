@@ -24,7 +24,7 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 
-from mlops_tasks.config import S3Access
+from mlops_tasks.config.environment import S3Access
 from mlops_tasks.store import Artifact, Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

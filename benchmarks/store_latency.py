@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_tasks import pipeline, stage
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
 from mlops_tasks.store.s3 import S3Backend

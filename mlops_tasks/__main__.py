@@ -20,7 +20,9 @@ from pydantic import TypeAdapter
 
 from mlops_tasks import __version__, logs, pipeline, stage, summary
 from mlops_tasks.algorithms import commands as comparison_commands
-from mlops_tasks.config import Environment, FileData, FolderModel, GeneratedData, load_environment, load_recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_environment, load_recipe
+from mlops_tasks.config.sources import FileData, FolderModel, GeneratedData
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.machine import num_cores
 from mlops_tasks.registry import commands as registry_commands

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mlops_tasks.config import LowRank
+from mlops_tasks.config.learning import LowRank
 from mlops_tasks.errors import Unfit, UserError
 from mlops_tasks.model import MtpModel
 from mlops_tasks.precision import Precision

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from mlops_tasks import stage
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.data.problems import chosen, read_problems
 from mlops_tasks.evaluation.generation import generate
 from mlops_tasks.evaluation.judging import JudgeConfig, judge, referee_of

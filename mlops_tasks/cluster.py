@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from mlops_tasks.config import Kubernetes, Profile, TaskId
+from mlops_tasks.config.kubernetes import Kubernetes, Profile, TaskId
 from mlops_tasks.errors import Unavailable, UserError
 
 Answers = Iterator[tuple[Literal["ok", "warn"], str]]

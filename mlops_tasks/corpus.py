@@ -21,7 +21,9 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mlops_tasks.config import Settings, Text, Train, Weighting
+from mlops_tasks.config.learning import Train, Weighting
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.prompts import shots_of
 from mlops_tasks.data.tokens import Batch, Example, Row, encode, fold_of, lay_out, pack, padding_id, to_batch

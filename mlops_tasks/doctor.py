@@ -18,7 +18,7 @@ from typing import Literal
 
 from mlops_tasks import __version__, pipeline, tracking
 from mlops_tasks.cluster import Cluster
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.keys import require_locked
 from mlops_tasks.machine import accelerator, num_cores

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_tasks import algorithms, registry, tracking
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.logs import watched
 from mlops_tasks.registry import moves

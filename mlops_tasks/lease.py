@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks.config import LeaseTerms
+from mlops_tasks.config.environment import LeaseTerms
 from mlops_tasks.errors import DataError, Unavailable, WmtpError
 from mlops_tasks.store import Store
 

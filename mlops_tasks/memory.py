@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from mlops_tasks.adapters import Adapter
-from mlops_tasks.config import LowRank, QLora, Train
+from mlops_tasks.config.learning import LowRank, QLora, Train
 from mlops_tasks.model import MtpModel
 from mlops_tasks.precision import autocast
 

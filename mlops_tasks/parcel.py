@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_tasks import lease, logs
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import DataError, Unavailable, WmtpError
 from mlops_tasks.keys import BUILD, require_build
 from mlops_tasks.stage import Attempt

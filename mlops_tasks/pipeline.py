@@ -18,25 +18,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlops_tasks import stage as runtime
-from mlops_tasks.config import (
-    Choice,
+from mlops_tasks.config.environment import Environment, S3Access
+from mlops_tasks.config.evaluation import EvaluationSet
+from mlops_tasks.config.learning import (
     Critic,
     CrossFittedReference,
-    Environment,
-    EvaluationSet,
     GivenReference,
-    HubModel,
     ModelReward,
-    ModelSource,
-    Recipe,
     Rho1,
-    S3Access,
     TestsReward,
     Train,
     TrainedReference,
     Uniform,
-    load_recipe,
 )
+from mlops_tasks.config.loading import load_recipe
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.sources import HubModel, ModelSource
+from mlops_tasks.config.space import Choice
 from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.data.prompts import mismatch
 from mlops_tasks.data.protocols import module_of, protocol_named

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from transformers import AutoConfig, PretrainedConfig
 
-from mlops_tasks.config import DataSource, FolderModel, HubModel, ModelSource, S3Access, Train
+from mlops_tasks.config.environment import S3Access
+from mlops_tasks.config.learning import Train
+from mlops_tasks.config.sources import DataSource, FolderModel, HubModel, ModelSource
 from mlops_tasks.data.pull import reading_of
 from mlops_tasks.errors import UserError
 from mlops_tasks.memory import Footprint, StepMemory, count

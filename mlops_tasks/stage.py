@@ -26,7 +26,9 @@ from urllib.parse import quote, unquote
 from pydantic import Field, ValidationError
 
 from mlops_tasks import __version__, lease
-from mlops_tasks.config import Environment, Recipe, Settings
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import Interrupted, Pruned, Unavailable, UserError, WmtpError
 from mlops_tasks.keys import differences, key_components, key_of, require_locked
 from mlops_tasks.store import Artifact, Draft, Store, canonical_json

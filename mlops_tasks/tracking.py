@@ -29,7 +29,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import Interrupted, Unavailable, UserError, WmtpError
 from mlops_tasks.store import Artifact, Store
 

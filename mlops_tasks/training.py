@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from mlops_tasks import adapters, checkpoint, distributed, precision
 from mlops_tasks.calibration import Bin, bins_of, no_sums
 from mlops_tasks.checkpoint import Saver
-from mlops_tasks.config import LowRank, QLora, Train
+from mlops_tasks.config.learning import LowRank, QLora, Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
 from mlops_tasks.data.tokens import Example, Row
 from mlops_tasks.errors import Interrupted, NotFinite, OutOfMemory, Pruned, Unfit

@@ -13,11 +13,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mlops_tasks.config import Comparison, Environment, Recipe
+from mlops_tasks.config.comparison import Comparison
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.recipe import Recipe
 
 HEAD = """# Configuration
 
-*This page is written by `make docs` from `mlops_tasks/config.py`; change the descriptions there.*
+*This page is written by `make docs` from `mlops_tasks/config/`; change the descriptions there.*
 
 A **recipe** says what to learn; all of it that can change a result is in the keys of the stages that it can change. An
 **environment** says where to run; nothing of it is in a key. A **comparison** says which algorithms learn side by side. Unknown settings are refused. A relative path is relative to

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_tasks import algorithms
 from mlops_tasks.algorithms.findings import Findings
-from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.report import page
 from mlops_tasks.report.algorithms import page as algorithms_page
 from mlops_tasks.report.study import page as study_page

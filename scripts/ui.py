@@ -12,7 +12,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_environment
 from scripts import airflow_home
 
 GUARD = airflow_home.CHECKOUT / "plugins" / "wmtp" / "guard.py"

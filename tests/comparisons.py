@@ -17,7 +17,7 @@ import yaml
 from mlops_tasks import algorithms
 from mlops_tasks.algorithms import Cell, Cells
 from mlops_tasks.algorithms.findings import Findings
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.scoring.scorers import ScoreRow, write_scores
 from mlops_tasks.stage import Pointer, Run
 from mlops_tasks.store import Artifact

@@ -12,7 +12,7 @@ import pytest
 from nights import Night
 from s3_server import BUCKET, S3Server
 
-from mlops_tasks.config import Environment, S3Access
+from mlops_tasks.config.environment import Environment, S3Access
 from mlops_tasks.store import Store
 from mlops_tasks.store.backend import Backend, FolderBackend
 from mlops_tasks.store.s3 import S3Backend
@@ -25,7 +25,10 @@ TOY_STAGES = '''
 """A two-stage pipeline over text files."""
 import json, os, sys, time
 from pathlib import Path
-from mlops_tasks.config import FolderModel, Data, Evaluation, MbppData, Model, Recipe, Train, Uniform
+from mlops_tasks.config.evaluation import Evaluation
+from mlops_tasks.config.learning import Train, Uniform
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.sources import FolderModel, Data, MbppData, Model
 from mlops_tasks.stage import Input, Spec, Stage, Task
 from toy.words import shout
 

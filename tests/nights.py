@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.evaluation.metrics import wilson_interval
 from mlops_tasks.registry import champion
 from mlops_tasks.stage import Champion, Pointer, Run, Spec

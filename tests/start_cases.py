@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from mlops_tasks import distributed, parallel
-from mlops_tasks.config import Text, Train
+from mlops_tasks.config.learning import Train
+from mlops_tasks.config.sources import Text
 from mlops_tasks.corpus import Lesson, Scorer
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import WeightedLoss

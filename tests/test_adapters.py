@@ -13,7 +13,7 @@ from tiny_models import CONFIGS, SHAPE, model_of
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mlops_tasks.adapters import Adapter, linear_layers, quantized
-from mlops_tasks.config import Lora, QLora
+from mlops_tasks.config.learning import Lora, QLora
 from mlops_tasks.errors import UserError
 from mlops_tasks.model import MtpModel
 from mlops_tasks.parallel import _kept

@@ -11,7 +11,7 @@ import pytest
 from mlops_tasks import benchmark, logs, stage
 from mlops_tasks.__main__ import main
 from mlops_tasks.benchmark import INDEX, evaluate, in_words
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.evaluation.referee import Referee
 from mlops_tasks.pipeline import TASKS
 from mlops_tasks.stage import Run

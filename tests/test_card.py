@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 from nights import NAME, RECIPE, STRONG, STRONGER, WEAK, Night, tags_of
 
-from mlops_tasks.config import FolderModel, HubModel, Recipe
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.sources import FolderModel, HubModel
 from mlops_tasks.registry.card import Card
 from mlops_tasks.registry.promotion import promote
 from mlops_tasks.stage import Run

@@ -18,7 +18,7 @@ from s3_server import BUCKET, S3Server
 
 from mlops_tasks import checkpoint, lease
 from mlops_tasks.checkpoint import Part, Saved, Saver
-from mlops_tasks.config import S3Access
+from mlops_tasks.config.environment import S3Access
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.store import Store
 from mlops_tasks.store.backend import FolderBackend

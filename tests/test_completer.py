@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from mlops_tasks import tracking
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.data.tokens import encode_prompts
 from mlops_tasks.model import HEADS_FILE, MtpModel
 from mlops_tasks.pretrained import load_model

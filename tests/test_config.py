@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mlops_tasks.config import Environment, EvaluationSet, Recipe, load_environment, load_recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.evaluation import EvaluationSet
+from mlops_tasks.config.loading import load_environment, load_recipe
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.keys import without_paths
 from mlops_tasks.pipeline import TASKS

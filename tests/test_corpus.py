@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlops_tasks.config import Text, Train
+from mlops_tasks.config.learning import Train
+from mlops_tasks.config.sources import Text
 from mlops_tasks.corpus import Corpus, Fold, Lesson, MicroBatch, Scorer, load_corpus
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
 from mlops_tasks.data.tokens import Example, fold_of

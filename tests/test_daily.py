@@ -12,7 +12,7 @@ import yaml
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.__main__ import main
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Pointer, Run
 
 RECIPE = {

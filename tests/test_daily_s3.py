@@ -10,7 +10,8 @@ from fault_proxy import FaultProxy
 from s3_server import BUCKET, S3Server
 from test_daily import ENVIRONMENT, RECIPE, day, outcomes, wmtp
 
-from mlops_tasks.config import S3Access, load_environment
+from mlops_tasks.config.environment import S3Access
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
 

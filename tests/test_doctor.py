@@ -16,7 +16,9 @@ from s3_server import BUCKET, OldServer, S3Server
 from mlops_tasks import doctor
 from mlops_tasks.__main__ import main
 from mlops_tasks.cluster import Cluster
-from mlops_tasks.config import Environment, Kubernetes, S3Access, load_environment
+from mlops_tasks.config.environment import Environment, S3Access
+from mlops_tasks.config.kubernetes import Kubernetes
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.doctor import Finding
 from mlops_tasks.errors import UserError
 from mlops_tasks.store.backend import FolderBackend

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from nights import PULLED, RECIPE, STRONG, WEAK, Night, registered, tags_of, tuesday
 
-from mlops_tasks.config import Gate
+from mlops_tasks.config.evaluation import Gate
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
 from mlops_tasks.registry import promotion

@@ -16,7 +16,7 @@ import pytest
 from s3_server import BUCKET, S3Server
 
 from mlops_tasks import registry
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.housekeeping import Collector, Difference, readable, recompute, selected, verify
 from mlops_tasks.keys import code_digests

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mlops_tasks import checkpoint, lease
-from mlops_tasks.config import Environment, LeaseTerms
+from mlops_tasks.config.environment import Environment, LeaseTerms
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.store import Store
 

@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 
 from mlops_tasks import ledger, pipeline, stage, summary
-from mlops_tasks.config import Environment, Priced, Recipe
+from mlops_tasks.config.environment import Environment, Priced
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.ledger import Amount
 from mlops_tasks.stage import Pointer, Run, Spec, Stage
 from mlops_tasks.store import Artifact, Store

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.loss.loss_utils import fixed_cross_entropy
 
-from mlops_tasks.config import SoftWeights
+from mlops_tasks.config.learning import SoftWeights
 from mlops_tasks.loss import (
     MtpLoss,
     at_tokens,

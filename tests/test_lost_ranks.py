@@ -20,7 +20,7 @@ import yaml
 from test_daily import ENVIRONMENT
 
 from mlops_tasks import checkpoint, pipeline, stage
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import Interrupted, WmtpError
 from mlops_tasks.stage import Run, Stage, artifact_prefix
 

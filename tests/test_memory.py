@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig
 
 from mlops_tasks.adapters import Adapter
-from mlops_tasks.config import LowRank, Train
+from mlops_tasks.config.learning import LowRank, Train
 from mlops_tasks.loss import head_balance, mtp_loss, shifted_targets, shifted_weights
 from mlops_tasks.memory import PeakBytes, StepMemory
 from mlops_tasks.model import MtpModel

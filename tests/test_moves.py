@@ -37,7 +37,7 @@ from nights import (
 
 from mlops_tasks import lease, registry
 from mlops_tasks.__main__ import main
-from mlops_tasks.config import Environment, LeaseTerms
+from mlops_tasks.config.environment import Environment, LeaseTerms
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.registry import champion, moves, promotion
 from mlops_tasks.registry.moves import Move, Order

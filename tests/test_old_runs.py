@@ -9,7 +9,7 @@ import pytest
 from nights import STRONG, WEAK, Night
 
 from mlops_tasks import tracking
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.registry import old_runs
 from mlops_tasks.registry.promotion import promote
 

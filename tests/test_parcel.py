@@ -14,7 +14,7 @@ import pytest
 from s3_server import BUCKET, S3Server
 
 from mlops_tasks import keys, parcel
-from mlops_tasks.config import Environment, S3Access
+from mlops_tasks.config.environment import Environment, S3Access
 from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store

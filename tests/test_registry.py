@@ -27,7 +27,7 @@ from nights import (
     tuesday,
 )  # fmt: skip
 
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.evaluation.metrics import Interval, paired_bootstrap
 from mlops_tasks.registry import Reference, aliased, champion, promotion

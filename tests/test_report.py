@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.evaluation.metrics import mcnemar, paired_bootstrap
 from mlops_tasks.report import page, report

@@ -12,7 +12,7 @@ from comparisons import Stand, better
 from test_report import ATTACK, finished_run
 
 from mlops_tasks.algorithms import Cell
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.report import page
 from mlops_tasks.report.algorithms import page as algorithms_page
 from scripts import browser as chromium

@@ -21,7 +21,8 @@ from s3_server import BUCKET, S3Server
 from test_daily import ENVIRONMENT, RECIPE
 
 from mlops_tasks import pipeline, stage
-from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Run, Stage
 
 NUM_KILLS = int(os.environ.get("WMTP_SOAK_KILLS", "8"))

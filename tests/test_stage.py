@@ -23,7 +23,7 @@ import pytest
 
 from mlops_tasks import lease, stage
 from mlops_tasks import store as store_module
-from mlops_tasks.config import Environment, LeaseTerms
+from mlops_tasks.config.environment import Environment, LeaseTerms
 from mlops_tasks.errors import Interrupted, Unavailable, UserError
 from mlops_tasks.keys import code_digests
 from mlops_tasks.stage import Pointer, Run, accompany, decide, execute

@@ -28,7 +28,7 @@ from botocore.retries.standard import ExponentialBackoff
 from fault_proxy import KINDS, FaultProxy
 from s3_server import BUCKET, OldServer, S3Server
 
-from mlops_tasks.config import S3Access
+from mlops_tasks.config.environment import S3Access
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.store import Store
 from mlops_tasks.store import s3 as s3_module

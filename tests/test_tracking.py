@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlops_tasks import tracking
-from mlops_tasks.config import Environment, Recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import Interrupted, Unavailable, UserError
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.tracking import connection, curve_logger, experiment_name, find_run, scalars
@@ -276,7 +277,7 @@ def test_local_database_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     code = (
         "import os, sys; from mlflow.tracking import MlflowClient; real = MlflowClient.search_experiments\n"
         "MlflowClient.search_experiments = lambda self: (real(self), os.kill(os.getpid(), 9))\n"
-        "from mlops_tasks import tracking; from mlops_tasks.config import Environment\n"
+        "from mlops_tasks import tracking; from mlops_tasks.config.environment import Environment\n"
         "with tracking.connection(Environment(store='s', mlflow_uri='sqlite:///' + sys.argv[1])): pass"
     )
     assert subprocess.run([sys.executable, "-c", code, str(database)], check=False).returncode == -9

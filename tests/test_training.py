@@ -38,7 +38,9 @@ from transformers import (
 )
 
 from mlops_tasks import checkpoint, distributed, logs, precision, tracking, training
-from mlops_tasks.config import Environment, SoftWeights, Text, Train, TrainResources
+from mlops_tasks.config.environment import Environment, TrainResources
+from mlops_tasks.config.learning import SoftWeights, Train
+from mlops_tasks.config.sources import Text
 from mlops_tasks.corpus import MicroBatch
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
 from mlops_tasks.data.tokens import Example, Row, encode

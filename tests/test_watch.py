@@ -10,7 +10,7 @@ import pytest
 from nights import NAME, RECIPE, STRONG, STRONGER, WEAK, Night, solved, tags_of, tuesday
 
 from mlops_tasks import pipeline, stage, summary
-from mlops_tasks.config import Recipe
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.registry.promotion import promote
 from mlops_tasks.registry.watch import held_against, unpaired_interval, watch

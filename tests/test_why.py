@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from mlops_tasks import keys
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.keys import code_digests
 from mlops_tasks.pipeline import changes
 from mlops_tasks.stage import Run, decide, execute

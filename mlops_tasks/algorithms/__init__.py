@@ -23,15 +23,11 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from mlops_tasks import stage
-from mlops_tasks.config import (
-    Comparison,
-    Environment,
-    Recipe,
-    Settings,
-    changed,
-    load_comparison,
-    load_recipe,
-)
+from mlops_tasks.config.comparison import Comparison
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import changed, load_comparison, load_recipe
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import UserError
 from mlops_tasks.pipeline import TASKS, places, resolve_candidates
 from mlops_tasks.stage import Run, Spec

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from mlops_tasks import algorithms
 from mlops_tasks.algorithms import FILE, Cells
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.store import Store
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mlops_tasks.algorithms import Cell, Cells
 from mlops_tasks.algorithms.inference import Estimate, holm, over_seeds, over_seeds_and_problems
-from mlops_tasks.config import Recipe
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.data.problems import natural_order
 from mlops_tasks.errors import Unavailable
 from mlops_tasks.evaluation.comparison import asked_differently, not_alike, passes

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mlops_tasks.config import GeneratedData, Split
+from mlops_tasks.config.sources import GeneratedData, Split
 from mlops_tasks.data.problems import Problem
 
 NUM_PROMPT = 10

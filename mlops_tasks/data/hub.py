@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlops_tasks.config import HubModel
+from mlops_tasks.config.sources import HubModel
 from mlops_tasks.errors import Unavailable, UserError
 
 

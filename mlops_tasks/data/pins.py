@@ -10,7 +10,8 @@ import fnmatch
 import hashlib
 from pathlib import Path
 
-from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource, S3Access
+from mlops_tasks.config.environment import S3Access
+from mlops_tasks.config.sources import DataSource, FolderModel, GeneratedData, HubModel, ModelSource
 from mlops_tasks.data import remote
 from mlops_tasks.data.hub import commit_of
 from mlops_tasks.errors import UserError

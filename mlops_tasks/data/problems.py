@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlops_tasks.config import EvaluationSet, ProblemKind, Split
+from mlops_tasks.config.evaluation import EvaluationSet
+from mlops_tasks.config.sources import ProblemKind, Split
 from mlops_tasks.errors import DataError, UserError
 
 if TYPE_CHECKING:

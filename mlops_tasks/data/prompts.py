@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mlops_tasks.config import PROTOCOLS, ProblemKind, ProtocolId
+from mlops_tasks.config.sources import PROTOCOLS, ProblemKind, ProtocolId
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.protocols import protocol_named
 from mlops_tasks.errors import UserError

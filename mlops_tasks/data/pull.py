@@ -21,7 +21,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter
 
-from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, ModelSource, RandomModel, S3Access
+from mlops_tasks.config.environment import S3Access
+from mlops_tasks.config.sources import DataSource, FolderModel, GeneratedData, HubModel, ModelSource, RandomModel
 from mlops_tasks.data.contamination import contaminated_pairs
 from mlops_tasks.data.generated import LICENCE, generate_problems
 from mlops_tasks.data.hub import commit_of, download

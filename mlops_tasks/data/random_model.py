@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mlops_tasks.config import GeneratedData, RandomModel
+from mlops_tasks.config.sources import GeneratedData, RandomModel
 from mlops_tasks.data.generated import generate_problems
 from mlops_tasks.data.protocols import docstring_0shot
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlops_tasks.config import S3Access
+from mlops_tasks.config.environment import S3Access
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.store import canonical_json
 

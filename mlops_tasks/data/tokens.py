@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mlops_tasks.config import Text
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import completion_text, is_chat, render_prompt, require_kind
 from mlops_tasks.errors import UserError

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mlops_tasks.config import EvaluationSet, ProtocolId, Settings
+from mlops_tasks.config.evaluation import EvaluationSet
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.config.sources import ProtocolId
 from mlops_tasks.data.problems import Problem, chosen, read_problems
 from mlops_tasks.data.prompts import (
     completion_text,
@@ -64,7 +66,7 @@ Row = Mapping[str, Any]
 
 
 class Writing(Settings):
-    """How a model is asked, and how it chooses what it writes; see `mlops_tasks.config.Evaluation`."""
+    """How a model is asked, and how it chooses what it writes; see `mlops_tasks.config.evaluation.Evaluation`."""
 
     protocol: ProtocolId
     num_samples: int

@@ -18,7 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlops_tasks.config import EvaluationSet, JudgeResources, ProtocolId, Settings
+from mlops_tasks.config.environment import JudgeResources
+from mlops_tasks.config.evaluation import EvaluationSet
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.config.sources import ProtocolId
 from mlops_tasks.data.problems import Problem, chosen, read_problems
 from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.errors import DataError
@@ -49,7 +52,7 @@ _OUTCOMES = pa.schema(
 
 
 class JudgeConfig(Settings):
-    """The part of the recipe that `judge` is keyed by; see `mlops_tasks.config.Evaluation`."""
+    """The part of the recipe that `judge` is keyed by; see `mlops_tasks.config.evaluation.Evaluation`."""
 
     protocol: ProtocolId
     num_samples: int

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from mlops_tasks.config import ProtocolId
+from mlops_tasks.config.sources import ProtocolId
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import program_of
 from mlops_tasks.errors import DataError

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlops_tasks import tracking
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Champion, artifact_prefix
 from mlops_tasks.store import Artifact, Store

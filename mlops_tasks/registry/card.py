@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks.config import DataSource, FolderModel, GeneratedData, HubModel, Settings
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.config.sources import DataSource, FolderModel, GeneratedData, HubModel
 from mlops_tasks.data.protocols import protocol_named
 from mlops_tasks.ledger import Amount
 from mlops_tasks.pipeline import EVALUATIONS

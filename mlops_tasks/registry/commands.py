@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from mlops_tasks import registry, tracking
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.registry import Version, moves
 from mlops_tasks.registry.moves import Action, Move, Order

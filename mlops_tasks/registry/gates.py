@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from statistics import fmean
 
-from mlops_tasks.config import Gate, NamedSet
+from mlops_tasks.config.evaluation import Gate, NamedSet
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.metrics import Interval, McNemar, paired_bootstrap
 

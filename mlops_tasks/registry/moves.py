@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from mlops_tasks import lease, registry, tracking
-from mlops_tasks.config import Environment, LeaseTerms, Settings
+from mlops_tasks.config.environment import Environment, LeaseTerms
+from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.registry import BY_HAND, PROMOTED_BY, Version
 from mlops_tasks.store import Store

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlops_tasks import registry, tracking
-from mlops_tasks.config import Recipe
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.evaluation.comparison import passes
 from mlops_tasks.evaluation.metrics import paired_bootstrap, wilson_interval

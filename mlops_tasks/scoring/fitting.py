@@ -21,7 +21,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mlops_tasks.config import Settings, Text, ValueHead
+from mlops_tasks.config.learning import ValueHead
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.prompts import shots_of
 from mlops_tasks.data.tokens import Example, encode, fold_of

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlops_tasks.config import Settings
+from mlops_tasks.config.settings import Settings
 
 VERDICT_FILE = "verdict.json"
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlops_tasks.config import Candidates, Settings, Text
+from mlops_tasks.config.learning import Candidates
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import Problem, read_problems
 from mlops_tasks.data.prompts import completion_text, program_of, render_prompt, require_kind, shots_of
 from mlops_tasks.data.protocols import protocol_named

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mlops_tasks.config import Settings, Text
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import Problem, read_problems
 from mlops_tasks.data.prompts import shots_of
 from mlops_tasks.data.tokens import Example, Row, encode, fold_of, to_batch

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from mlops_tasks.config import SelectWeights, SoftWeights
+from mlops_tasks.config.learning import SelectWeights, SoftWeights
 
 # Squares of larger scores would overflow; infinite ones count as this.
 LARGEST_SCORE = 1e30

@@ -28,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from mlops_tasks.config import Environment, S3Access
+from mlops_tasks.config.environment import Environment, S3Access
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.store.backend import Backend, FolderBackend
 

@@ -45,7 +45,7 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from mlops_tasks.config import S3Access
+from mlops_tasks.config.environment import S3Access
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.store.backend import is_disk_full
 

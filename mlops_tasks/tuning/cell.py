@@ -14,7 +14,9 @@ from statistics import fmean
 from typing import Any
 
 from mlops_tasks import stage
-from mlops_tasks.config import Evaluation, Objective, Recipe
+from mlops_tasks.config.evaluation import Evaluation
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.space import Objective
 from mlops_tasks.data.problems import natural_order
 from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.comparison import passes

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, TextIO
 
 from mlops_tasks import pipeline, stage
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mlops_tasks.algorithms.inference import Estimate, over_seeds, over_seeds_and_problems
-from mlops_tasks.config import Objective, Recipe, changed
+from mlops_tasks.config.loading import changed
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.space import Objective
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.stage import Attempt, Run, Spec
 from mlops_tasks.tuning.adoption import RECIPE

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mlops_tasks.config import Choice, Environment, FloatRange, IntegerRange, Recipe, Tuning, changed
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import changed
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.space import Choice, FloatRange, IntegerRange, Tuning
 from mlops_tasks.errors import UserError
 
 if TYPE_CHECKING:

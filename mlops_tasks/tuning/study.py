@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from mlops_tasks import lease, stage
-from mlops_tasks.config import HyperbandPruner, MedianPruner, Objective, Recipe, Tuning, changed
+from mlops_tasks.config.loading import changed
+from mlops_tasks.config.recipe import Recipe
+from mlops_tasks.config.space import HyperbandPruner, MedianPruner, Objective, Tuning
 from mlops_tasks.errors import FAULTS_OF_RECIPE, Pruned, Unavailable, Unfit, UserError, WmtpError
 from mlops_tasks.pipeline import STUDY, every
 from mlops_tasks.stage import Run, artifact_prefix

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlops_tasks.config import Objective
+from mlops_tasks.config.space import Objective
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -15,7 +15,9 @@ from airflow.sdk import BaseOperator, Context, Param, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from mlops_tasks import pipeline
-from mlops_tasks.config import SANDBOXED, Environment, Kubernetes, load_environment
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.kubernetes import SANDBOXED, Kubernetes
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Stage
 from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS

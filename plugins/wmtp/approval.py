@@ -12,7 +12,8 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperator, Context
 
-from mlops_tasks.config import PersonalApproval, load_environment
+from mlops_tasks.config.environment import PersonalApproval
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Run
 
 log = logging.getLogger(__name__)

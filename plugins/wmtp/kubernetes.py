@@ -22,7 +22,8 @@ from kubernetes.client import ApiException
 from kubernetes.client import models as k8s
 
 from mlops_tasks import parcel, pipeline, stage
-from mlops_tasks.config import Environment, load_environment
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import Interrupted, UserError, WmtpError
 from mlops_tasks.stage import Attempt, Decision, Run, Stage, Task
 from mlops_tasks.store.s3 import S3Backend

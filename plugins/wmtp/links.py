@@ -14,7 +14,7 @@ from airflow.sdk import BaseOperatorLink
 from mlops_tasks.store import MANIFEST
 
 if TYPE_CHECKING:
-    from mlops_tasks.config import Environment
+    from mlops_tasks.config.environment import Environment
     from mlops_tasks.stage import Pointer, Run
 
 PREFIX = "/wmtp"

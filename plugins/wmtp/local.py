@@ -15,7 +15,8 @@ from airflow.sdk.bases.skipmixin import SkipMixin
 from airflow.sdk.exceptions import AirflowSkipException
 
 from mlops_tasks import algorithms
-from mlops_tasks.config import Environment, lacks_space, load_environment
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import lacks_space, load_environment
 from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, WmtpError
 from mlops_tasks.stage import Decision, Run, Task
 from mlops_tasks.store import Store

@@ -15,7 +15,8 @@ from typing import Any, Self
 from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_value
 from kubernetes.client import models as k8s
 
-from mlops_tasks.config import Environment, Kubernetes, Profile
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.kubernetes import Kubernetes, Profile
 from mlops_tasks.errors import Interrupted
 from wmtp.task import GRACE_SECONDS
 

@@ -22,7 +22,7 @@ from urllib.parse import urljoin
 
 from airflow.sdk import BaseNotifier, Connection, Context
 
-from mlops_tasks.config import Environment, Event, SlackNotice, SmtpNotice, WebhookNotice
+from mlops_tasks.config.environment import Environment, Event, SlackNotice, SmtpNotice, WebhookNotice
 from mlops_tasks.errors import DataError, WmtpError
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store

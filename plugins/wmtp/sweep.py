@@ -18,7 +18,8 @@ from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_valu
 from airflow.sdk import Context
 from kubernetes.client import ApiException
 
-from mlops_tasks.config import Kubernetes, load_environment
+from mlops_tasks.config.kubernetes import Kubernetes
+from mlops_tasks.config.loading import load_environment
 from wmtp.local import LocalCleaning
 from wmtp.manifest import Identity
 from wmtp.pods import patiently

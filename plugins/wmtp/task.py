@@ -17,7 +17,7 @@ from airflow.sdk import Context, ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from mlops_tasks import algorithms, pipeline, stage
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import DataError, Interrupted, Pruned, Unavailable, UserError
 from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
 from wmtp.champion import tell_decay, tell_promotion

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Self
 from airflow.sdk import Param
 from pydantic import Field, ValidationError, WithJsonSchema
 
-from mlops_tasks.config import Housekeeping, Settings
+from mlops_tasks.config.environment import Housekeeping
+from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import UserError
 from mlops_tasks.pipeline import TASKS, tuned_name
 from mlops_tasks.stage import Stage

@@ -16,7 +16,7 @@ from in_process import Server, run_task
 from wmtp import cleaning, cleaning_params
 from wmtp.trigger import Cleaning
 
-from mlops_tasks.config import Environment, Housekeeping
+from mlops_tasks.config.environment import Environment, Housekeeping
 from mlops_tasks.errors import UserError
 from mlops_tasks.store import Store
 
@@ -97,7 +97,7 @@ def test_the_form_has_a_switch_that_may_be_left_empty() -> None:
 @pytest.mark.slow
 def test_a_run_shows_and_then_removes(place: Place, mlflow_database: Path) -> None:
     shutil.copy(mlflow_database, place.folder / "mlflow.db")
-    from mlops_tasks.config import load_environment
+    from mlops_tasks.config.loading import load_environment
 
     folder = with_garbage(load_environment(place.environment_file))
 

@@ -15,7 +15,7 @@ from wmtp import DEFAULTS, comparison, comparison_params, stage
 from wmtp.trigger import CHECKOUT, Contest
 
 from mlops_tasks.algorithms import Cells
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Run
 

@@ -14,7 +14,7 @@ from kubernetes import client
 from rig import IMAGE, NAMESPACE, Rig
 
 from mlops_tasks.cluster import RIGHTS, Cluster
-from mlops_tasks.config import Kubernetes
+from mlops_tasks.config.kubernetes import Kubernetes
 from mlops_tasks.errors import UserError
 
 pytestmark = pytest.mark.kubernetes

@@ -28,7 +28,7 @@ from test_demo import TINY
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 
 from mlops_tasks import pipeline, stage
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.stage import Run
 

@@ -22,7 +22,9 @@ from wmtp.trigger import Trigger
 
 from mlops_tasks import pipeline
 from mlops_tasks.__main__ import _parser
-from mlops_tasks.config import SANDBOXED, Environment, load_environment, load_recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.kubernetes import SANDBOXED
+from mlops_tasks.config.loading import load_environment, load_recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Decision, Run, Spec, Stage
 from mlops_tasks.store import Store

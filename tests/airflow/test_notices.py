@@ -28,7 +28,7 @@ from nights import NAME, STRONG, STRONGER, WEAK, Night, solved, tuesday
 from wmtp import links, notices, rollback, rollback_params, stage
 from wmtp.task import RETRY_POLICY
 
-from mlops_tasks.config import Environment, WebhookNotice
+from mlops_tasks.config.environment import Environment, WebhookNotice
 from mlops_tasks.registry.promotion import promote
 
 pytestmark = pytest.mark.usefixtures("program_here")

@@ -23,7 +23,7 @@ from wmtp.trigger import CHECKOUT, Trigger
 
 from mlops_tasks import errors, pipeline
 from mlops_tasks.__main__ import _parser
-from mlops_tasks.config import load_environment, load_recipe
+from mlops_tasks.config.loading import load_environment, load_recipe
 from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Pruned, Unavailable, UserError, WmtpError
 from mlops_tasks.stage import Decision, Run, Spec
 from mlops_tasks.store import Store

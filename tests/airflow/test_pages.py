@@ -10,7 +10,7 @@ from airflow.models import import_all_models
 from fastapi.testclient import TestClient
 from wmtp import pages
 
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.store import Store
 
 # The API server loads all of Airflow's tables; some of them alone would break every other use of SQLAlchemy in this process.

@@ -13,7 +13,7 @@ from wmtp import rollback, rollback_params
 from wmtp.local import LocalRollback
 from wmtp.trigger import Rollback
 
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.registry import moves
 from mlops_tasks.registry.moves import Order

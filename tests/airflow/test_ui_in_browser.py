@@ -15,7 +15,7 @@ import pytest
 from nights import STRONG, WEAK, Night
 from test_ui import free_port
 
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from scripts import browser, screenshots
 
 if TYPE_CHECKING:

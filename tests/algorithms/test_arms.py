@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from mlops_tasks.algorithms import arms, plan, resolve
-from mlops_tasks.config import Comparison, Environment, load_comparison
+from mlops_tasks.config.comparison import Comparison
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_comparison
 from mlops_tasks.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -15,7 +15,7 @@ from mlops_tasks import algorithms
 from mlops_tasks.__main__ import main
 from mlops_tasks.algorithms import Cells
 from mlops_tasks.algorithms.findings import PURPOSES, Findings, Result
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.housekeeping import Collector
 from mlops_tasks.tracking import connection
 

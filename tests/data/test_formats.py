@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from mlops_tasks.config import CodeContestsData, Columns, Environment, HumanEvalData, TableData
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.sources import CodeContestsData, Columns, HumanEvalData, TableData
 from mlops_tasks.data.problems import IoTest
 from mlops_tasks.data.pull import pull
 from mlops_tasks.data.sources import Reading, read_source

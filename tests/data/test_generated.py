@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from mlops_tasks.config import GeneratedData
+from mlops_tasks.config.sources import GeneratedData
 from mlops_tasks.data.contamination import code_form, contaminated_pairs, text_form
 from mlops_tasks.data.generated import FAMILIES, generate_problems
 from mlops_tasks.data.problems import Problem

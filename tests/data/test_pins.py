@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_tasks.config import FolderModel, GeneratedData, HubModel, MbppData, RandomModel
+from mlops_tasks.config.sources import FolderModel, GeneratedData, HubModel, MbppData, RandomModel
 from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.errors import UserError
 

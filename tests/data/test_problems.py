@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from mlops_tasks.config import EvaluationSet
+from mlops_tasks.config.evaluation import EvaluationSet
 from mlops_tasks.data.problems import Problem, chosen, in_order, read_problems, write_problems
 from mlops_tasks.errors import DataError, UserError
 

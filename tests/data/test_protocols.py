@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mlops_tasks.config import PROTOCOLS, Environment, RandomModel, Text
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.sources import PROTOCOLS, RandomModel, Text
 from mlops_tasks.data import protocols
 from mlops_tasks.data.problems import IoTest, Problem
 from mlops_tasks.data.prompts import completion_text, cut_at_stop, program_of, render_prompt, require_kind

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import huggingface_hub.constants
 import pytest
 
-from mlops_tasks.config import Environment, FolderModel, HubModel, MbppData
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.sources import FolderModel, HubModel, MbppData
 from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.pull import pull

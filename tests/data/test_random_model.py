@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlops_tasks.config import GeneratedData, RandomModel
+from mlops_tasks.config.sources import GeneratedData, RandomModel
 from mlops_tasks.data.generated import generate_problems
 from mlops_tasks.data.random_model import build
 
@@ -41,7 +41,7 @@ def test_transformers_loads_it_in_the_size_asked_for(folder: Path) -> None:
 
 def test_another_process_builds_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from mlops_tasks.config import RandomModel; from mlops_tasks.data.random_model import build;"
+        "import sys, pathlib; from mlops_tasks.config.sources import RandomModel; from mlops_tasks.data.random_model import build;"
         "build(RandomModel.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}

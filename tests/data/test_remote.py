@@ -13,7 +13,9 @@ import yaml
 from s3_server import BUCKET, S3Server
 
 from mlops_tasks.__main__ import main
-from mlops_tasks.config import Environment, FolderModel, MbppData, S3Access, load_recipe
+from mlops_tasks.config.environment import Environment, S3Access
+from mlops_tasks.config.loading import load_recipe
+from mlops_tasks.config.sources import FolderModel, MbppData
 from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.pull import pull

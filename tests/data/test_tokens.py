@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mlops_tasks.config import Text
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import completion_text, render_prompt
 from mlops_tasks.data.sources.mbpp import read_mbpp

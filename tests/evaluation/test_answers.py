@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_tasks.config import CodeContestsData
+from mlops_tasks.config.sources import CodeContestsData
 from mlops_tasks.data.sources import read_source
 from mlops_tasks.evaluation.answers import examples_in, reads_answer, reads_output
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from mlops_tasks.config import Environment, RandomModel
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.sources import RandomModel
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.data.prompts import prompts_sha256, render_prompt
 from mlops_tasks.data.random_model import build

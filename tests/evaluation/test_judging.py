@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlops_tasks.config import Environment, Split
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.sources import Split
 from mlops_tasks.data.problems import IoTest, Problem, write_problems
 from mlops_tasks.data.prompts import prompts_sha256
 from mlops_tasks.data.sources.mbpp import read_mbpp

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from mlops_tasks.config import RandomModel
+from mlops_tasks.config.sources import RandomModel
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.prompts import render_prompt
 from mlops_tasks.data.random_model import build

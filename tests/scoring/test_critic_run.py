@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mlops_tasks import pipeline, stage, summary
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.scoring.gate import VERDICT_FILE, Verdict
 from mlops_tasks.scoring.scorers import read_scores
 from mlops_tasks.stage import Pointer, Run

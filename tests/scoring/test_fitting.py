@@ -15,7 +15,8 @@ from tiny_models import write_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mlops_tasks import parts
-from mlops_tasks.config import Environment, SoftWeights, ValueHead
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.learning import SoftWeights, ValueHead
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.data.tokens import Example, fold_of
 from mlops_tasks.model import MtpModel

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlops_tasks.config import Environment
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.errors import DataError
 from mlops_tasks.scoring.merging import score

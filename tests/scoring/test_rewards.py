@@ -17,7 +17,8 @@ from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from mlops_tasks import keys, parcel, parts, pipeline
-from mlops_tasks.config import Environment, Text
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.evaluation import generation

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mlops_tasks.config import SelectWeights, SoftWeights
+from mlops_tasks.config.learning import SelectWeights, SoftWeights
 from mlops_tasks.errors import DataError
 from mlops_tasks.scoring.scorers import (
     ScoreRow,

@@ -17,7 +17,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from mlops_tasks import logs
-from mlops_tasks.config import Environment, Text
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import Problem, write_problems
 from mlops_tasks.data.tokens import encode, fold_of
 from mlops_tasks.errors import DataError, UserError

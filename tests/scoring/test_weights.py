@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlops_tasks.config import SelectWeights, SoftWeights
+from mlops_tasks.config.learning import SelectWeights, SoftWeights
 from mlops_tasks.scoring.weights import batch_weights, document_weights, effective_sample_size, entropy
 
 SOFT = SoftWeights(kind="soft")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlops_tasks import stage
-from mlops_tasks.config import load_environment
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import Pruned, Unavailable
 from mlops_tasks.pipeline import TASKS, resolve
 from mlops_tasks.stage import Run

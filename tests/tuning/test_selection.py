@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_tasks.config import Evaluation, EvaluationSet, changed, load_recipe
+from mlops_tasks.config.evaluation import Evaluation, EvaluationSet
+from mlops_tasks.config.loading import changed, load_recipe
 from mlops_tasks.tuning.cell import first_problems, other_problems
 from mlops_tasks.tuning.selection import _beats, believes, differing, estimated, one_sided
 from mlops_tasks.tuning.trials import saved_share

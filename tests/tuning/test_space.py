@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlops_tasks.config import Environment, Recipe, load_recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_recipe
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.tuning.space import default_point, in_order, require_space
 

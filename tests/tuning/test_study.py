@@ -21,7 +21,8 @@ from optuna.trial import TrialState
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.__main__ import main
-from mlops_tasks.config import MedianPruner, load_environment
+from mlops_tasks.config.loading import load_environment
+from mlops_tasks.config.space import MedianPruner
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.housekeeping import Collector
 from mlops_tasks.stage import Run

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlops_tasks.config import ProblemKind, ProtocolId
+from mlops_tasks.config.sources import ProblemKind, ProtocolId
 from mlops_tasks.data.problems import Problem
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlops_tasks.config import CodeContestsData, FileData, HumanEvalData, MbppData
+from mlops_tasks.config.sources import CodeContestsData, FileData, HumanEvalData, MbppData
 from mlops_tasks.data.sources.codecontests import read_codecontests
 from mlops_tasks.data.sources.humaneval import read_humaneval
 from mlops_tasks.data.sources.mbpp import read_mbpp

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks.config import Split
+from mlops_tasks.config.sources import Split
 from mlops_tasks.data.problems import IoTest, Problem, parse_quietly
 from mlops_tasks.data.sources.reading import Reading, Unsupported, distinct, split_of
 from mlops_tasks.data.sources.records import Document, Record, document_at, read_table_or_records, unix

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlops_tasks.config import Split
+from mlops_tasks.config.sources import Split
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.sources.reading import distinct, split_of
 from mlops_tasks.data.sources.records import Document, Record, document_at, read_table_or_records

@@ -12,7 +12,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlops_tasks.config import Split
+from mlops_tasks.config.sources import Split
 from mlops_tasks.data.problems import SPLITS, Problem
 from mlops_tasks.data.sources.reading import distinct
 from mlops_tasks.data.sources.records import Document, Record, document_at, read_records

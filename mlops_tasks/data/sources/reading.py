@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mlops_tasks.config import Split
+from mlops_tasks.config.sources import Split
 from mlops_tasks.data.problems import Problem
 from mlops_tasks.data.sources.records import Document, Record
 from mlops_tasks.errors import UserError

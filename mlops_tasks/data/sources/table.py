@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlops_tasks.config import Columns, Split
+from mlops_tasks.config.sources import Columns, Split
 from mlops_tasks.data.problems import IoTest, Problem
 from mlops_tasks.data.sources.mbpp import named_split
 from mlops_tasks.data.sources.reading import distinct, split_of

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mlops_tasks import __main__, pipeline
-from mlops_tasks.config import Environment, load_recipe
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.loading import load_recipe
 from mlops_tasks.errors import BY_EXIT_CODE
 from mlops_tasks.stage import Attempt, Input, Run, Spec, Stage, Task
 
