@@ -1,6 +1,6 @@
 """LoRA and QLoRA, through peft: small matrices A and B beside frozen linear layers, W + scale·B·A.
 
-Owns which layers get one, how they begin (B is zero, so that nothing changes), and both forms of the result: the adapter alone, in peft's
+Owns which layers get one, how they begin (B is zero, so that nothing changes), where dropout stands, and both forms of the result: the adapter alone, in peft's
 format, and a plain model with the adapter merged into it. Heads 2..H are `model`'s, and learn as they always do.
 """
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mlops_tasks.config.learning import LowRank
+from mlops_tasks.dropout import Dropout
 from mlops_tasks.errors import Unfit, UserError
 from mlops_tasks.model import MtpModel
 from mlops_tasks.precision import Precision
@@ -52,12 +53,15 @@ class Adapter:
             r=method.rank,
             lora_alpha=self._scale * method.rank,  # type: ignore[arg-type] # peft only divides by r
             target_modules=_targets(method, linear),
+            lora_dropout=method.dropout,
             fan_in_fan_out=self._is_transposed,
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(self._config, model.base, adapter_name=_NAME)
+        if method.dropout > 0:
+            _take_own_dropout(model.base, method.dropout)
 
     def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A whole `state_dict` of the model as one of a model that has no adapter and gives the same logits.
@@ -146,6 +150,13 @@ def _in_full(model: MtpModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             full = {key: value for key, value in full.items() if not key.startswith(f"{name}.weight")}
             full[f"{name}.weight"] = dequantize_module_weight(module).cpu()
     return full
+
+
+def _take_own_dropout(base: nn.Module, share: float) -> None:
+    """Put ours in the place of peft's, whose masks would depend on ranks and micro-batches."""
+    for name, module in base.named_modules():
+        if isinstance(there := getattr(module, "lora_dropout", None), nn.ModuleDict):
+            there[_NAME] = Dropout(share, layer=name)
 
 
 def _matrices(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -21,12 +21,13 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mlops_tasks.config.learning import Train, Weighting
+from mlops_tasks.config.learning import LowRank, Train, Weighting
 from mlops_tasks.config.settings import Settings
 from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.prompts import shots_of
 from mlops_tasks.data.tokens import Batch, Example, Row, encode, fold_of, lay_out, pack, padding_id, to_batch
+from mlops_tasks.dropout import token_numbers
 from mlops_tasks.errors import DataError, Unfit
 from mlops_tasks.loss import NO_TARGET, shifted_targets
 from mlops_tasks.pretrained import load_tokenizer
@@ -80,11 +81,14 @@ class MicroBatch:
     values_BS: torch.Tensor | None
     """float32: see `Corpus.values`."""
     problem_ids: tuple[str, ...]
+    numbers_BS: torch.Tensor | None = None
+    """int32: what dropout's masks are made of; None: nothing is dropped."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on a device."""
         values_BS = None if self.values_BS is None else self.values_BS.to(device)
-        return MicroBatch(self.batch.to(device), self.targets_HBS.to(device), values_BS, self.problem_ids)
+        numbers_BS = None if self.numbers_BS is None else self.numbers_BS.to(device)
+        return MicroBatch(self.batch.to(device), self.targets_HBS.to(device), values_BS, self.problem_ids, numbers_BS)
 
     def num_targets_H(self) -> torch.Tensor:
         """Targets of each head."""
@@ -125,7 +129,14 @@ class Corpus:
         return [self.examples[_permutation(self.lesson.seed, epoch, len(self.examples))[at]] for epoch, at in epochs]
 
     def micro_batches(
-        self, examples: Sequence[Example], values: Values | None, *, rank: int, num_ranks: int, num_rows: int
+        self,
+        examples: Sequence[Example],
+        values: Values | None,
+        *,
+        rank: int,
+        num_ranks: int,
+        num_rows: int,
+        step: int | None = None,
     ) -> list[MicroBatch]:
         """This rank's share of some examples, packed.
 
@@ -135,6 +146,7 @@ class Corpus:
             rank: this one.
             num_ranks: who share.
             num_rows: largest number of rows in a micro-batch.
+            step: counted from 0, in which they are learnt; None: they are looked at, without dropout.
 
         Returns:
             As many micro-batches as every rank gets, so that all do the same; those for which this rank has no row are without targets.
@@ -142,14 +154,14 @@ class Corpus:
         rows = pack(examples, self.lesson.text.max_length)
         mine, most = rows[rank::num_ranks], len(rows[::num_ranks])
         nothing = [_without_targets(rows[0].examples[0])]
-        return [self.micro_batch(mine[at : at + num_rows] or nothing, values) for at in range(0, most, num_rows)]
+        return [self.micro_batch(mine[at : at + num_rows] or nothing, values, step) for at in range(0, most, num_rows)]
 
     def rehearsal(self) -> MicroBatch:
         """A micro-batch from which nothing can be learnt."""
         return self.micro_batch([_without_targets(self.examples[0])], self.values)
 
-    def micro_batch(self, rows: Sequence[Row], values: Values | None) -> MicroBatch:
-        """Lay rows out as tensors, values beside them."""
+    def micro_batch(self, rows: Sequence[Row], values: Values | None, step: int | None = None) -> MicroBatch:
+        """Lay rows out as tensors, values and dropout's numbers beside them; `step` as in `micro_batches`."""
         batch = to_batch(rows, pad_id=padding_id(self.tokenizer))
         targets_HBS = shifted_targets(
             batch.input_ids,
@@ -158,7 +170,18 @@ class Corpus:
             num_heads=self.lesson.train.num_heads,
         )
         ids = tuple(example.problem_id for row in rows for example in row.examples)
-        return MicroBatch(batch, targets_HBS, None if values is None else lay_out(rows, values), ids)
+        values_BS = None if values is None else lay_out(rows, values)
+        return MicroBatch(batch, targets_HBS, values_BS, ids, self._numbers(rows, step))
+
+    def _numbers(self, rows: Sequence[Row], step: int | None) -> torch.Tensor | None:
+        method, seed = self.lesson.train.method, self.lesson.seed
+        if step is None or not isinstance(method, LowRank) or method.dropout == 0:
+            return None
+        examples = [example for row in rows for example in row.examples]
+        numbers = {
+            one.problem_id: token_numbers(len(one), seed=seed, step=step, problem_id=one.problem_id) for one in examples
+        }
+        return lay_out(rows, numbers, dtype=np.int32)
 
 
 def load_corpus(lesson: Lesson, *, data: Artifact, model: Artifact, scores: Artifact | None) -> Corpus:

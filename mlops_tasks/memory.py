@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mlops_tasks.adapters import Adapter
 from mlops_tasks.config.learning import LowRank, QLora, Train
+from mlops_tasks.dropout import dropouts_of
 from mlops_tasks.model import MtpModel
 from mlops_tasks.precision import autocast
 
@@ -149,6 +150,8 @@ def _run_without_contents(
             one.grad = torch.zeros_like(one) if one.requires_grad else None
         ids_BS = torch.zeros(rows_and_length, dtype=torch.long)
         positions_BS = torch.zeros(rows_and_length, dtype=torch.long)
+        for dropout in dropouts_of(model):
+            dropout.tokens_BS = torch.zeros(rows_and_length, dtype=torch.int32)
         there = [one for each in model.parameters() for one in (each, each.grad) if one is not None]
         counted = PeakBytes(*(one.untyped_storage() for one in (ids_BS, positions_BS, *there, *model.buffers())))
         with counted:

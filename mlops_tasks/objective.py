@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mlops_tasks.calibration import bin_sums
 from mlops_tasks.corpus import Lesson, MicroBatch
+from mlops_tasks.dropout import dropouts_of
 from mlops_tasks.loss import at_tokens, head_balance, mtp_loss, shifted_weights, token_losses
 from mlops_tasks.model import MtpModel, States
 from mlops_tasks.scoring.scorers import excess
@@ -40,6 +41,7 @@ class WeightedLoss(nn.Module):
         self.lesson = lesson
         self.chunk_rows = chunk_rows
         self.balance_H = head_balance(lesson.train.head_balance, lesson.train.num_heads)
+        self._dropouts = dropouts_of(model)
 
     def forward(self, micro: MicroBatch, num_targets_H: Tensor, scale: float = 1.0) -> StepSums:
         """The loss of a micro-batch.
@@ -80,6 +82,8 @@ class WeightedLoss(nn.Module):
 
     def states(self, micro: MicroBatch) -> States:
         """What the trunk makes of a micro-batch."""
+        for dropout in self._dropouts:
+            dropout.tokens_BS = micro.numbers_BS
         return self.model.states(micro.batch.input_ids, micro.batch.position_ids)
 
     def weights(self, micro: MicroBatch, hidden_BSD: Tensor) -> Tensor:

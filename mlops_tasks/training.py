@@ -4,7 +4,7 @@ Owns the optimiser, the schedule, what a step does, validation, early stopping, 
 What is learnt in which order is `corpus`'s, what a micro-batch adds to the loss `objective`'s, processes are `distributed`'s.
 
 An exact resume needs the model, the optimiser and `Progress`: the schedule and the order of the problems are functions of seed and
-step, and nothing is drawn at random while a model learns.
+step, and so are dropout's masks.
 
 Shape letters: H head, B packed rows, S position, D width.
 """
@@ -159,7 +159,7 @@ class _Training:
         self.corpus = load_corpus(self.lesson, data=inputs["data"], model=inputs["model"], scores=inputs.get("scores"))
         self.model, self.adapter = self._load_model(inputs["model"].folder("model"))
         self.model.check_length(self.lesson.text.max_length)
-        # It stays in evaluation mode, for dropout's masks would depend on the number of ranks and the size of a micro-batch.
+        # It stays in evaluation mode, for the masks of its own dropout would depend on the number of ranks and the size of a micro-batch.
         if self.resources.recompute_activations:
             self.model.recompute_activations()
         self.parallel = self._in_parallel()
@@ -222,20 +222,24 @@ class _Training:
         with self._autocast():
             return Parallel(loss, self.resources.parallelism, rehearsal=self.corpus.rehearsal().to(self.device))
 
-    def _share(self, examples: Sequence[Example], values: Values | None) -> list[MicroBatch]:
-        """This rank's micro-batches of examples that all ranks share."""
+    def _share(
+        self, examples: Sequence[Example], values: Values | None, *, step: int | None = None
+    ) -> list[MicroBatch]:
+        """This rank's micro-batches of examples that all ranks share, to be learnt in a step or looked at."""
         return self.corpus.micro_batches(
             examples,
             values,
             rank=distributed.rank(),
             num_ranks=distributed.num_ranks(),
             num_rows=self.num_rows,
+            step=step,
         )
 
     def _next_batch(self) -> tuple[list[MicroBatch], Tensor]:
         """This rank's micro-batches of the step, and N_k over all ranks; here is where all ranks stop together."""
         self.saver.check()
-        micro_batches = self._share(self.corpus.of_step(self.progress.step), self.corpus.values)
+        step = self.progress.step
+        micro_batches = self._share(self.corpus.of_step(step), self.corpus.values, step=step)
         own_H = torch.stack([micro.num_targets_H() for micro in micro_batches]).sum(0)
         wishes = torch.tensor([int(distributed.stop_requested())])
         agreed = distributed.sum_over_ranks(torch.cat([own_H, wishes]))

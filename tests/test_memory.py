@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from mlops_tasks.adapters import Adapter
 from mlops_tasks.config.learning import LowRank, Train
+from mlops_tasks.dropout import dropouts_of
 from mlops_tasks.loss import head_balance, mtp_loss, shifted_targets, shifted_weights
 from mlops_tasks.memory import PeakBytes, StepMemory
 from mlops_tasks.model import MtpModel
@@ -45,6 +46,8 @@ def measured(config: PretrainedConfig, train: Train, *, recompute: bool) -> tupl
         num_heads=train.num_heads,
     )
     weights = shifted_weights(torch.ones(ids.shape), targets_HBS=targets)
+    for dropout in dropouts_of(model):
+        dropout.tokens_BS = ids.int()
     optimizer = adamw(model, train)
     counted = PeakBytes(*(one.untyped_storage() for one in (*model.parameters(), *model.buffers(), ids, positions)))
     with counted:
@@ -76,12 +79,13 @@ GEMMA2 = Gemma2Config(**SMALL, intermediate_size=128, head_dim=16, num_key_value
         (LLAMA, FULL, False, "float32"),
         (LLAMA, LORA, False, "float32"),
         (LLAMA, LORA, False, "bfloat16"),
+        (LLAMA, {**LORA, "dropout": 0.1}, False, "float32"),
         (LLAMA, FULL, True, "float32"),
         (GPT2Config(**SMALL, bos_token_id=None), FULL, False, "float32"),
         (GEMMA2, LORA, False, "float32"),
         (LlamaConfig(**MEDIUM), FULL, False, "float32"),
     ],
-    ids=["llama", "lora", "lora-bfloat16", "recomputed", "gpt2", "gemma2-lora", "llama-29M"],
+    ids=["llama", "lora", "lora-bfloat16", "lora-dropout", "recomputed", "gpt2", "gemma2-lora", "llama-29M"],
 )
 def test_the_model_agrees_with_real_peaks(
     config: PretrainedConfig, method: dict[str, Any], recompute: bool, precision: str

@@ -526,6 +526,44 @@ def test_an_adapter_on_two_ranks_equals_one_process(given: Given, processes: Pro
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
+DROPOUT = {"method": {"kind": "lora", "rank": 4, "dropout": 0.3}, "batch_size": 20, "steps": 4, "learning_rate": 0.05}
+
+
+def test_dropout_of_an_adapter_hangs_neither_on_micro_batches_nor_on_recomputing(given: Given) -> None:
+    plain = {**DROPOUT, "method": {"kind": "lora", "rank": 4}}
+    whole, cut, again, without = (
+        given.attempt(name, train=train, resources=resources, **RHO1)
+        for name, train, resources in [
+            ("whole", DROPOUT, {}),
+            ("cut", DROPOUT, {"micro_batch_rows": 1}),
+            ("again", DROPOUT, {"recompute_activations": True}),
+            ("without", plain, {}),
+        ]
+    )
+    for attempt in (whole, cut, again, without):
+        training.train(attempt)
+    require_close(cut, whole)
+    assert files(again) == files(whole)
+    first, *later = curves(whole)
+    assert first["loss"] == curves(without)[0]["loss"]  # B is zero
+    assert all(line["loss"] != other["loss"] for line, other in zip(later, curves(without)[1:], strict=True))
+
+
+@pytest.mark.parametrize("ways", [{}, {"parallelism": "fsdp", "recompute_activations": True}], ids=["ddp", "fsdp"])
+def test_dropout_of_an_adapter_is_the_same_on_two_ranks(
+    given: Given, processes: Processes, ways: dict[str, Any]
+) -> None:
+    alone, both = (
+        given.attempt(
+            f"dropout-{len(resources)}", train=DROPOUT, resources={"micro_batch_rows": 2, **resources}, **RHO1
+        )
+        for resources in ({}, {"num_ranks": 2, **ways})
+    )
+    training.train(alone)
+    processes.train(both)
+    require_close(both, alone)
+
+
 # Heads that are whole layers
 
 LAYERS = {"head_kind": "layer", "batch_size": 20, "steps": 4, "head_warmup_steps": 1}

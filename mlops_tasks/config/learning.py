@@ -25,6 +25,8 @@ class LowRank(Settings):
     """What is added is multiplied by alpha / rank; None: by 2."""
     targets: tuple[str, ...] | None = Field(None, min_length=1)
     """Last names of the linear layers that get one, such as `q_proj`; None: all in the decoder's layers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of what the matrices see that is dropped while they learn; masks hang on seed, step, problem and token alone."""
 
 
 class Lora(LowRank):

@@ -187,18 +187,20 @@ def lay_out(
     values: Mapping[str, npt.NDArray[Any]],
     *,
     width: int | None = None,
+    dtype: type[np.float32 | np.int32] = np.float32,
 ) -> torch.Tensor:
     """Lay values per token, such as scores, out as the tokens of `to_batch` lie.
 
     Args:
         values: by problem id, one value a token of the example.
         width: S; None: the longest row.
+        dtype: of the result.
 
     Returns:
-        float32 [B, S], 0 in the padding.
+        [B, S], 0 in the padding.
     """
     columns = max(len(row) for row in rows) if width is None else width
-    laid_out = np.zeros((len(rows), columns), dtype=np.float32)
+    laid_out = np.zeros((len(rows), columns), dtype=dtype)
     for b, row in enumerate(rows):
         at = 0
         for example in row.examples:
