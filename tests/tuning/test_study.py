@@ -200,7 +200,7 @@ def test_a_worker_that_is_killed_in_a_trial_costs_no_trial(
     place: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUDIES", database)
-    tune = {"storage": "env:STUDIES", "num_workers": 2, "heartbeat_seconds": 1, "grace_seconds": 3}
+    tune = {"storage": "env:STUDIES", "num_workers": 2, "heartbeat_seconds": 1, "grace_seconds": 15}
     given = yaml.safe_load((place / "environment.yaml").read_text())
     (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": tune}))
     run = planned(place, "killed", "tuning.num_trials=3")
