@@ -446,6 +446,7 @@ _KINDS = {
     "failures": "records of failures",
     "quarantine": "manifests in quarantine",
     "checkpoints": "checkpoints and parts of work that nobody goes on with",
+    "cells": "cells of a study that nobody goes on with",
 }
 
 

@@ -348,6 +348,24 @@ def test_an_age_that_nobody_can_tell_is_young(environment: Environment) -> None:
     assert collect(environment) == {"make/k1"}
 
 
+def test_what_lies_deeper_is_as_old_as_its_newest_file(place: Environment) -> None:
+    backend = Store.of(place).backend
+    for name in ("plan.json", "cells/uniform-0/spec.json", "cells/uniform-0/runs/train.json"):
+        backend.write(f"select/k/{name}", b"{}")
+    assert collect(place, now=datetime.now(UTC)) == set()
+    assert collect(place) == {"select/k"}
+    assert backend.sizes("select/k") == {}
+
+
+def test_a_folder_is_as_young_as_what_was_written_below_it(environment: Environment) -> None:
+    backend = Store.of(environment).backend
+    assert isinstance(backend, FolderBackend)
+    backend.write("select/k/cells/uniform-0/spec.json", b"{}")
+    for folder in ("cells/uniform-0", "cells"):
+        os.utime(backend.root / "select/k" / folder, times=(0, 0))
+    assert collect(environment, now=datetime.now(UTC)) == set()
+
+
 def test_bytes_are_told_in_units() -> None:
     assert [readable(n) for n in (0, 999, 1000, 2_500_000, 7 * 10**15)] == [
         "0 bytes", "999 bytes", "1.0 kB", "2.5 MB", "7000.0 TB",

@@ -81,9 +81,8 @@ def _trainings(client: MlflowClient, before: datetime, store: Store) -> Iterator
 
 
 def _has_left(store: Store, run: Run) -> bool:
-    """Neither its artifact nor a checkpoint to go on from is there; of a trial, nothing of its study."""
-    key = run.data.tags[tracking.KEY_TAG].partition(".")[0]
-    return not any(store.children(artifact_prefix(stage, key)) for stage in ("train", "select"))
+    """Neither its artifact nor a checkpoint to go on from is there."""
+    return not store.children(artifact_prefix("train", run.data.tags[tracking.KEY_TAG]))
 
 
 def _time(milliseconds: int) -> datetime:

@@ -100,7 +100,7 @@ class Backend(Protocol):
         """
 
     def modified(self, name: str) -> datetime | None:
-        """When a file was last written, or None where nothing is."""
+        """When a file, or the newest one below a folder, was last written; None where nothing is."""
 
     def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
         """Remove what writes that never ended left behind, where it was begun before a time; returns how many there were."""
@@ -238,11 +238,10 @@ class FolderBackend:
                 yield piece
 
     def modified(self, name: str) -> datetime | None:
-        with self._explained(self.root / name):
-            try:
-                return datetime.fromtimestamp((self.root / name).stat().st_mtime, UTC)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        path = self.root / name
+        with self._explained(path):
+            times = [one for file in (path, *path.rglob("*")) if (one := _written(file)) is not None]
+        return max(times, default=None)
 
     def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
         """As promised; folders that have been empty for as long go too, which a bucket does not have."""
@@ -341,6 +340,12 @@ def _make_folder(folder: Path) -> None:
     with suppress(FileExistsError):
         folder.mkdir()
     _sync(folder.parent)
+
+
+def _written(path: Path) -> datetime | None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    return None
 
 
 def _is_older(path: Path, than: datetime) -> bool:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 import boto3
 from boto3.exceptions import Boto3Error, RetriesExceededError, S3UploadFailedError
@@ -272,8 +272,9 @@ class S3Backend:
             raise FileNotFoundError(f"{self.uri}/{name}")
 
     def modified(self, name: str) -> datetime | None:
-        found = self._head(name)
-        return None if found is None else found["LastModified"]
+        if (found := self._head(name)) is not None:
+            return cast("datetime", found["LastModified"])
+        return max((entry["LastModified"] for entry in self._entries(self._key(f"{name}/"))), default=None)
 
     def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
         pages = self.client.get_paginator("list_multipart_uploads")
