@@ -1,7 +1,8 @@
 """A stage's attempt as one file there and one file back, for a process that may not see the store.
 
 Owns what is in the two files and how the process at the other end works through one: `python -m mlops_tasks.parcel`, which gets two
-signed addresses and no credentials. Who makes the addresses and commits what comes back is the operator's.
+signed addresses and no credentials. An address dies with the credentials that it was signed with, which may be long before the work is
+done, so both stand in a file that is written anew. Who does that and commits what comes back is the operator's.
 
     attempt.json, <input>.json, files/…   there: the keyed settings, the build that the key was made of, each input's manifest, and of its
                                           files those that the stage reads
@@ -33,7 +34,8 @@ from mlops_tasks.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
-SOURCE, TARGET, FUNCTION = "WMTP_PARCEL_SOURCE", "WMTP_PARCEL_TARGET", "WMTP_PARCEL_FUNCTION"
+FUNCTION, ADDRESSES = "WMTP_PARCEL_FUNCTION", "WMTP_PARCEL_ADDRESSES"
+"""Variables of the process: what it runs, and the file with the addresses."""
 
 _SECONDS_TO_ANSWER = 300
 _RESOURCES = ("generate", "judge")
@@ -119,24 +121,39 @@ def unpack_result(source: Path, folder: Path) -> dict[str, Any]:
     return metrics
 
 
+def addresses(*, source: str, target: str) -> str:
+    """The text of the file with the addresses.
+
+    Args:
+        source: signed, to read what was packed.
+        target: signed, to write the result.
+    """
+    return json.dumps({"source": source, "target": target})
+
+
 def main() -> int:
-    """Fetch, carry out, send back, with the addresses in this process's variables; the return value is the exit code."""
+    """Fetch, carry out, send back, as this process's variables say; the return value is the exit code."""
     logs.configure()
     module, _, name = os.environ[FUNCTION].partition(":")
-    # What the function starts must not read them.
-    source, target = os.environ.pop(SOURCE), os.environ.pop(TARGET)
+    # What the function starts need not know where they are.
+    file = Path(os.environ.pop(ADDRESSES))
     try:
         with tempfile.TemporaryDirectory() as folder:
             there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
-            _ask(urllib.request.Request(source), there)
+            _ask(urllib.request.Request(_address(file, "source")), there)
             carry_out(getattr(importlib.import_module(module), name), there, back)
             with back.open("rb") as stream:
                 size = {"Content-Length": str(back.stat().st_size)}
-                _ask(urllib.request.Request(target, data=stream, headers=size, method="PUT"))
+                _ask(urllib.request.Request(_address(file, "target"), data=stream, headers=size, method="PUT"))
     except WmtpError as error:
         log.error("%s", error)
         return error.exit_code
     return 0
+
+
+def _address(file: Path, which: str) -> str:
+    """As it is now."""
+    return str(json.loads(file.read_text())[which])
 
 
 def _ask(request: urllib.request.Request, to: Path | None = None) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,24 +107,81 @@ def test_a_result_that_is_none_or_would_write_elsewhere_is_refused(tmp_path: Pat
         parcel.unpack_result(tmp_path / "bad.tar", tmp_path / "out")
 
 
-def test_a_process_with_two_signed_addresses_needs_no_credentials(tmp_path: Path, s3: S3Server) -> None:
+class Far:
+    """The other end: a process without credentials, and the file with the addresses that it is given."""
+
+    def __init__(self, folder: Path, bucket: S3Backend, function: str) -> None:
+        self.addresses, self._bucket = folder / "addresses.json", bucket
+        here = Path(__file__)
+        self._variables = {
+            parcel.ADDRESSES: str(self.addresses),
+            parcel.FUNCTION: f"test_parcel:{function}",
+            "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[1])]),
+            "PATH": os.environ["PATH"],
+            "PLACE": str(folder),
+        }
+
+    def write(self, *, seconds: float, target_seconds: float | None = None) -> None:
+        """Sign both, and put them where the process reads them, as a kubelet does: at once."""
+        target = self._bucket.signed("p/back.tar", "put_object", seconds=target_seconds or seconds)
+        source = self._bucket.signed("p/there.tar", "get_object", seconds=seconds)
+        (new := self.addresses.with_suffix(".new")).write_text(parcel.addresses(source=source, target=target))
+        new.rename(self.addresses)
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "mlops_tasks.parcel"]
+        out = subprocess.PIPE
+        return subprocess.Popen(command, env=self._variables, stdout=out, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, s3: S3Server) -> S3Backend:
+    return S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(s3.access(tmp_path / "cache")))
+
+
+def test_a_process_with_two_signed_addresses_needs_no_credentials(tmp_path: Path, bucket: S3Backend) -> None:
     attempt = attempt_of(tmp_path)
-    bucket = S3Backend(BUCKET, tmp_path.name, S3Access.model_validate(s3.access(tmp_path / "cache")))
     parcel.pack(attempt, {"data": ["words*"]}, tmp_path / "there.tar", build=BUILD)
     bucket.publish("p", tmp_path, ["there.tar"])
-    variables = {
-        parcel.SOURCE: bucket.signed("p/there.tar", "get_object", seconds=60), parcel.TARGET: bucket.signed("p/back.tar", "put_object", seconds=60),
-        parcel.FUNCTION: "test_parcel:shouts", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]), "PATH": os.environ["PATH"],
-    }  # fmt: skip
+    far = Far(tmp_path, bucket, "shouts")
+    far.write(seconds=60)
 
-    def run(**changes: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "mlops_tasks.parcel"]
-        return subprocess.run(command, env={**variables, **changes}, capture_output=True, text=True, check=False)
-
-    done = run()
-    assert done.returncode == 0, done.stderr
+    said, _ = (done := far.start()).communicate()
+    assert done.returncode == 0, said
     assert parcel.unpack_result(bucket.local("p/back.tar", anew=True), attempt.folder)["workers"] == 3
 
-    refused = run(**{parcel.SOURCE: variables[parcel.SOURCE].replace("there.tar", "other.tar")})
+    far.addresses.write_text(far.addresses.read_text().replace("there.tar", "other.tar"))
+    said, _ = (refused := far.start()).communicate()
     assert refused.returncode == 75
-    assert "HTTP Error 403" in refused.stdout + refused.stderr and "Signature=" not in refused.stdout + refused.stderr
+    assert "HTTP Error 403" in said and "Signature=" not in said
+
+
+def dawdles(attempt: Attempt) -> dict[str, Any]:
+    place = Path(os.environ["PLACE"])
+    (place / "begun").touch()
+    while not (place / "go-on").exists():
+        time.sleep(0.05)
+    return shouts(attempt)
+
+
+@pytest.mark.parametrize("is_renewed", [False, True])
+def test_work_may_take_longer_than_an_address_lives_if_it_is_signed_anew(
+    is_renewed: bool, tmp_path: Path, bucket: S3Backend
+) -> None:
+    parcel.pack(attempt_of(tmp_path), {"data": ["words*"]}, tmp_path / "there.tar", build=BUILD)
+    bucket.publish("p", tmp_path, ["there.tar"])
+    far = Far(tmp_path, bucket, "dawdles")
+    far.write(seconds=60, target_seconds=1)
+    process = far.start()
+    while not (tmp_path / "begun").exists() and process.poll() is None:
+        time.sleep(0.05)
+
+    time.sleep(2)
+    if is_renewed:
+        far.write(seconds=60)
+    (tmp_path / "go-on").touch()
+    said, _ = process.communicate()
+
+    assert process.returncode == (0 if is_renewed else 75), said
+    assert ("HTTP Error 403" in said) is not is_renewed
+    assert (bucket.size("p/back.tar") is not None) is is_renewed

@@ -313,9 +313,10 @@ class S3Backend:
         return self._refusal(get) is None
 
     def signed(self, name: str, operation: Literal["get_object", "put_object"], *, seconds: float) -> str:
-        """An address by which whoever has it may read or write one object for a while."""
+        """An address by which whoever has it may read or write one object for a while, and no longer than our credentials live."""
         place = {"Bucket": self.bucket, "Key": self._key(name)}
-        return str(self.client.generate_presigned_url(operation, Params=place, ExpiresIn=int(seconds)))
+        sign = self.client.generate_presigned_url
+        return str(self._ask(lambda: sign(operation, Params=place, ExpiresIn=int(seconds))))
 
     @property
     def client(self) -> BaseClient:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,20 @@ from kubernetes.client import models as k8s
 from mlops_tasks import parcel, pipeline, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
-from mlops_tasks.errors import Interrupted, UserError, WmtpError
+from mlops_tasks.errors import Interrupted, Unavailable, UserError, WmtpError
 from mlops_tasks.stage import Attempt, Decision, Run, Stage, Task
 from mlops_tasks.store.s3 import S3Backend
 from wmtp import manifest, pods
-from wmtp.manifest import CONTAINER, ENVIRONMENT_FILE, KEY, OWNER, Identity, Order
+from wmtp.manifest import ADDRESSES, ADDRESSES_FILE, CONTAINER, ENVIRONMENT_FILE, KEY, OWNER, Identity, Order
 from wmtp.pods import Watch, patiently, refusal
 from wmtp.task import GRACE_SECONDS, StageTask, note_stop, stopped
 
 log = logging.getLogger(__name__)
 
 _SANDBOX = ("python", "-m", "mlops_tasks.parcel")
-_HOUR = 3600.0
+# An address lives no longer than the credentials that it was signed with. botocore gets new ones before theirs have only 10 minutes left,
+# and a kubelet may take two to pass an address on.
+_VALID_SECONDS, _SIGN_AFTER_SECONDS = 3600.0, 120.0
 
 
 class PodStage(StageTask, KubernetesPodOperator):
@@ -207,11 +210,15 @@ class SandboxStage(PodStage):
     """A stage that runs what a model wrote: its pod has no credentials, and the operator holds the lease and commits."""
 
     template_fields = ("index", "cell")
+    _sign: Callable[[], str]
+    """The addresses of the pod that runs, by the credentials of now."""
+    _signed_at: float
 
     @staticmethod
-    def in_sandbox(order: Order, variables: dict[str, str]) -> Order:
+    def in_sandbox(order: Order, function: str, addresses: str) -> Order:
         """The order with nothing in it but signed addresses."""
-        return replace(order, command=_SANDBOX, variables=variables, is_sandboxed=True)
+        variables = {parcel.FUNCTION: function, parcel.ADDRESSES: ADDRESSES_FILE}
+        return replace(order, command=_SANDBOX, variables=variables, addresses=addresses)
 
     def make(self, run: Run, task: Task, decision: Decision, context: Context) -> None:
         """Have a pod work on one file, and put what comes back into the store."""
@@ -226,13 +233,12 @@ class SandboxStage(PodStage):
                 there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
                 parcel.pack(attempt, files, there, build=decision.components)
                 bucket.publish(place, Path(folder), [there.name])
-                seconds = self.execution_timeout.total_seconds() if self.execution_timeout else _HOUR
-                variables = {
-                    parcel.FUNCTION: function,
-                    parcel.SOURCE: bucket.signed(f"{place}/{there.name}", "get_object", seconds=seconds),
-                    parcel.TARGET: bucket.signed(f"{place}/{back.name}", "put_object", seconds=seconds),
-                }
-                order = self.in_sandbox(self.order(run, task, decision, context), variables)
+                self._sign = lambda: parcel.addresses(
+                    source=bucket.signed(f"{place}/{there.name}", "get_object", seconds=_VALID_SECONDS),
+                    target=bucket.signed(f"{place}/{back.name}", "put_object", seconds=_VALID_SECONDS),
+                )
+                self._signed_at = time.monotonic()
+                order = self.in_sandbox(self.order(run, task, decision, context), function, self._sign())
                 try:
                     self._run(run.environment, order, context)
                     return parcel.unpack_result(bucket.local(f"{place}/{back.name}", anew=True), attempt.folder)
@@ -244,6 +250,23 @@ class SandboxStage(PodStage):
 
     def _is_of_use(self, found: Any, order: Order) -> bool:
         return False  # its addresses are those of a worker that is gone
+
+    def _is_done(self, name: str, watch: Watch) -> bool:
+        is_done = super()._is_done(name, watch)
+        if not is_done and time.monotonic() - self._signed_at > _SIGN_AFTER_SECONDS:
+            self._sign_again(name)
+        return is_done
+
+    def _sign_again(self, name: str) -> None:
+        self._signed_at = time.monotonic()
+        try:
+            annotations = {ADDRESSES: self._sign()}
+            self.client.patch_namespaced_pod(name, self.namespace, {"metadata": {"annotations": annotations}})
+        except Unavailable as error:
+            log.warning("%s: its pod's addresses are not renewed now: %s", self.label, error)
+        except ApiException as error:
+            if error.status != 404:  # what becomes of a pod that is gone is told by the next look
+                raise
 
 
 class JobStage(PodStage, KubernetesJobOperator):

@@ -1,7 +1,7 @@
 """What is submitted for a task: a pod, or a Job with the Service by which its pods find each other, as its profile says.
 
 Every pod meets the Pod Security Standard `restricted`. It gets the environment file through an annotation, secrets by reference, and no
-token. Which task is submitted how, and what becomes of it, is `kubernetes`'.
+token; one that runs what a model wrote gets signed addresses in the same way, and none of the others. Which task is submitted how, and what becomes of it, is `kubernetes`'.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from mlops_tasks.config.kubernetes import Kubernetes, Profile
 from mlops_tasks.errors import Interrupted
 from wmtp.task import GRACE_SECONDS
 
-ENVIRONMENT_FILE = "/etc/wmtp/environment.json"
+_FILES = "/etc/wmtp"
+ENVIRONMENT_FILE = f"{_FILES}/environment.json"
+ADDRESSES_FILE = f"{_FILES}/addresses.json"
 CONTAINER = "stage"
 INDEX = "batch.kubernetes.io/job-completion-index"
 OWNER = "wmtp.io/owner"
 KEY = "wmtp.io/key"
+ADDRESSES = "wmtp.io/addresses"
+"""Annotation of a pod without credentials. The kubelet writes the pod's file anew within two minutes after it was changed."""
 TASK_INSTANCE = "wmtp.io/task-instance"
 
 _PORT = 29400
@@ -93,8 +97,13 @@ class Order:
     variables: Mapping[str, str]
     deadline_seconds: int | None
     """After which nobody waits for it any more; it ends then, whoever has forgotten it."""
-    is_sandboxed: bool = False
-    """No credentials and no environment file."""
+    addresses: str | None = None
+    """Of `parcel`, for a pod with no credentials and no environment file; None: it has both."""
+
+    @property
+    def is_sandboxed(self) -> bool:
+        """Whether it runs what a model wrote."""
+        return self.addresses is not None
 
 
 def pod(environment: Environment, order: Order) -> k8s.V1Pod:
@@ -106,8 +115,11 @@ def pod(environment: Environment, order: Order) -> k8s.V1Pod:
     annotations = order.identity.annotations
     if order.key:
         annotations[KEY] = order.key
-    if not order.is_sandboxed:
-        annotations["wmtp.io/environment"] = environment.model_dump_json()
+    annotations |= (
+        {"wmtp.io/environment": environment.model_dump_json()}
+        if order.addresses is None
+        else {ADDRESSES: order.addresses}
+    )
     short = {"wmtp.io/stage": order.stage, "wmtp.io/profile": name, "wmtp.io/short-key": (order.key or "none")[:12]}
     return k8s.V1Pod(
         metadata=k8s.V1ObjectMeta(
@@ -118,7 +130,7 @@ def pod(environment: Environment, order: Order) -> k8s.V1Pod:
         ),
         spec=k8s.V1PodSpec(
             containers=[_container(cluster, profile, order)],
-            volumes=_volumes(profile, has_environment=not order.is_sandboxed),
+            volumes=_volumes(profile, file="addresses" if order.is_sandboxed else "environment"),
             restart_policy="Never",
             active_deadline_seconds=order.deadline_seconds,
             service_account_name=cluster.service_accounts.get(order.identity.task, profile.service_account),  # type: ignore[call-overload]
@@ -208,9 +220,7 @@ def _container(cluster: Kubernetes, profile: Profile, order: Order) -> k8s.V1Con
             )
             for name, secret in cluster.secrets.items()
         ]
-    mounts = {"scratch": "/scratch", "shared-memory": "/dev/shm"}
-    if not order.is_sandboxed:
-        mounts["environment"] = ENVIRONMENT_FILE.rpartition("/")[0]
+    mounts = {"scratch": "/scratch", "shared-memory": "/dev/shm", "file": _FILES}
     return k8s.V1Container(
         name=CONTAINER,
         image=profile.image,
@@ -218,7 +228,7 @@ def _container(cluster: Kubernetes, profile: Profile, order: Order) -> k8s.V1Con
         env=variables,
         resources=k8s.V1ResourceRequirements(requests=dict(profile.requests), limits=dict(profile.limits)),
         volume_mounts=[
-            k8s.V1VolumeMount(name=name, mount_path=path, read_only=name == "environment" or None)
+            k8s.V1VolumeMount(name=name, mount_path=path, read_only=name == "file" or None)
             for name, path in mounts.items()
         ],
         termination_message_policy="FallbackToLogsOnError",
@@ -232,17 +242,15 @@ def _container(cluster: Kubernetes, profile: Profile, order: Order) -> k8s.V1Con
     )
 
 
-def _volumes(profile: Profile, *, has_environment: bool) -> list[k8s.V1Volume]:
+def _volumes(profile: Profile, *, file: str) -> list[k8s.V1Volume]:
     memory = k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=profile.shared_memory)
-    volumes = [
+    annotation = k8s.V1ObjectFieldSelector(field_path=f"metadata.annotations['wmtp.io/{file}']")
+    item = k8s.V1DownwardAPIVolumeFile(path=f"{file}.json", field_ref=annotation)
+    return [
         k8s.V1Volume(name="scratch", empty_dir=k8s.V1EmptyDirVolumeSource(size_limit=profile.scratch)),
         k8s.V1Volume(name="shared-memory", empty_dir=memory),
+        k8s.V1Volume(name="file", downward_api=k8s.V1DownwardAPIVolumeSource(items=[item])),
     ]
-    if has_environment:
-        field = k8s.V1ObjectFieldSelector(field_path="metadata.annotations['wmtp.io/environment']")
-        file = k8s.V1DownwardAPIVolumeFile(path=ENVIRONMENT_FILE.rpartition("/")[2], field_ref=field)
-        volumes.append(k8s.V1Volume(name="environment", downward_api=k8s.V1DownwardAPIVolumeSource(items=[file])))
-    return volumes
 
 
 def _same_zone(order: Order) -> k8s.V1Affinity:

@@ -238,6 +238,28 @@ def test_too_little_memory_is_said_in_a_sentence_with_the_limit(night: Night) ->
         night.run("train", "oom")
 
 
+def test_addresses_of_a_pod_that_waits_for_a_node_are_signed_anew_until_it_has_one(
+    night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wmtp.kubernetes._VALID_SECONDS", 30.0)
+    monkeypatch.setattr("wmtp.kubernetes._SIGN_AFTER_SECONDS", 2.0)
+    run = night.plan("waits", "train.steps=2")
+    for task in ("train", "generate"):
+        stage.execute(run, pipeline.TASKS[task], tasks=pipeline.TASKS)
+    night.change("kubernetes.profiles.sandbox.node_selector", {"pool": "late"})
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(at_once(lambda: night.run("judge", "waits"))))
+    thread.start()
+    wait_until(night.rig.pods)
+
+    time.sleep(32)  # the first ones are dead
+    (node,) = night.rig.core.list_node().items
+    night.rig.core.patch_node(node.metadata.name, {"metadata": {"labels": {"pool": "late"}}})
+    thread.join()
+
+    assert found[0]["cache"] == "run", found
+
+
 def test_what_cannot_start_fails_at_once_with_the_reason(night: Night) -> None:
     night.plan("secret")
     night.change("kubernetes.secrets.AWS_ACCESS_KEY_ID.secret", "nobody")

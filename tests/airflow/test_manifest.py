@@ -51,7 +51,7 @@ def submitted(task_id: str, environment_file: Path = EKS) -> list[dict[str, Any]
     decision = Decision("run", {"stage": "x"} if isinstance(task.run, Stage) else {})
     order = operator.order(run, task, decision, context)
     if task_id in SANDBOXED:
-        order = operator.in_sandbox(order, {"WMTP_PARCEL_SOURCE": "https://signed"})
+        order = operator.in_sandbox(order, "module:function", "the addresses")
     objects = [operator.request(environment, order, context)]
     if kind is JobStage:
         objects[0].metadata.uid = "0"
@@ -149,9 +149,13 @@ def test_a_pod_of_generated_code_has_no_credentials_and_no_environment(task: str
     assert spec["containers"][0]["command"] == ["python", "-m", "mlops_tasks.parcel"]
     assert spec["serviceAccountName"] == "wmtp-judge"
     assert item["metadata"]["labels"]["wmtp.io/profile"] == profile
-    assert [one["name"] for one in spec["volumes"]] == ["scratch", "shared-memory"]
     assert not any(one.get("valueFrom") for one in spec["containers"][0]["env"])
     assert "wmtp.io/environment" not in item["metadata"]["annotations"]
+    (file,) = [one["downwardAPI"]["items"] for one in spec["volumes"] if "emptyDir" not in one]
+    assert file == [{"path": "addresses.json", "fieldRef": {"fieldPath": "metadata.annotations['wmtp.io/addresses']"}}]
+    assert item["metadata"]["annotations"]["wmtp.io/addresses"] == "the addresses"
+    variables = {one["name"]: one["value"] for one in spec["containers"][0]["env"]}
+    assert variables["WMTP_PARCEL_ADDRESSES"] == "/etc/wmtp/addresses.json"
 
 
 def test_a_secret_is_a_reference_everywhere() -> None:
