@@ -19,7 +19,7 @@ from typing import Any
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk import Context
-from kubernetes.client import ApiException
+from kubernetes.client import ApiException, CustomObjectsApi
 from kubernetes.client import models as k8s
 
 from mlops_tasks import parcel, pipeline, stage
@@ -96,6 +96,7 @@ class PodStage(StageTask, KubernetesPodOperator):
     def request(self, environment: Environment, order: Order, context: Context) -> Any:
         """The object that is submitted."""
         self.full_pod_spec = manifest.pod(environment, order)
+        self.full_pod_spec.metadata.labels |= manifest.queue(environment, order.identity.task)
         return self.build_pod_request_obj(context)
 
     def on_kill(self) -> None:
@@ -170,6 +171,8 @@ class PodStage(StageTask, KubernetesPodOperator):
 
     def _is_done(self, name: str, watch: Watch) -> bool:
         pod = self._present(name)
+        if pod.spec.scheduling_gates:
+            watch.tell(self._why_held(pod))
         watch.look([pod])
         watch.refuse_failures([pod])
         return bool(pod.status.phase == "Succeeded")
@@ -194,6 +197,17 @@ class PodStage(StageTask, KubernetesPodOperator):
             if error.status != 404:
                 raise
             raise Interrupted(f"{self.label}: {name} was deleted from outside. Started again, it goes on.") from error
+
+    def _why_held(self, found: Any) -> str:
+        """What Kueue says of a Job that is suspended, or of a pod that no scheduler may look at yet."""
+        kueue = CustomObjectsApi(self.client.api_client)
+        try:
+            workloads = kueue.list_namespaced_custom_object("kueue.x-k8s.io", "v1beta2", self.namespace, "workloads")
+        except ApiException as error:
+            if error.status not in (403, 404):
+                raise
+            return f"{found.metadata.name} is held back, and Kueue cannot be asked why ({error.status} {error.reason})"
+        return pods.admission(workloads["items"], found.metadata.uid)
 
     def _delete(self, identity: Identity) -> None:
         found = self._found(identity.name)
@@ -307,7 +321,7 @@ class JobStage(PodStage, KubernetesJobOperator):
         found = self.client.list_namespaced_pod(self.namespace, label_selector=f"job-name={name}").items
         watch.look(found)
         if job.spec.suspend:
-            watch.tell(self._why_suspended(job))
+            watch.tell(self._why_held(job))
         elif not found:
             watch.tell(pods.last_warning(self.client, job) or "no pod has been made yet")
         ended = _ended_how(job)
@@ -327,18 +341,6 @@ class JobStage(PodStage, KubernetesJobOperator):
         except ApiException as error:
             if error.status != 409:
                 raise refusal(error, f"Service {wanted.metadata.name}") from error
-
-    def _why_suspended(self, job: k8s.V1Job) -> str:
-        kueue = self.hook.custom_object_client
-        try:
-            found = kueue.list_namespaced_custom_object("kueue.x-k8s.io", "v1beta2", self.namespace, "workloads")[
-                "items"
-            ]
-        except ApiException as error:
-            return (
-                f"Job {job.metadata.name} is suspended, and Kueue cannot be asked why ({error.status} {error.reason})"
-            )
-        return pods.admission(found, job.metadata.uid)
 
 
 def _is_of(identity: Identity, found: Any) -> bool:

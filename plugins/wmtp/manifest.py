@@ -152,11 +152,9 @@ def pod(environment: Environment, order: Order) -> k8s.V1Pod:
 
 def job(environment: Environment, order: Order) -> k8s.V1Job:
     """The Job around an order's pods, without their template."""
-    cluster, num_pods = environment.kubernetes, environment.train.num_pods
-    assert cluster is not None
-    queue = cluster.profiles[cluster.profile_of(order.identity.task)].queue
+    num_pods = environment.train.num_pods
     return k8s.V1Job(
-        metadata=k8s.V1ObjectMeta(labels={"kueue.x-k8s.io/queue-name": queue} if queue else {}),
+        metadata=k8s.V1ObjectMeta(labels=queue(environment, order.identity.task)),
         spec=k8s.V1JobSpec(
             template=k8s.V1PodTemplateSpec(),
             completion_mode="Indexed",
@@ -170,6 +168,14 @@ def job(environment: Environment, order: Order) -> k8s.V1Job:
             ),
         ),
     )
+
+
+def queue(environment: Environment, task: str) -> dict[str, str]:
+    """The label by which Kueue holds a Job or a pod back until there is room; none without a queue, and the pods of a Job have none."""
+    cluster = environment.kubernetes
+    assert cluster is not None
+    name = cluster.profiles[cluster.profile_of(task)].queue
+    return {"kueue.x-k8s.io/queue-name": name} if name else {}
 
 
 def service(job: k8s.V1Job) -> k8s.V1Service:

@@ -69,12 +69,12 @@ def patiently(ask: Callable[[], R]) -> R:
 
 
 def waits_for(pod: k8s.V1Pod) -> str | None:
-    """Why a pod does not run yet, in its own words; None: it runs, or has ended.
+    """Why a pod does not run yet, in its own words; None: it runs, or has ended, or a queue holds it back.
 
     Raises:
         UserError: it never will.
     """
-    if pod.status.phase != "Pending":
+    if pod.status.phase != "Pending" or pod.spec.scheduling_gates:
         return None
     for status in pod.status.container_statuses or []:
         waiting = status.state.waiting if status.state else None
@@ -273,16 +273,16 @@ def last_warning(client: CoreV1Api, subject: Any) -> str:
     return f"{found[-1].reason}: {found[-1].message}" if found else ""
 
 
-def admission(workloads: Sequence[dict[str, Any]], job: str) -> str:
-    """What Kueue says of a Job that it holds back.
+def admission(workloads: Sequence[dict[str, Any]], held: str) -> str:
+    """What Kueue says of a Job or a pod that it holds back.
 
     Args:
         workloads: Kueue's objects of the namespace.
-        job: uid of the Job.
+        held: uid of the Job or the pod.
     """
     for one in workloads:
-        if any(owner["uid"] == job for owner in one["metadata"].get("ownerReferences", [])):
+        if any(owner["uid"] == held for owner in one["metadata"].get("ownerReferences", [])):
             conditions = one.get("status", {}).get("conditions", [])
             told = [each["message"] for each in conditions if each["status"] == "False" and each.get("message")]
             return f"Kueue has not admitted it: {'; '.join(told) or 'no reason is told yet'}"
-    return "Kueue has not taken the Job up yet"
+    return "Kueue has not taken it up yet"

@@ -77,6 +77,29 @@ class Rig:
         else:
             self.core.create_namespaced_secret(NAMESPACE, body)
 
+    def define(self, kind: str, group: str, version: str, *, scope: str) -> None:
+        """Have the server know a kind of objects that an operator would bring, with whatever fields."""
+        plural = f"{kind.lower()}s"
+        any_fields = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        one = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": any_fields}}
+        names = {"kind": kind, "plural": plural, "singular": kind.lower()}
+        body = {
+            "metadata": {"name": f"{plural}.{group}"},
+            "spec": {"group": group, "names": names, "scope": scope, "versions": [one]},
+        }
+        definitions = client.ApiextensionsV1Api(self.api)
+        definitions.create_custom_resource_definition(body)
+        deadline = time.monotonic() + 60
+        while not self._serves(group, version, plural):
+            assert time.monotonic() < deadline, f"{plural}.{group} are not served"
+            time.sleep(0.1)
+
+    def _serves(self, group: str, version: str, plural: str) -> bool:
+        with suppress(client.ApiException):
+            client.CustomObjectsApi(self.api).list_cluster_custom_object(group, version, plural)
+            return True
+        return False
+
     def token_of(self, account: str) -> str:
         """The token of an account, which a server before 1.24 makes by itself."""
         deadline = time.monotonic() + 60

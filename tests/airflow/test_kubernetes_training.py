@@ -22,6 +22,7 @@ import rig as rigs
 import yaml
 from airflow import models
 from airflow.sdk import DAG
+from kubernetes import client
 from rig import IMAGE, NAMESPACE, Rig
 from s3_server import S3Server
 from test_demo import TINY
@@ -258,6 +259,32 @@ def test_addresses_of_a_pod_that_waits_for_a_node_are_signed_anew_until_it_has_o
     thread.join()
 
     assert found[0]["cache"] == "run", found
+
+
+def test_why_kueue_holds_a_pod_back_is_asked_of_its_workload(night: Night) -> None:
+    container = {"name": "c", "image": IMAGE, "command": ["sleep", "600"]}
+    body = {"metadata": {"name": "held"}, "spec": {"containers": [container], "nodeSelector": {"no": "node"}}}
+    pod = night.rig.core.create_namespaced_pod(NAMESPACE, body)
+    operator = night.operator("score")
+    assert operator._why_held(pod) == "held is held back, and Kueue cannot be asked why (404 Not Found)"
+
+    night.rig.define("Workload", "kueue.x-k8s.io", "v1beta2", scope="Namespaced")
+    assert operator._why_held(pod) == "Kueue has not taken it up yet"
+
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": "held", "uid": pod.metadata.uid}
+    condition = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota for nvidia.com/gpu"}
+    workload = {
+        "apiVersion": "kueue.x-k8s.io/v1beta2",
+        "kind": "Workload",
+        "metadata": {"name": "pod-held", "ownerReferences": [owner]},
+        "status": {"conditions": [condition]},
+    }
+    kueue = client.CustomObjectsApi(night.rig.api)
+    kueue.create_namespaced_custom_object("kueue.x-k8s.io", "v1beta2", NAMESPACE, "workloads", workload)
+    told = operator._why_held(pod)
+    assert told == "Kueue has not admitted it: insufficient unused quota for nvidia.com/gpu"
+
+    night.rig.core.delete_namespaced_pod("held", NAMESPACE, grace_period_seconds=0)
 
 
 def test_what_cannot_start_fails_at_once_with_the_reason(night: Night) -> None:

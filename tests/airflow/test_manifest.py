@@ -25,7 +25,7 @@ from mlops_tasks.__main__ import _parser
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.kubernetes import SANDBOXED
 from mlops_tasks.config.loading import load_environment, load_recipe
-from mlops_tasks.errors import UserError
+from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.stage import Decision, Run, Spec, Stage
 from mlops_tasks.store import Store
 from scripts.chart_policy import violations
@@ -362,6 +362,35 @@ def test_why_a_pod_waits_is_told(waiting_pod: k8s.V1Pod, reason: str | None) -> 
     assert pods.waits_for(waiting_pod) == reason
 
 
+def test_a_queue_holds_back_pods_and_jobs_and_never_a_pod_of_a_job() -> None:
+    label = "kueue.x-k8s.io/queue-name"
+    for task, queue in (("generate", "gpu"), ("reward", "gpu"), ("score", None)):
+        (item,) = submitted(task)
+        assert item["metadata"]["labels"].get(label) == queue, task
+    job = submitted("train")[0]
+    assert job["metadata"]["labels"][label] == "gpu"
+    assert label not in job["spec"]["template"]["metadata"]["labels"]
+
+
+def test_to_wait_in_a_queue_is_not_to_wait_for_a_node() -> None:
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "SchedulingGated",
+        "message": "Scheduling is blocked",
+    }
+    held = pod("Pending", conditions=[condition])
+    held.spec.scheduling_gates = [k8s.V1PodSchedulingGate(name="kueue.x-k8s.io/admission")]
+    watch = pods.Watch(client=None, namespace="n", label="generate[0]", start_seconds=0.0)  # type: ignore[arg-type]
+    for _ in range(2):
+        watch.look([held])
+
+    held.spec.scheduling_gates = None
+    watch.look([held])
+    with pytest.raises(Unavailable, match=r"generate\[0\] has waited 0 s .* could not start: Scheduling is blocked"):
+        watch.look([held])
+
+
 def test_why_kueue_holds_a_job_back_is_told() -> None:
     owner = [{"uid": "mine"}]
     conditions = [
@@ -377,4 +406,4 @@ def test_why_kueue_holds_a_job_back_is_told() -> None:
         pods.admission([other, mine], "mine")
         == "Kueue has not admitted it: insufficient unused quota for nvidia.com/gpu, 2 more needed"
     )
-    assert pods.admission([other], "mine") == "Kueue has not taken the Job up yet"
+    assert pods.admission([other], "mine") == "Kueue has not taken it up yet"
