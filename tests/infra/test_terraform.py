@@ -16,8 +16,9 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
+from mlops_tasks import pipeline
+from mlops_tasks.config import SANDBOXED
 from mlops_tasks.errors import DataError
-from mlops_tasks.pipeline import CONTRAST, TASKS, WATCH
 from mlops_tasks.stage import Stage
 from scripts import check_infra, check_terraform, refresh_prices, seed_faults, terraform_pages
 from scripts.infra_step import Fault, Skipped, Unpinned
@@ -25,6 +26,7 @@ from scripts.infra_step import Fault, Skipped, Unpinned
 ROOT = Path(__file__).parents[2]
 TERRAFORM = ROOT / "terraform"
 HCL = {file: file.read_text() for file in sorted(TERRAFORM.rglob("*.tf")) if ".terraform" not in file.parts}
+STAGES = {task.run.name for task in pipeline.every().values() if isinstance(task.run, Stage)}
 OWN = [folder for folder in check_terraform.modules(ROOT) if "live" not in folder.parts]
 
 
@@ -202,16 +204,22 @@ def test_nodes_carry_the_tag_that_the_budget_goes_by() -> None:
     assert "deployment: {{ $.Values.name }}," in nodes
 
 
+def names_in(argument: str, text: str) -> list[str]:
+    """What lists with this name in a text hold."""
+    return [name for names in re.findall(rf"{argument} +(?:=|in) \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
+
+
 def test_each_stage_and_each_task_is_written_by_one_role() -> None:
     text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
-    folders = [name for names in re.findall(r"folders = \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
-    tasks = [name for names in re.findall(r"tasks   = \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
     # The sandbox writes nothing: its verdicts and rewards are the worker's.
-    without = ["judge", "reward"]
-    assert sorted([*folders, *without]) == sorted(
-        {task.run.name for task in TASKS.values() if isinstance(task.run, Stage)}
-    )
-    assert sorted([*tasks, *without]) == sorted([*TASKS, WATCH.id, CONTRAST.id])
+    assert sorted([*names_in("folders", text), *SANDBOXED]) == sorted(STAGES)
+    assert sorted([*names_in("tasks", text), *SANDBOXED]) == sorted(pipeline.every())
+
+
+def test_a_study_may_write_what_its_trials_learn_and_no_verdict() -> None:
+    text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  write_trials = ")[1].split("\n  }]\n")[0]
+    # What is pulled is pinned for all trials, and critics and their rewards are no cluster's study: see `require_space`.
+    assert {*names_in("folder", text)} == STAGES - {"pull", "select", "fit_critic", *SANDBOXED}
 
 
 def test_pages_say_what_modules_and_prices_say() -> None:

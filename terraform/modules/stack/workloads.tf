@@ -25,7 +25,11 @@ locals {
     }
     wmtp-promote = {
       folders = []
-      tasks   = ["promote", "report", "watch", "contrast"]
+      tasks   = ["promote", "report", "watch", "contrast", "conclude"]
+    }
+    wmtp-tune = {
+      folders = ["select"]
+      tasks   = ["search", "select"]
     }
   }
 
@@ -41,6 +45,9 @@ locals {
         contains(stage.tasks, "report") ? ["${local.store}/runs/*/report.html"] : [],
         # Who moves an alias holds a lease there and keeps a log.
         contains(stage.tasks, "promote") ? ["${local.store}/registry/*"] : [],
+        # Which study a run works on, and what `tuned` stands for.
+        contains(stage.tasks, "search") ? ["${local.store}/runs/*/study"] : [],
+        contains(stage.tasks, "conclude") ? ["${local.store}/tuned/*"] : [],
         # The store asks once a process whether the server honours conditions.
         ["${local.store}/.probe/*"],
       )
@@ -50,13 +57,24 @@ locals {
   # Of all stages, with those whose result the worker commits for a pod without credentials.
   folders = concat(sort(flatten([for stage in local.stages : stage.folders])), ["judge", "reward"])
 
-  tag_checkpoints = [{
-    Sid       = "TagCheckpoints"
-    Effect    = "Allow"
-    Action    = ["s3:PutObjectTagging"]
-    Resource  = ["${local.store}/train/*/checkpoints/*", "${local.store}/generate/*/checkpoints/*", "${local.store}/fit_critic/*/checkpoints/*"]
-    Condition = { StringEquals = { for key, value in local.checkpoint_tag : "s3:RequestObjectTag/${key}" => value } }
+  # A trial is a run of these stages in the pod of its worker. Verdicts and rewards are not among them: `plan` refuses a study that
+  # would need them there.
+  write_trials = [{
+    Sid      = "WriteTrials"
+    Effect   = "Allow"
+    Action   = local.write
+    Resource = [for folder in ["generate", "score", "score_shard", "train"] : "${local.store}/${folder}/*"]
   }]
+
+  tag_checkpoints = {
+    for account, folders in { wmtp-train = ["train", "generate", "fit_critic"], wmtp-tune = ["train", "generate"] } : account => [{
+      Sid       = "TagCheckpoints"
+      Effect    = "Allow"
+      Action    = ["s3:PutObjectTagging"]
+      Resource  = [for folder in folders : "${local.store}/${folder}/*/checkpoints/*"]
+      Condition = { StringEquals = { for key, value in local.checkpoint_tag : "s3:RequestObjectTag/${key}" => value } }
+    }]
+  }
 
   read_sources = length(var.data_buckets) == 0 ? [] : [{
     Sid    = "ReadDataSources"
@@ -90,7 +108,8 @@ locals {
   # Statements are of different shapes, and the branches of an expression have one: they travel as JSON.
   workloads = {
     wmtp-data    = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-data"]), jsonencode(local.read_sources), jsonencode(local.use_key)] }
-    wmtp-train   = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-train"]), jsonencode(local.tag_checkpoints), jsonencode(local.use_key)] }
+    wmtp-train   = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-train"]), jsonencode(local.tag_checkpoints["wmtp-train"]), jsonencode(local.use_key)] }
+    wmtp-tune    = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-tune"]), jsonencode(local.write_trials), jsonencode(local.tag_checkpoints["wmtp-tune"]), jsonencode(local.use_key)] }
     wmtp-promote = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-promote"]), jsonencode(local.use_key)] }
     mlflow = {
       namespace = "mlflow"

@@ -80,7 +80,7 @@ run "pods_may_do_their_own_work_only" {
 
   assert {
     condition = toset(keys(module.workloads)) == toset([
-      "wmtp-data", "wmtp-train", "wmtp-promote", "mlflow", "airflow-worker", "airflow-triggerer", "airflow-api-server",
+      "wmtp-data", "wmtp-train", "wmtp-tune", "wmtp-promote", "mlflow", "airflow-worker", "airflow-triggerer", "airflow-api-server",
     ])
     error_message = "These service accounts have a role; wmtp-judge has none."
   }
@@ -99,6 +99,19 @@ run "pods_may_do_their_own_work_only" {
       "arn:aws:s3:::A/wmtp/runs/*/fit_critic.json", "arn:aws:s3:::A/wmtp/runs/*/fit_critic.*.json",
     ])
     error_message = "Training writes its own stages and pointers: no registered model, no verdict, no spec."
+  }
+
+  assert {
+    condition = toset(flatten([
+      for one in jsondecode(module.workloads["wmtp-tune"].policy).Statement : one.Resource if strcontains(jsonencode(one.Action), "s3:Put")
+      ])) == toset([
+      "arn:aws:s3:::A/wmtp/select/*", "arn:aws:s3:::A/wmtp/.probe/*", "arn:aws:s3:::A/wmtp/runs/*/forced/select.*.json",
+      "arn:aws:s3:::A/wmtp/runs/*/search.json", "arn:aws:s3:::A/wmtp/runs/*/search.*.json", "arn:aws:s3:::A/wmtp/runs/*/study",
+      "arn:aws:s3:::A/wmtp/runs/*/select.json", "arn:aws:s3:::A/wmtp/runs/*/select.*.json",
+      "arn:aws:s3:::A/wmtp/generate/*", "arn:aws:s3:::A/wmtp/score/*", "arn:aws:s3:::A/wmtp/score_shard/*", "arn:aws:s3:::A/wmtp/train/*",
+      "arn:aws:s3:::A/wmtp/generate/*/checkpoints/*", "arn:aws:s3:::A/wmtp/train/*/checkpoints/*",
+    ])
+    error_message = "A study writes itself and what its trials learn: no data, no verdict, and not what `tuned` stands for."
   }
 
   assert {
@@ -145,7 +158,7 @@ run "pods_may_do_their_own_work_only" {
     condition = {
       for one in jsondecode(module.workloads["airflow-worker"].policy).Statement : one.Sid => toset(one.Resource) if contains(["CollectGarbage", "ListUploads"], one.Sid)
       } == {
-      CollectGarbage = toset([for stage in ["fit_critic", "generate", "judge", "pull", "reward", "score", "score_shard", "train"] : "arn:aws:s3:::A/wmtp/${stage}/*"])
+      CollectGarbage = toset([for stage in ["fit_critic", "generate", "judge", "pull", "reward", "score", "score_shard", "select", "train"] : "arn:aws:s3:::A/wmtp/${stage}/*"])
       ListUploads    = toset(["arn:aws:s3:::A"])
     }
     error_message = "Housekeeping takes away what is below a stage, and nothing of MLflow's or of the registry's."
@@ -159,6 +172,7 @@ run "pods_may_do_their_own_work_only" {
       "arn:aws:s3:::A/wmtp/runs/*/report.*.json", "arn:aws:s3:::A/wmtp/runs/*/report.html", "arn:aws:s3:::A/wmtp/registry/*",
       "arn:aws:s3:::A/wmtp/runs/*/watch.json", "arn:aws:s3:::A/wmtp/runs/*/watch.*.json", "arn:aws:s3:::A/wmtp/.probe/*",
       "arn:aws:s3:::A/wmtp/runs/*/contrast.json", "arn:aws:s3:::A/wmtp/runs/*/contrast.*.json",
+      "arn:aws:s3:::A/wmtp/runs/*/conclude.json", "arn:aws:s3:::A/wmtp/runs/*/conclude.*.json", "arn:aws:s3:::A/wmtp/tuned/*",
     ])
     error_message = "Promotion reads evidence and cannot change it."
   }
