@@ -35,9 +35,8 @@ RECIPE: dict[str, Any] = {
     "text": {"max_length": 256},
     "scoring": {"scorer": "position"},
     "train": {"num_heads": 2, "steps": 40, "batch_size": 8, "learning_rate": 0.002, "validate_every_steps": 4},
-    "evaluation": {"max_new_tokens": 32},
+    "evaluation": {"max_new_tokens": 32, "gate": {"split": "test", "limit": 4}, "report": {"split": "test", "skip": 4}},
     "tuning": {
-        "num_problems": 12,
         "objectives": ["validation_loss"],
         "pruner": {"kind": "hyperband", "min_steps": 4, "max_steps": 40},
         "repeats": 3,

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mlops_tasks.report import page, report
 from mlops_tasks.report.charts import Series, layers, lines, nearest, ticks
 from mlops_tasks.report.lexemes import lexemes, token_classes
 from mlops_tasks.report.markup import Markup, element
-from mlops_tasks.stage import Champion, Pointer, Run, Spec
+from mlops_tasks.stage import Champion, Pointer, Run, Spec, Tuned
 from mlops_tasks.store import Artifact, Store
 
 # MLflow's own use of SQLAlchemy.
@@ -613,6 +614,17 @@ def test_configuration_says_what_differs_from_the_last_run_of_the_recipe(environ
     assert "The same recipe, data, models and champion as in the last run" in told(same, "recipe")
     assert "What differs from the last run: 1" in told(new, "recipe")
     assert "recipe.seed0 → 7" in told(new, "recipe")
+
+
+def test_a_tuned_recipe_is_named_with_the_digest_of_its_study(environment: Environment) -> None:
+    run = finished_run(environment)
+    assert "what a study has found" not in page(run)
+    tuned = Tuned(name="mine", key="k" * 64, digest="d" * 64)
+    text = page(replace(run, spec=run.spec.model_copy(update={"tuned": tuned})))
+    assert (
+        f"The recipe is tuned:mine, what a study has found: {run.store.uri}/select/{'k' * 64}, with the digest " in text
+    )
+    assert "d" * 64 in text
 
 
 def test_cost_tells_device_seconds_by_task_and_money_only_with_prices(environment: Environment) -> None:

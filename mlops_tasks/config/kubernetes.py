@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 
 from mlops_tasks.config.settings import Settings
 
+SCRATCH, SHARED_MEMORY, SETTINGS = "/scratch", "/dev/shm", "/etc/wmtp"
+"""Folders that pods have of their own."""
+
+_Folder = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")]
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
 TaskId = Literal[
     "pull_data", "pull_model", "pull_reference", "reference", "reward", "fit_critic", "score_shard", "score", "train",
@@ -106,6 +111,9 @@ class Kubernetes(Settings):
     """By task, where it is not the profile's."""
     secrets: dict[str, SecretKey] = {}
     """By environment variable, such as MLFLOW_TRACKING_PASSWORD; pods of `judge` and `reward` get none."""
+    config_maps: dict[_Folder, _Name] = {}
+    """ConfigMaps by the folder in which pods see their entries as files, such as the certificates that a database's URL names; pods of
+    `judge` and `reward` get none."""
 
     def profile_of(self, task: str) -> str:
         """Name of the profile of a task."""
@@ -127,6 +135,15 @@ class Kubernetes(Settings):
             raise ValueError(
                 f"the profile {name!r} of {task} has the account {account!r} of other tasks, and generated code would have its rights"
             )
+
+    @model_validator(mode="after")
+    def _folders_apart(self) -> Self:
+        for folder in self.config_maps:
+            if hidden := [own for own in (SCRATCH, SHARED_MEMORY, SETTINGS) if f"{own}/".startswith(f"{folder}/")]:
+                raise ValueError(
+                    f"config_maps: {folder} would hide {hidden[0]}, which a pod needs; take another folder"
+                )
+        return self
 
     @model_validator(mode="after")
     def _known_profiles(self) -> Self:

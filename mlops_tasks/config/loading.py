@@ -1,7 +1,11 @@
-"""Files of settings: read, with overrides and absolute paths, and validated with errors that name each place."""
+"""Files of settings: read, with overrides and absolute paths, and validated with errors that name each place.
+
+Owns what a file only names too, a variable of the process whose value must stand nowhere.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +79,29 @@ def load_environment(path: str | Path) -> Environment:
         if isinstance(uri, str) and uri.startswith("sqlite:///"):
             part[name] = f"sqlite:///{(folder / uri.removeprefix('sqlite:///')).resolve()}"
     return _validated(Environment, tree, str(path))
+
+
+def value_of(setting: str, reference: str, *, form: str) -> str:
+    """What a setting holds, or of `env:NAME` what that variable of the process holds; it may hold a password.
+
+    Args:
+        setting: its dotted name, for a message.
+        reference: what stands in the file.
+        form: what the variable should look like, for a message.
+
+    Raises:
+        UserError: the variable is empty.
+    """
+    kind, _, name = reference.partition(":")
+    if kind != "env":
+        return reference
+    found = os.environ.get(name)
+    if not found:
+        raise UserError(
+            f"{setting} is {reference}, but the environment variable {name} is empty. Set it to {form}; pods get it from a Secret "
+            "(kubernetes.secrets in the environment file)."
+        )
+    return found
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -55,14 +55,14 @@ class Recipe(Settings):
         return self
 
     def _choosers(self) -> Iterator[str]:
-        """What chooses weights, or trials that another measure decides between, by the validation problems."""
+        """What chooses weights or trials by the validation problems."""
         trainings = {"train": self.train}
         if isinstance(self.reference, CrossFittedReference):
             trainings["scoring.reference.train"] = self.reference.train
         for name, train in trainings.items():
             if train.keep == "best" or train.patience is not None:
                 yield f"{name}.{'keep' if train.keep == 'best' else 'patience'} chooses weights"
-        if self.tuning is not None and self.tuning.objectives[0] != "validation_loss":
+        if self.tuning is not None:
             if self.tuning.pruner.kind != "none":
                 yield f"tuning.pruner {self.tuning.pruner.kind} chooses trials"
             if "validation_loss" in self.tuning.objectives:
@@ -102,7 +102,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _problems_left_to_decide(self) -> Self:
         source, gate = self.data.source, self.evaluation.gate
-        if self.tuning is None or self.tuning.objectives[0] == "validation_loss":
+        if self.tuning is None or not self.tuning.asks_problems:
             return self
         there = None
         if isinstance(source, GeneratedData):
@@ -120,6 +120,10 @@ class Recipe(Settings):
     def _soft_by_default(cls, tree: Any) -> Any:
         weighting = tree.get("weighting") if isinstance(tree, dict) else None
         return {**tree, "weighting": {"kind": "soft", **weighting}} if isinstance(weighting, dict) else tree
+
+    def with_gate(self, gate: EvaluationSet) -> Recipe:
+        """The same recipe, decided about by other problems."""
+        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"gate": gate})})
 
     @property
     def reference(self) -> GivenReference | TrainedReference | CrossFittedReference | None:

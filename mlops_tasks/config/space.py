@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mlops_tasks.config.evaluation import EvaluationSet
 from mlops_tasks.config.settings import Settings
 
 Scalar = bool | int | float | str | None
@@ -149,7 +150,8 @@ class Tuning(Settings):
     num_trials: int = Field(ge=2)
     """Trials that are done in the end, pruned ones among them, whatever happens to workers."""
     num_problems: int = Field(50, ge=1)
-    """Problems of the gate set, the first by id, by which trials are measured. The rest decides whether the best trial is believed. For
+    """Problems of the gate set, the first by id, by which trials are measured. The rest decides whether the best trial is believed, and by night about what
+    its recipe makes. For
     `pass_at_1` and `tokens_per_second`: a `validation_loss` is of all validation problems, then as before."""
     sampler: Tpe = Tpe()
     pruner: Pruner = NoPruner(kind="none")
@@ -161,6 +163,22 @@ class Tuning(Settings):
     `validation_loss` on the same ones, so that the seeds alone are new."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """One-sided, that the best recipe is better: where it is not, it is adopted by chance in at most 1 - `confidence` of the studies."""
+
+    @property
+    def asks_problems(self) -> bool:
+        """Whether trials are measured by problems of the gate set, and not by the validation loss alone."""
+        return self.objectives != ("validation_loss",)
+
+    def for_trials(self, gate: EvaluationSet) -> EvaluationSet:
+        """The problems of a gate set by which trials are measured."""
+        return gate.model_copy(update={"limit": self.num_problems}) if self.asks_problems else gate
+
+    def for_decisions(self, gate: EvaluationSet) -> EvaluationSet:
+        """The problems of a gate set that have chosen no trial: they decide whether the best is believed, and about its model every night."""
+        if not self.asks_problems:
+            return gate
+        limit = None if gate.limit is None else gate.limit - self.num_problems
+        return gate.model_copy(update={"skip": gate.skip + self.num_problems, "limit": limit})
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -9,7 +9,7 @@ import yaml
 from mlops_tasks.keys import differences
 from mlops_tasks.report.facts import Facts, scrolling, section
 from mlops_tasks.report.markup import Markup, element
-from mlops_tasks.stage import Run
+from mlops_tasks.stage import Run, artifact_prefix
 
 
 def recipe(facts: Facts) -> Markup:
@@ -20,12 +20,23 @@ def recipe(facts: Facts) -> Markup:
         "Pinned by plan": {**_pinned(facts.run), "force": list(spec.force), "fan_out": dict(spec.fan_out)},
         "Environment: where it ran (in no key)": facts.run.environment.model_dump(mode="json"),
     }
-    return section("recipe", "Configuration", _changed(facts), [_yaml(title, body) for title, body in parts.items()])
+    return section(
+        "recipe", "Configuration", _study(facts), _changed(facts), [_yaml(title, body) for title, body in parts.items()]
+    )
 
 
 def _pinned(run: Run) -> dict[str, Any]:
-    champion = run.spec.champion
-    return {"pins": dict(run.spec.pins), "champion": champion.model_dump(mode="json") if champion else None}
+    spec = run.spec.model_dump(mode="json", include={"pins", "champion", "tuned"})
+    return {name: spec[name] for name in ("pins", "champion", "tuned")}
+
+
+def _study(facts: Facts) -> Markup | None:
+    """Which study the recipe is the result of, if it is one's."""
+    tuned = facts.run.spec.tuned
+    if tuned is None:
+        return None
+    words = f"The recipe is tuned:{tuned.name}, what a study has found: {facts.run.store.uri}/{artifact_prefix('select', tuned.key)}, with the digest "
+    return element("p", words, element("span", tuned.digest, class_="mono"), ".")
 
 
 def _changed(facts: Facts) -> Markup:

@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 from mlops_tasks import stage
-from mlops_tasks.config.evaluation import Evaluation
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.space import Objective
 from mlops_tasks.data.problems import natural_order
@@ -130,15 +129,3 @@ def _validation_nats(trained: Artifact) -> float:
             f"{trained.uri} has no validation loss, for the data have no validation problems. Take validation_loss out of tuning.objectives."
         )
     return float(nats)
-
-
-def first_problems(evaluation: Evaluation, count: int) -> Evaluation:
-    """With the first so many problems of the gate set as its gate set."""
-    return evaluation.model_copy(update={"gate": evaluation.gate.model_copy(update={"limit": count})})
-
-
-def other_problems(evaluation: Evaluation, count: int) -> Evaluation:
-    """With the problems of the gate set after the first so many as its gate set."""
-    gate = evaluation.gate
-    limit = None if gate.limit is None else gate.limit - count
-    return evaluation.model_copy(update={"gate": gate.model_copy(update={"skip": gate.skip + count, "limit": limit})})

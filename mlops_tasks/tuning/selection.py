@@ -22,7 +22,7 @@ from mlops_tasks.config.space import Objective
 from mlops_tasks.errors import DataError, Unavailable
 from mlops_tasks.stage import Attempt, Run, Spec
 from mlops_tasks.tuning.adoption import RECIPE
-from mlops_tasks.tuning.cell import Cell, other_problems
+from mlops_tasks.tuning.cell import Cell
 from mlops_tasks.tuning.space import default_point, in_order, tuning_of
 from mlops_tasks.tuning.study import Study
 from mlops_tasks.tuning.trials import CHANGES, DIRECTIONS, WHY, is_done, row, saved_share
@@ -182,8 +182,8 @@ def _repeat(study: Study, changes: Mapping[str, Any], objective: Objective, seed
 
 def confirmed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe changed, and measured on what is left of the gate set when trials have had theirs."""
-    evaluation = other_problems(recipe.evaluation, tuning_of(recipe).num_problems)
-    return changed(recipe, changes, "the best trial").model_copy(update={"evaluation": evaluation, "tuning": None})
+    gate = tuning_of(recipe).for_decisions(recipe.evaluation.gate)
+    return changed(recipe, changes, "the best trial").with_gate(gate).model_copy(update={"tuning": None})
 
 
 def estimated(objective: Objective, repeats: Sequence[Mapping[str, Any]]) -> Estimate:

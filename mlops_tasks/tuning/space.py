@@ -40,7 +40,8 @@ def require_space(recipe: Recipe, environment: Environment) -> None:
     """Hold a space against the recipe whose settings it changes: each bound and each choice is tried on it.
 
     Raises:
-        UserError: no space or no database, an unknown setting, a value that the setting refuses, or a space without the recipe's own value.
+        UserError: no space or no database, programs to run where they would be beside credentials, an unknown setting, a value that the
+            setting refuses, or a space without the recipe's own value.
     """
     tuning = tuning_of(recipe)
     if environment.tune.storage is None:
@@ -48,6 +49,8 @@ def require_space(recipe: Recipe, environment: Environment) -> None:
             "tune.storage of the environment file is empty, so there is no database for the study. Set it to sqlite:///… for one worker, or to "
             "env:NAME, a variable with the address of a PostgreSQL."
         )
+    if environment.executor == "kubernetes":
+        _require_no_programs(recipe, tuning)
     for name, parameter in tuning.space.items():
         _require_free(name)
         _require_same_measure(name, tuning)
@@ -55,6 +58,19 @@ def require_space(recipe: Recipe, environment: Environment) -> None:
             changed(recipe, in_order({**_needed(tuning, name), name: value}), f"tuning.space.{name} ({value!r})")
     _require_room(recipe, tuning)
     default_point(recipe)
+
+
+def _require_no_programs(recipe: Recipe, tuning: Tuning) -> None:
+    """A trial is one pod, with the credentials of a training: what a model wrote is not run there."""
+    scorer = tuning.space.get("scoring.scorer")
+    scorers = {recipe.scoring.scorer, *(scorer.choices if isinstance(scorer, Choice) else ())}
+    what = "tuning.objectives has pass_at_1" if "pass_at_1" in tuning.objectives else "scoring.scorer is critic"
+    if "pass_at_1" in tuning.objectives or "critic" in scorers:
+        raise UserError(
+            f"{what}, so trials would run what a model wrote, and with executor kubernetes they would do so beside the credentials of a training. "
+            "Tune by validation_loss or tokens_per_second with another scorer than critic, or run the study where executor is local, on the same store: "
+            "what it adopts is tuned:NAME on the cluster too."
+        )
 
 
 def _require_free(name: str) -> None:

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from mlops_tasks import lease, stage
-from mlops_tasks.config.loading import changed
+from mlops_tasks.config.loading import changed, value_of
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.space import HyperbandPruner, MedianPruner, Objective, Tuning
 from mlops_tasks.errors import FAULTS_OF_RECIPE, Pruned, Unavailable, Unfit, UserError, WmtpError
 from mlops_tasks.pipeline import STUDY, every
 from mlops_tasks.stage import Run, artifact_prefix
 from mlops_tasks.tuning import runs
-from mlops_tasks.tuning.cell import Cell, first_problems
+from mlops_tasks.tuning.cell import Cell
 from mlops_tasks.tuning.overseer import listening
 from mlops_tasks.tuning.space import default_point, draw, in_order, tuning_of
 from mlops_tasks.tuning.trials import (
@@ -296,7 +296,7 @@ def _require_room(study: Study) -> None:
     data = study.run.artifact("pull_data")
     assert data is not None, "no recipe skips it"
     there = pq.ParquetFile(data.path(f"{gate.split}.parquet")).metadata.num_rows - gate.skip
-    if study.objectives[0] != "validation_loss" and num_tried >= there:
+    if study.tuning.asks_problems and num_tried >= there:
         raise UserError(
             f"tuning.num_problems is {num_tried}, but {data.uri} has {max(there, 0)} problems of evaluation.gate (split {gate.split} after {gate.skip}): none "
             "would be left to decide by. Set it to less."
@@ -407,8 +407,8 @@ class _Attempt:
 
 def trial_recipe(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
     """The recipe of a trial: changed, and measured on its share of the gate set."""
-    evaluation = first_problems(recipe.evaluation, tuning_of(recipe).num_problems)
-    return changed(recipe, in_order(changes), where).model_copy(update={"evaluation": evaluation, "tuning": None})
+    gate = tuning_of(recipe).for_trials(recipe.evaluation.gate)
+    return changed(recipe, in_order(changes), where).with_gate(gate).model_copy(update={"tuning": None})
 
 
 def _is_begun(trial: FrozenTrial) -> bool:
@@ -441,16 +441,10 @@ def _address(storage: str) -> str:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
-    kind, _, name = storage.partition(":")
-    if kind != "env":
-        return storage
     form = "postgresql+psycopg2://user:password@host:5432/database"
-    found = os.environ.get(name)
-    if not found:
-        raise UserError(
-            f"tune.storage is {storage}, but the environment variable {name} is empty. Set it to {form}; pods get it from a Secret "
-            "(kubernetes.secrets in the environment file)."
-        )
+    found = value_of("tune.storage", storage, form=form)
+    if found == storage:
+        return storage
     try:
         url = make_url(found)
         is_sound = url.drivername in ("postgresql", "postgresql+psycopg2") and "@" not in (url.host or "")
@@ -458,7 +452,7 @@ def _address(storage: str) -> str:
         is_sound = False
     if not is_sound:
         raise UserError(
-            f"tune.storage is {storage}, but what the environment variable {name} holds is no address of a PostgreSQL. Set it to {form}, with "
+            f"tune.storage is {storage}, but what that environment variable holds is no address of a PostgreSQL. Set it to {form}, with "
             "%40, %2F and %3A for @, / and : in the password."
         )
     return found

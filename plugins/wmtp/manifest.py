@@ -16,13 +16,12 @@ from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_valu
 from kubernetes.client import models as k8s
 
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.config.kubernetes import Kubernetes, Profile
+from mlops_tasks.config.kubernetes import SCRATCH, SETTINGS, SHARED_MEMORY, Kubernetes, Profile
 from mlops_tasks.errors import Interrupted
 from wmtp.task import GRACE_SECONDS
 
-_FILES = "/etc/wmtp"
-ENVIRONMENT_FILE = f"{_FILES}/environment.json"
-ADDRESSES_FILE = f"{_FILES}/addresses.json"
+ENVIRONMENT_FILE = f"{SETTINGS}/environment.json"
+ADDRESSES_FILE = f"{SETTINGS}/addresses.json"
 CONTAINER = "stage"
 INDEX = "batch.kubernetes.io/job-completion-index"
 OWNER = "wmtp.io/owner"
@@ -130,7 +129,7 @@ def pod(environment: Environment, order: Order) -> k8s.V1Pod:
         ),
         spec=k8s.V1PodSpec(
             containers=[_container(cluster, profile, order)],
-            volumes=_volumes(profile, file="addresses" if order.is_sandboxed else "environment"),
+            volumes=list(_volumes(cluster, profile, order).values()),
             restart_policy="Never",
             active_deadline_seconds=order.deadline_seconds,
             service_account_name=cluster.service_accounts.get(order.identity.task, profile.service_account),  # type: ignore[call-overload]
@@ -208,8 +207,8 @@ def variables_of_ranks(identity: Identity, num_pods: int) -> dict[str, str]:
 
 def _container(cluster: Kubernetes, profile: Profile, order: Order) -> k8s.V1Container:
     given = {
-        "HOME": "/scratch",
-        "TMPDIR": "/scratch",
+        "HOME": SCRATCH,
+        "TMPDIR": SCRATCH,
         "PYTHONUNBUFFERED": "1",
         "TQDM_DISABLE": "1",
         **profile.variables,
@@ -226,7 +225,6 @@ def _container(cluster: Kubernetes, profile: Profile, order: Order) -> k8s.V1Con
             )
             for name, secret in cluster.secrets.items()
         ]
-    mounts = {"scratch": "/scratch", "shared-memory": "/dev/shm", "file": _FILES}
     return k8s.V1Container(
         name=CONTAINER,
         image=profile.image,
@@ -234,8 +232,8 @@ def _container(cluster: Kubernetes, profile: Profile, order: Order) -> k8s.V1Con
         env=variables,
         resources=k8s.V1ResourceRequirements(requests=dict(profile.requests), limits=dict(profile.limits)),
         volume_mounts=[
-            k8s.V1VolumeMount(name=name, mount_path=path, read_only=name == "file" or None)
-            for name, path in mounts.items()
+            k8s.V1VolumeMount(name=one.name, mount_path=folder, read_only=one.empty_dir is None or None)
+            for folder, one in _volumes(cluster, profile, order).items()
         ],
         termination_message_policy="FallbackToLogsOnError",
         security_context=k8s.V1SecurityContext(
@@ -248,15 +246,23 @@ def _container(cluster: Kubernetes, profile: Profile, order: Order) -> k8s.V1Con
     )
 
 
-def _volumes(profile: Profile, *, file: str) -> list[k8s.V1Volume]:
+def _volumes(cluster: Kubernetes, profile: Profile, order: Order) -> dict[str, k8s.V1Volume]:
+    """By the folder in which the pod sees each."""
     memory = k8s.V1EmptyDirVolumeSource(medium="Memory", size_limit=profile.shared_memory)
+    file = "addresses" if order.is_sandboxed else "environment"
     annotation = k8s.V1ObjectFieldSelector(field_path=f"metadata.annotations['wmtp.io/{file}']")
     item = k8s.V1DownwardAPIVolumeFile(path=f"{file}.json", field_ref=annotation)
-    return [
-        k8s.V1Volume(name="scratch", empty_dir=k8s.V1EmptyDirVolumeSource(size_limit=profile.scratch)),
-        k8s.V1Volume(name="shared-memory", empty_dir=memory),
-        k8s.V1Volume(name="file", downward_api=k8s.V1DownwardAPIVolumeSource(items=[item])),
-    ]
+    own = {
+        SCRATCH: k8s.V1Volume(name="scratch", empty_dir=k8s.V1EmptyDirVolumeSource(size_limit=profile.scratch)),
+        SHARED_MEMORY: k8s.V1Volume(name="shared-memory", empty_dir=memory),
+        SETTINGS: k8s.V1Volume(name="file", downward_api=k8s.V1DownwardAPIVolumeSource(items=[item])),
+    }
+    given = {} if order.is_sandboxed else cluster.config_maps
+    maps = {
+        folder: k8s.V1Volume(name=f"config-map-{number}", config_map=k8s.V1ConfigMapVolumeSource(name=name))
+        for number, (folder, name) in enumerate(given.items())
+    }
+    return own | maps
 
 
 def _same_zone(order: Order) -> k8s.V1Affinity:

@@ -84,7 +84,7 @@ def test_every_object_fits_the_schemas_of_kubernetes(version: str, tmp_path: Pat
     if not VALIDATE.is_file():
         pytest.skip(f"needs {VALIDATE}")
     rendered = tmp_path / "rendered.yaml"
-    objects = [one for task in pipeline.TASKS for one in submitted(task)]
+    objects = [one for task in [*pipeline.TASKS, *pipeline.STUDY] for one in submitted(task)]
     rendered.write_text(yaml.safe_dump_all([{"apiVersion": "v1", "kind": "Service", **one} for one in objects]))
     done = subprocess.run(
         [VALIDATE, "-k", version, "--fail-unchecked", rendered], capture_output=True, text=True, check=False
@@ -165,6 +165,18 @@ def test_a_secret_is_a_reference_everywhere() -> None:
         assert [set(one) for one in secret] == [{"name", "valueFrom"}] * (0 if task in SANDBOXED else 2), task
 
 
+@pytest.mark.parametrize("task", pipeline.STUDY)
+def test_a_study_finds_the_certificates_that_the_address_of_its_database_names(task: str) -> None:
+    chart = (CHECKOUT / "charts/ml-platform/templates/secrets.yaml").read_text()
+    [file] = re.findall(r'"database" "optuna" "ca" "([^"]+)"', chart)
+    spec = submitted(task)[0]["spec"]
+    mounts = {one["mountPath"]: one for one in spec["containers"][0]["volumeMounts"]}
+    mount = mounts[file.removesuffix("/ca.pem")]
+    assert mount["readOnly"] is True
+    [volume] = [one for one in spec["volumes"] if one["name"] == mount["name"]]
+    assert volume["configMap"] == {"name": "database-ca"}
+
+
 @pytest.mark.parametrize("task", SANDBOXED)
 def test_what_a_model_wrote_runs_where_there_are_no_credentials(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WMTP_ENVIRONMENT", str(EKS))
@@ -213,7 +225,7 @@ def changed(tmp_path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kubernetes__tasks": {"train": "gpus"}}, r"profile 'gpus', which is not among kubernetes.profiles: cpu, gpu, gpu-multinode, sandbox, sandbox-gpu"),
+        ({"kubernetes__tasks": {"train": "gpus"}}, r"profile 'gpus', which is not among kubernetes.profiles: cpu, gpu, gpu-multinode, sandbox, sandbox-gpu, tuning"),
         ({"kubernetes__tasks": {"trian": "gpu"}}, r"kubernetes.tasks.trian"),
         ({"kubernetes__profiles__cpu__requests": {"cpu": "two"}}, r"requests.cpu is 'two'"),
         ({"store": "/data/store"}, r"store is /data/store, which a pod cannot reach"),
@@ -221,6 +233,9 @@ def changed(tmp_path: Path, **changes: Any) -> Path:
         ({"kubernetes": None}, r"no part `kubernetes`"),
         ({"executor": "local"}, r"train.num_pods is 2, but executor is local"),
         ({"kubernetes__service_accounts": {"judge": "wmtp-train"}}, r"generated code has no account"),
+        ({"kubernetes__config_maps": {"/etc": "database-ca"}}, r"config_maps: /etc would hide /etc/wmtp, which a pod needs"),
+        ({"kubernetes__config_maps": {"/scratch": "database-ca"}}, r"config_maps: /scratch would hide /scratch"),
+        ({"kubernetes__config_maps": {"database-ca": "database-ca"}}, r"config_maps.database-ca.*should match pattern"),
         ({"kubernetes__tasks": {"judge": "cpu"}}, r"judge and .* have one profile, 'cpu': generated code would have their account"),
         ({"kubernetes__tasks": {"reward": "gpu"}}, r"reward and .* have one profile, 'gpu': generated code would have their account"),
         ({"kubernetes__profiles__sandbox-gpu__service_account": "wmtp-train"}, r"the profile 'sandbox-gpu' of reward has the account 'wmtp-train'"),

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 TINY = {
     "name": "tiny",
-    "data": {"source": {"kind": "generated", "num_train": 40, "num_validation": 6, "num_test": 4}},
+    "data": {"source": {"kind": "generated", "num_train": 40, "num_validation": 6, "num_test": 8}},
     "model": {"name": "tiny-coder", "source": {"kind": "random", "hidden_size": 32, "num_layers": 1}},
     "text": {"max_length": 256},
     "scoring": {"scorer": "position"},
     "train": {"num_heads": 2, "steps": 4, "batch_size": 8, "learning_rate": 1.0e-4},
-    "evaluation": {"max_new_tokens": 8},
+    "evaluation": {"max_new_tokens": 8, "gate": {"split": "test", "limit": 6}, "report": {"split": "test", "skip": 6}},
     "tuning": {
         "num_trials": 2,
         "num_problems": 3,

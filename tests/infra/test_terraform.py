@@ -17,7 +17,8 @@ import pytest
 from botocore.stub import Stubber
 
 from mlops_tasks import pipeline
-from mlops_tasks.config import SANDBOXED
+from mlops_tasks.config.kubernetes import SANDBOXED
+from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import DataError
 from mlops_tasks.stage import Stage
 from scripts import check_infra, check_terraform, refresh_prices, seed_faults, terraform_pages
@@ -206,7 +207,9 @@ def test_nodes_carry_the_tag_that_the_budget_goes_by() -> None:
 
 def names_in(argument: str, text: str) -> list[str]:
     """What lists with this name in a text hold."""
-    return [name for names in re.findall(rf"{argument} +(?:=|in) \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)]
+    return [
+        name for names in re.findall(rf"{argument} +(?:=|in) \[(.*)\]", text) for name in re.findall(r'"(\w+)"', names)
+    ]
 
 
 def test_each_stage_and_each_task_is_written_by_one_role() -> None:
@@ -220,6 +223,21 @@ def test_a_study_may_write_what_its_trials_learn_and_no_verdict() -> None:
     text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  write_trials = ")[1].split("\n  }]\n")[0]
     # What is pulled is pinned for all trials, and critics and their rewards are no cluster's study: see `require_space`.
     assert {*names_in("folder", text)} == STAGES - {"pull", "select", "fit_critic", *SANDBOXED}
+
+
+def test_in_the_example_each_task_runs_as_the_account_that_may_write_for_it() -> None:
+    text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
+    may = dict.fromkeys(SANDBOXED, "wmtp-judge")
+    for account, body in re.findall(r"^    ([\w-]+) = \{\n(.*?)^    \}", text, re.M | re.S):
+        may |= dict.fromkeys(names_in("tasks", body), account)
+    cluster = load_environment(ROOT / "configs/environments/eks.yaml").kubernetes
+    assert cluster is not None
+    accounts: dict[Any, str] = {**cluster.service_accounts}
+    for task in pipeline.every():
+        assert accounts.get(task, cluster.profiles[cluster.profile_of(task)].service_account) == may[task], task
+    policies = (ROOT / "charts/ml-platform/templates/networkpolicies.yaml").read_text()
+    reached = re.findall(r"key: wmtp.io/profile, operator: In, values: \[([^]]*)\]", policies)
+    assert {*", ".join(reached).split(", ")} == {*cluster.profiles}
 
 
 def test_pages_say_what_modules_and_prices_say() -> None:

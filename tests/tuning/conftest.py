@@ -13,12 +13,12 @@ from postgres_server import address, postgres
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",
-    "data": {"source": {"kind": "generated", "num_train": 40, "num_validation": 6, "num_test": 4}},
+    "data": {"source": {"kind": "generated", "num_train": 40, "num_validation": 6, "num_test": 8}},
     "model": {"name": "tiny-coder", "source": {"kind": "random", "hidden_size": 32, "num_layers": 1}},
     "text": {"max_length": 256},
     "scoring": {"scorer": "random"},
     "train": {"num_heads": 2, "steps": 4, "batch_size": 8, "learning_rate": 0.003, "validate_every_steps": 1},
-    "evaluation": {"max_new_tokens": 8},
+    "evaluation": {"max_new_tokens": 8, "gate": {"split": "test", "limit": 6}, "report": {"split": "test", "skip": 6}},
     "tuning": {
         "num_trials": 4,
         "num_problems": 3,

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_tasks.config.evaluation import Evaluation, EvaluationSet
 from mlops_tasks.config.loading import changed, load_recipe
-from mlops_tasks.tuning.cell import first_problems, other_problems
 from mlops_tasks.tuning.selection import _beats, believes, differing, estimated, one_sided
 from mlops_tasks.tuning.trials import saved_share
 
@@ -52,14 +50,6 @@ def test_what_pruning_saves_is_told_in_steps() -> None:
 
     assert saved_share([Trial(10), Trial(2), Trial(3)]) == pytest.approx(0.5)
     assert saved_share([]) == 0.0
-
-
-@pytest.mark.parametrize(("limit", "left"), [(None, None), (40, 30)])
-def test_trials_and_the_decision_share_no_problem_and_leave_none_out(limit: int | None, left: int | None) -> None:
-    evaluation = Evaluation(gate=EvaluationSet(split="validation", skip=5, limit=limit))
-    first, other = first_problems(evaluation, 10).gate, other_problems(evaluation, 10).gate
-    assert (first.skip, first.limit, other.skip, other.limit) == (5, 10, 15, left)
-    assert not first.shares_problems_with(other)
 
 
 def test_a_change_of_kind_is_told_with_all_that_it_resets() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.config.loading import load_recipe
+from mlops_tasks.config.loading import changed, load_environment, load_recipe
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.tuning.space import default_point, in_order, require_space
@@ -42,7 +42,6 @@ def test_the_space_of_the_tests_is_sound_and_the_recipe_is_in_it(tree: dict[str,
         ({"train__beta1": floats(0.5, 1.5)}, r"(?s)tuning\.space\.train\.beta1 \(1\.5\).*less than 1"),
         ({"train__num_heads": {"kind": "integer", "low": 1, "high": 99}}, r"(?s)train\.num_heads \(99\).*less than or equal to 16"),
         ({"train__keep": {"kind": "choice", "choices": ["last", "worst"]}}, r"(?s)tuning\.space\.train\.keep \('worst'\).*'best' or 'last'"),
-        ({"train__keep": {"kind": "choice", "choices": ["last", "best"]}}, r"(?s)train\.keep \('best'\).*evaluation\.gate must not decide"),
         ({"train__learning_rate": floats(0.01, 0.1)}, r"train\.learning_rate does not hold 0\.003, which is the recipe's own value"),
         ({"train__new_head_learning_rate": floats(0.01, 0.1)}, r"new_head_learning_rate does not hold None"),
         ({"weighting__top_share": floats(0.3, 0.9, step=0.3)}, r"weighting\.top_share does not hold 0\.2"),
@@ -56,6 +55,12 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=message):
         require_space(recipe_with(tree, **space), ENVIRONMENT)
+
+
+def test_a_choice_that_would_choose_by_problems_that_decide_is_refused(tree: dict[str, Any]) -> None:
+    tree |= {"evaluation": {}, "tuning": tree["tuning"] | {"objectives": ["pass_at_1"]}}
+    with pytest.raises(UserError, match=r"(?s)train\.keep \('best'\).*evaluation\.gate must not decide"):
+        require_space(recipe_with(tree, train__keep={"kind": "choice", "choices": ["last", "best"]}), ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +80,9 @@ def test_a_tuning_that_cannot_be_is_refused(tree: dict[str, Any], tuning: dict[s
         Recipe.model_validate(tree | {"tuning": tree["tuning"] | tuning})
 
 
-@pytest.mark.parametrize(("gate", "size"), [({"limit": 3}, 3), ({"skip": 4}, 2)])
+@pytest.mark.parametrize(("gate", "size"), [({"limit": 3}, 3), ({"skip": 6}, 2)])
 def test_problems_must_be_left_to_decide_by(tree: dict[str, Any], gate: dict[str, int], size: int) -> None:
-    tree["evaluation"]["gate"] = gate
+    tree["evaluation"] |= {"gate": {"split": "test", **gate}, "report": {"split": "validation"}}
     Recipe.model_validate(tree)  # a validation loss is of all validation problems
     tree["tuning"] |= {"objectives": ["pass_at_1"], "num_problems": 3}
     with pytest.raises(
@@ -92,17 +97,52 @@ def test_problems_must_be_left_to_decide_by(tree: dict[str, Any], gate: dict[str
         ({"objectives": ["pass_at_1"], "pruner": {"kind": "median"}}, "tuning.pruner median"),
         ({"objectives": ["tokens_per_second"], "pruner": {"kind": "median"}}, "tuning.pruner median"),
         ({"objectives": ["pass_at_1", "validation_loss"]}, "tuning.objectives"),
+        ({"objectives": ["validation_loss"]}, "tuning.objectives"),
     ],
 )
 def test_problems_that_decide_in_the_end_choose_no_trial(
     tree: dict[str, Any], tuning: dict[str, Any], what: str
 ) -> None:
     tree["tuning"] |= tuning
+    parted, tree["evaluation"] = tree["evaluation"], {"max_new_tokens": 8}
     with pytest.raises(ValueError, match=f"{what} chooses trials by the validation problems, so evaluation.gate must"):
         Recipe.model_validate(tree)
-    tree["evaluation"] |= {"gate": {"split": "test", "limit": 2}, "report": {"split": "test", "skip": 2}}
-    tree["tuning"]["num_problems"] = 1
-    Recipe.model_validate(tree)
+    Recipe.model_validate(tree | {"evaluation": parted})
+
+
+CLUSTER = load_environment(Path(__file__).parents[2] / "configs/environments/eks.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"tuning.objectives": ["pass_at_1"]}, "tuning.objectives has pass_at_1"),
+        ({"tuning.objectives": ["tokens_per_second", "pass_at_1"]}, "tuning.objectives has pass_at_1"),
+        ({"scoring.scorer": "critic"}, "scoring.scorer is critic"),
+        ({"tuning.space": {"scoring.scorer": {"kind": "choice", "choices": ["random", "critic"]}}}, "scoring.scorer is critic"),
+    ],
+)  # fmt: skip
+def test_on_a_cluster_no_trial_runs_what_a_model_wrote(
+    tree: dict[str, Any], changes: dict[str, Any], what: str
+) -> None:
+    require_space(Recipe.model_validate(tree), CLUSTER)
+    recipe = changed(Recipe.model_validate(tree), changes, "the test")
+    with pytest.raises(UserError, match=f"{what}, so trials would run what a model wrote, .* beside the credentials"):
+        require_space(recipe, CLUSTER)
+    require_space(recipe, ENVIRONMENT)
+
+
+def test_problems_that_measured_trials_decide_nothing_later(tree: dict[str, Any]) -> None:
+    recipe = Recipe.model_validate(tree)
+    assert recipe.tuning is not None
+    gate = recipe.evaluation.gate
+    assert recipe.tuning.for_trials(gate) == recipe.tuning.for_decisions(gate) == gate  # the loss asks no problem of it
+    tuning = recipe.tuning.model_copy(update={"objectives": ("pass_at_1",)})
+    for limit, left in ((6, 3), (None, None)):
+        whole = gate.model_copy(update={"skip": 5, "limit": limit})
+        first, rest = tuning.for_trials(whole), tuning.for_decisions(whole)
+        assert (first.skip, first.limit, rest.skip, rest.limit) == (5, 3, 8, left)
+        assert not first.shares_problems_with(rest)
 
 
 @pytest.mark.parametrize("name", ["text.max_length", "text.prompt"])

@@ -154,6 +154,10 @@ def test_with_two_objectives_those_that_none_beats_are_told(place: Path) -> None
     assert evidence["front"] == [fastest["slot"]] == [evidence["best_slot"]]
     judged = [run.store.find(f"judge/{key}") for key in run.store.children("judge")]
     assert {one.metrics["num_problems"] for one in judged if one} == {3}
+    # Of the gate set of six, those that measured trials decide about no model of theirs.
+    assert adopt(run.store, "tiny", selected)
+    night = pipeline.resolve(run.environment, recipe="tuned:tiny").recipe.evaluation.gate
+    assert (night.skip, night.limit) == (3, 3)
     assert "none beats stand out" in (run.store.backend.read(f"{run.prefix}/report.html") or b"").decode()
 
 
@@ -349,7 +353,10 @@ def test_an_address_that_is_none_is_refused_without_its_password(
     given = yaml.safe_load((place / "environment.yaml").read_text())
     (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": {"storage": "env:STUDIES"}}))
     monkeypatch.setenv("STUDIES", address)
-    with pytest.raises(UserError, match="environment variable STUDIES holds is no address of a PostgreSQL") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"tune\.storage is env:STUDIES, but what that environment variable holds is no address of a PostgreSQL",
+    ) as caught:
         Study.of(planned(place, "malformed")).trials()
     shown = "".join(traceback.format_exception(caught.value))
     assert "s3" not in shown and "cret@" not in shown
