@@ -536,7 +536,7 @@ def resolve(
     if is_study:
         require_space(asked, environment)
     elif tuned is not None and asked.tuning is not None:
-        asked = asked.with_gate(asked.tuning.for_decisions(asked.evaluation.gate))
+        asked = asked.untuned(asked.tuning.for_decisions(asked.evaluation.gate))
     _require_protocols(asked, only_evaluates=only_evaluates)
     found, pins = _pinned(asked, *_digests(environment.s3))
     return Spec(

@@ -121,9 +121,9 @@ class Recipe(Settings):
         weighting = tree.get("weighting") if isinstance(tree, dict) else None
         return {**tree, "weighting": {"kind": "soft", **weighting}} if isinstance(weighting, dict) else tree
 
-    def with_gate(self, gate: EvaluationSet) -> Recipe:
-        """The same recipe, decided about by other problems."""
-        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"gate": gate})})
+    def untuned(self, gate: EvaluationSet) -> Recipe:
+        """The same recipe without a space, decided about by a part of its gate set."""
+        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"gate": gate}), "tuning": None})
 
     @property
     def reference(self) -> GivenReference | TrainedReference | CrossFittedReference | None:

@@ -183,7 +183,7 @@ def _repeat(study: Study, changes: Mapping[str, Any], objective: Objective, seed
 def confirmed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe changed, and measured on what is left of the gate set when trials have had theirs."""
     gate = tuning_of(recipe).for_decisions(recipe.evaluation.gate)
-    return changed(recipe, changes, "the best trial").with_gate(gate).model_copy(update={"tuning": None})
+    return changed(recipe, changes, "the best trial").untuned(gate)
 
 
 def estimated(objective: Objective, repeats: Sequence[Mapping[str, Any]]) -> Estimate:

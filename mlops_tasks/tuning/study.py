@@ -408,7 +408,7 @@ class _Attempt:
 def trial_recipe(recipe: Recipe, changes: dict[str, Any], where: str) -> Recipe:
     """The recipe of a trial: changed, and measured on its share of the gate set."""
     gate = tuning_of(recipe).for_trials(recipe.evaluation.gate)
-    return changed(recipe, in_order(changes), where).with_gate(gate).model_copy(update={"tuning": None})
+    return changed(recipe, in_order(changes), where).untuned(gate)
 
 
 def _is_begun(trial: FrozenTrial) -> bool:
