@@ -6,15 +6,20 @@ client of Kubernetes; images whose stages are pods have none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from mlops_tasks.config.kubernetes import Kubernetes, Profile, TaskId
-from mlops_tasks.errors import Unavailable, UserError
+import yaml
 
-Answers = Iterator[tuple[Literal["ok", "warn"], str]]
+from mlops_tasks import orchestrator
+from mlops_tasks.config.kubernetes import Kubernetes, Profile, TaskId
+from mlops_tasks.errors import Unavailable, UserError, WmtpError
+from mlops_tasks.placement import Place
+
+Answer = tuple[Literal["ok", "warn"], str]
+Answers = Iterator[Answer]
 
 RIGHTS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("", "pods"): ("create", "get", "list", "watch", "patch", "delete"),
@@ -28,14 +33,11 @@ RIGHTS: Mapping[tuple[str, str], tuple[str, ...]] = {
 
 # Older servers drop podFailurePolicy or podReplacementPolicy of a training's Job without a word.
 _OLDEST_MINOR = 29
-_UNITS: Mapping[str, Decimal] = {
-    "": Decimal(1), "m": Decimal("0.001"), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9),
-    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30),
-}  # fmt: skip
+_NUM_REASONS = 6
 
 
 class Cluster:
-    """The cluster that this process reaches: as a pod of it, or by `KUBECONFIG`."""
+    """The cluster that Airflow's tasks reach: by Airflow's connection, or else as a pod of it or by `KUBECONFIG`."""
 
     def __init__(self, settings: Kubernetes) -> None:
         self._settings = settings
@@ -94,59 +96,73 @@ class Cluster:
             yield "ok", f"{len(self._settings.secrets)} variables come from Secrets that are there"
 
     def nodes(self) -> Answers:
-        """Is there a node, or something that makes one, for each profile that asks for a device?"""
-        for name, profile in self._profiles_in_use():
-            wanted = {resource: one for resource, one in profile.requests.items() if "/" in resource}
-            if wanted:
-                yield self._node_for(name, profile, wanted)
+        """Is there a node, or something that makes one, for each profile that a task has?"""
+        lacking = []
+        for name in sorted({self._settings.profile_of(task) for task in get_args(TaskId)}):
+            answer = self._place_for(name, self._settings.profiles[name])
+            if isinstance(answer, str):
+                lacking.append(answer)
+            else:
+                yield answer
+        if lacking:
+            raise UserError(
+                f"{' '.join(lacking)} Add nodes, start the device plugin on those that there are, or mend the profile."
+            )
 
-    def _profiles_in_use(self) -> list[tuple[str, Profile]]:
-        names = {self._settings.profile_of(task) for task in get_args(TaskId)}
-        return sorted((name, self._settings.profiles[name]) for name in names)
-
-    def _node_for(self, name: str, profile: Profile, wanted: Mapping[str, str]) -> tuple[Literal["ok", "warn"], str]:
-        asked = ", ".join(f"{resource}: {one}" for resource, one in wanted.items())
-        nodes = self._visible(lambda: self._core.list_node().items)
+    def _place_for(self, name: str, profile: Profile) -> Answer | str:
+        """What is said of a profile; a text alone: there is no place for its pods."""
+        asked = f"{', '.join(f'{resource}: {one}' for resource, one in profile.requests.items())}"
+        nodes = self._ask(lambda: self._core.list_node().items, {403: None})
         if nodes is None:
             return (
                 "warn",
                 f"profile {name} asks for {asked}, and this account may not see nodes. Let an administrator run `wmtp doctor`",
             )
-        fitting = [one for one in nodes if _has(one, profile.node_selector, wanted)]
-        if fitting:
-            return "ok", f"profile {name}: {len(fitting)} nodes have {asked}"
-        if made := self._node_pool_for(profile.node_selector):
-            return "ok", f"profile {name}: no node has {asked} now, and Karpenter's NodePool {made} makes some"
-        status = self._visible(
-            lambda: self._core.read_namespaced_config_map("cluster-autoscaler-status", "kube-system"), missing=None
-        )
-        if status is not None:
+        places = [Place.of_node(one, profile) for one in nodes]
+        if fitting := [one for one in places if one.refusal is None]:
+            return "ok", f"profile {name}: {len(fitting)} of {len(nodes)} nodes take pods with {asked}"
+        pools = self._node_pools()
+        places += [Place.of_pool(one, profile) for one in pools or []]
+        makers = [one for one in places if one.refusal is None]
+        if sure := [one.name for one in makers if one.is_sure]:
+            return "ok", f"profile {name}: no node takes pods with {asked} now, and Karpenter's {sure[0]} makes some"
+        if makers:
             return (
                 "warn",
-                f"profile {name}: no node has {asked} now. A cluster-autoscaler is there; whether it can make one, only it knows",
+                f"profile {name}: no node takes pods with {asked} now, and Karpenter's {makers[0].name} does not say what it buys. Name "
+                "instance families in it, or a limit for the device, if it is meant for them",
             )
-        raise UserError(
-            f"No node has what the profile {name} asks for ({asked}, labels {dict(profile.node_selector)}), and there is neither a NodePool "
-            "of Karpenter with these labels nor a cluster-autoscaler. Add nodes, start the device plugin on those that there are, or mend the profile."
-        )
+        return self._without_pool(f"profile {name}: no node takes pods with {asked} now", pools, places)
 
-    def _node_pool_for(self, labels: Mapping[str, str]) -> str | None:
-        pools = self._visible(
-            lambda: self._client.CustomObjectsApi(self._api).list_cluster_custom_object(
-                "karpenter.sh", "v1", "nodepools"
-            )["items"],
-            missing=[],
+    def _without_pool(self, told: str, pools: list[Any] | None, places: Sequence[Place]) -> Answer | str:
+        read = self._core.read_namespaced_config_map
+        is_there = self._ask(lambda: bool(read("cluster-autoscaler-status", "kube-system")), {403: None, 404: False})
+        if is_there:
+            return "warn", f"{told}. A cluster-autoscaler is there; whether it can make one, only it knows"
+        if pools is None or is_there is None:
+            hidden = [*(["NodePools"] * (pools is None)), *(["the cluster-autoscaler"] * (is_there is None))]
+            return (
+                "warn",
+                f"{told}, and this account may not see {' and '.join(hidden)}. Let an administrator run `wmtp doctor`",
+            )
+        reasons = "; ".join(f"{one.name} {one.refusal}" for one in places[:_NUM_REASONS])
+        return f"{told}, and neither Karpenter nor a cluster-autoscaler makes one: {reasons or 'there is no node'}."
+
+    def _node_pools(self) -> list[Any] | None:
+        """Of Karpenter; None: this account may not see them."""
+        ask = self._client.CustomObjectsApi(self._api).list_cluster_custom_object
+        found: list[Any] | None = self._ask(
+            lambda: ask("karpenter.sh", "v1", "nodepools")["items"], {403: None, 404: []}
         )
-        for one in pools or []:
-            given = one["spec"]["template"].get("metadata", {}).get("labels", {})
-            if labels.items() <= given.items():
-                return str(one["metadata"]["name"])
-        return None
+        return found
 
     def _keys_of(self, secret: str) -> Iterable[str] | None:
         """Names of its entries; None: this account may not see them."""
-        found = self._visible(lambda: self._core.read_namespaced_secret(secret, self._settings.namespace), missing=())
-        return found if found is None or found == () else (found.data or {})
+        read = self._core.read_namespaced_secret
+        found: Iterable[str] | None = self._ask(
+            lambda: read(secret, self._settings.namespace).data or {}, {403: None, 404: ()}
+        )
+        return found
 
     def _may(self, verb: str, group: str, resource: str) -> bool:
         resource, _, part = resource.partition("/")
@@ -160,18 +176,13 @@ class Cluster:
         review = self._client.AuthorizationV1Api(self._api).create_self_subject_access_review
         return bool(self._ask(lambda: review({"spec": {"resourceAttributes": asked}})).status.allowed)
 
-    def _visible(self, ask: Any, *, missing: Any = None) -> Any:
-        """What is there; None where this account may not look, `missing` where there is nothing."""
-        try:
-            return self._ask(ask)
-        except self._client.ApiException as error:
-            if error.status == 403:
-                return None
-            if error.status == 404:
-                return missing
-            raise
+    def _ask(self, ask: Callable[[], Any], instead: Mapping[int, Any] = MappingProxyType({})) -> Any:
+        """What the server answers.
 
-    def _ask(self, ask: Any) -> Any:
+        Args:
+            ask: makes the request.
+            instead: what is returned where the server refuses with one of these codes: 403 is "this account may not look", 404 "not there".
+        """
         from urllib3.exceptions import HTTPError
 
         host = self._api.configuration.host
@@ -182,9 +193,9 @@ class Cluster:
                 f"{host} does not answer ({error}). Look at KUBECONFIG, and at the network between here and there."
             ) from error
         except self._client.ApiException as error:
-            if error.status == 401:
-                raise UserError(f"{host} does not know this account (401). Log in anew, or mend KUBECONFIG.") from error
-            raise
+            if error.status in instead:
+                return instead[error.status]
+            raise _refused(host, error.status, error.reason) from error
 
     @cached_property
     def _client(self) -> Any:
@@ -198,41 +209,54 @@ class Cluster:
 
     @cached_property
     def _api(self) -> Any:
-        client = self._client
+        made = self._client.Configuration()
+        made.retries = 1
+        self._configure(made)
+        return self._client.ApiClient(made)
+
+    def _configure(self, made: Any) -> None:
+        """Read which cluster it is as the provider of Airflow does, of whose connection the names are."""
         from kubernetes import config
 
-        made = client.Configuration()
-        made.retries = 1
+        name = self._settings.connection
+        given = orchestrator.connection(name) if name else {}
+        context, path, tree = (given.get(one) for one in ("cluster_context", "kube_config_path", "kube_config"))
         try:
-            try:
-                config.load_incluster_config(client_configuration=made)
-            except config.ConfigException:
-                config.load_kube_config(client_configuration=made)
+            if tree:
+                tree = yaml.safe_load(tree) if isinstance(tree, str) else tree
+                config.load_kube_config_from_dict(tree, context=context, client_configuration=made)
+            elif path:
+                config.load_kube_config(path, context=context, client_configuration=made)
+            else:
+                self._configure_here(made, context, is_pod=bool(given.get("in_cluster")))
         except config.ConfigException as error:
+            where = f"Airflow's connection {name}" if name else "KUBECONFIG"
             raise UserError(
-                f"No cluster is named here: {error}. Set KUBECONFIG, or run this in a pod with an account of Airflow's tasks."
+                f"No cluster is named by {where}: {error}. Mend it, or run this in a pod with an account of Airflow's tasks."
             ) from error
-        return client.ApiClient(made)
+
+    @staticmethod
+    def _configure_here(made: Any, context: str | None, *, is_pod: bool) -> None:
+        from kubernetes import config
+
+        try:
+            config.load_incluster_config(client_configuration=made)
+        except config.ConfigException:
+            if is_pod:
+                raise
+            config.load_kube_config(context=context, client_configuration=made)
 
     @cached_property
     def _core(self) -> Any:
         return self._client.CoreV1Api(self._api)
 
 
-def _has(node: Any, labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    offered = node.status.allocatable or {}
-    return (
-        labels.items() <= (node.metadata.labels or {}).items()
-        and not node.spec.unschedulable
-        and all(_number(offered.get(resource, "0")) >= _number(one) for resource, one in wanted.items())
+def _refused(host: str, status: int, reason: str) -> WmtpError:
+    if status == 401:
+        return UserError(f"{host} does not know this account (401). Log in anew, or mend KUBECONFIG.")
+    if status == 429 or status >= 500:
+        return Unavailable(f"{host} cannot answer now ({status} {reason}). Ask again later.")
+    return UserError(
+        f"{host} refuses what is asked ({status} {reason}). Look whether it is the API server of a cluster and what stands between, and whether "
+        "this account may ask it."
     )
-
-
-def _number(quantity: str) -> Decimal:
-    """A quantity of Kubernetes as a number.
-
-    >>> _number("2Ki") + _number("1")
-    Decimal('2049')
-    """
-    digits = quantity.rstrip("".join(set("".join(_UNITS))))
-    return Decimal(digits) * _UNITS[quantity[len(digits) :]]

@@ -16,9 +16,10 @@ from pathlib import Path
 from platform import python_version
 from typing import Literal
 
-from mlops_tasks import __version__, pipeline, tracking
+from mlops_tasks import __version__, orchestrator, pipeline, tracking
 from mlops_tasks.cluster import Cluster
 from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.kubernetes import Kubernetes
 from mlops_tasks.errors import Unavailable, UserError, WmtpError
 from mlops_tasks.keys import require_locked
 from mlops_tasks.machine import accelerator, num_cores
@@ -48,7 +49,12 @@ class Finding:
 
 def examine(environment: Environment) -> Iterator[Finding]:
     """Ask everything, one after another."""
-    for name, check in (_CHECKS if environment.executor == "local" else _CHECKS_OF_CLUSTER).items():
+    checks = (
+        _CHECKS
+        if environment.kubernetes is None or environment.executor == "local"
+        else _checks_of(environment.kubernetes)
+    )
+    for name, check in checks.items():
         yield from _answered(name, check(environment))
 
 
@@ -182,9 +188,28 @@ def _sandbox(environment: Environment) -> Answers:
         yield "ok", told
 
 
-def _cluster(environment: Environment) -> Cluster:
+def _pools(environment: Environment) -> Answers:
     assert environment.kubernetes is not None
-    return Cluster(environment.kubernetes)
+    named = {one.pool for one in environment.kubernetes.profiles.values() if one.pool}
+    if not named:
+        return
+    slots = orchestrator.pools()
+    if lacking := sorted(named - slots.keys()):
+        raise UserError(
+            f"Airflow has no pool {', '.join(lacking)}, and tasks whose profile names one never start. `airflow pools set {lacking[0]} SLOTS "
+            "WHY`, or mend `pool` of the profiles."
+        )
+    shut = sorted(name for name in named if slots[name] == 0)
+    if shut:
+        yield (
+            "warn",
+            f"the pool {', '.join(shut)} of Airflow has no slots: its tasks wait until it has. `airflow pools set {shut[0]} SLOTS WHY`",
+        )
+    else:
+        yield (
+            "ok",
+            f"Airflow has the pools that profiles name: {', '.join(f'{one} ({slots[one]})' for one in sorted(named))}",
+        )
 
 
 _CHECKS: dict[str, Callable[[Environment], Answers]] = {
@@ -196,11 +221,15 @@ _CHECKS: dict[str, Callable[[Environment], Answers]] = {
     "sandbox": _sandbox,
 }
 
-# Models compute and programs are judged in pods: what this machine has for that says nothing.
-_CHECKS_OF_CLUSTER: dict[str, Callable[[Environment], Answers]] = {
-    **{name: check for name, check in _CHECKS.items() if name not in ("machine", "sandbox")},
-    "cluster": lambda environment: _cluster(environment).server(),
-    "rights": lambda environment: _cluster(environment).rights(),
-    "secrets": lambda environment: _cluster(environment).secrets(),
-    "nodes": lambda environment: _cluster(environment).nodes(),
-}
+
+def _checks_of(kubernetes: Kubernetes) -> dict[str, Callable[[Environment], Answers]]:
+    cluster = Cluster(kubernetes)
+    return {
+        # Models compute and programs are judged in pods: what this machine has for that says nothing.
+        **{name: check for name, check in _CHECKS.items() if name not in ("machine", "sandbox")},
+        "cluster": lambda environment: cluster.server(),
+        "rights": lambda environment: cluster.rights(),
+        "secrets": lambda environment: cluster.secrets(),
+        "nodes": lambda environment: cluster.nodes(),
+        "pools": _pools,
+    }

@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -191,14 +191,8 @@ def test_mlflow_asks_for_a_login_and_knows_a_wrong_one(
 def test_a_cluster_that_does_not_answer_is_told_and_torch_is_not_asked_for_where_stages_are_pods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = {"server": f"https://127.0.0.1:{free_port()}"}
-    (tmp_path / "kubeconfig").write_text(
-        json.dumps({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "c", "user": {"token": "t"}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
-        })
-    )  # fmt: skip
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    place = kubeconfig(tmp_path, f"https://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", place)
     monkeypatch.setattr(doctor, "_is_installed", lambda name: name != "torch")
     environment = load_environment(Path(__file__).resolve().parents[1] / "configs" / "environments" / "eks.yaml")
 
@@ -211,16 +205,58 @@ def test_a_cluster_that_does_not_answer_is_told_and_torch_is_not_asked_for_where
 
 
 def test_where_stages_are_pods_the_cluster_is_asked_and_this_machine_is_not() -> None:
-    assert list(doctor._CHECKS_OF_CLUSTER) == [
-        "versions",
-        "disk",
-        "store",
-        "mlflow",
-        "cluster",
-        "rights",
-        "secrets",
-        "nodes",
-    ]
+    environment = load_environment(Path(__file__).resolve().parents[1] / "configs" / "environments" / "eks.yaml")
+    asked = ["versions", "disk", "store", "mlflow", "cluster", "rights", "secrets", "nodes", "pools"]
+    assert list(doctor._checks_of(_kubernetes(environment))) == asked
+
+
+class Overloaded(BaseHTTPRequestHandler):
+    """An API server that has no time."""
+
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class NoApiServer(Overloaded):
+    """Some other server."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+
+@pytest.mark.parametrize(
+    ("server", "code", "text"),
+    [
+        (Overloaded, 75, "cannot answer now (503 Service Unavailable). Ask again later."),
+        (NoApiServer, 64, "refuses what is asked (404 Not Found). Look whether it is the API server"),
+    ],
+)
+def test_an_answer_that_nobody_thought_of_is_told_and_says_who_has_to_act(
+    server: type[BaseHTTPRequestHandler], code: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), server) as started:
+        thread = threading.Thread(target=started.serve_forever, daemon=True)
+        thread.start()
+        place = kubeconfig(tmp_path, f"http://127.0.0.1:{started.server_port}")
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", place)
+        environment = load_environment(Path(__file__).resolve().parents[1] / "configs" / "environments" / "eks.yaml")
+        (found,) = doctor._answered("cluster", Cluster(_kubernetes(environment)).server())
+        started.shutdown()
+        thread.join()
+    assert (found.status, found.exit_code) == ("fail", code)
+    assert text in found.text
+
+
+def kubeconfig(folder: Path, server: str) -> str:
+    tree = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "c", "user": {"token": "t"}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    }  # fmt: skip
+    (folder / "kubeconfig").write_text(json.dumps(tree))
+    return str(folder / "kubeconfig")
 
 
 def _kubernetes(environment: Environment) -> Kubernetes:

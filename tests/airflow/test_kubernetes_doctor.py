@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import rig as rigs
@@ -13,9 +15,15 @@ import yaml
 from kubernetes import client
 from rig import IMAGE, NAMESPACE, Rig
 
+from mlops_tasks import doctor
 from mlops_tasks.cluster import RIGHTS, Cluster
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.kubernetes import Kubernetes
-from mlops_tasks.errors import UserError
+from mlops_tasks.doctor import Finding
+from mlops_tasks.errors import Unavailable, UserError
+
+if TYPE_CHECKING:
+    from conftest import Place
 
 pytestmark = pytest.mark.kubernetes
 
@@ -91,7 +99,7 @@ def test_the_account_of_tasks_may_do_what_they_do_once_the_role_is_bound(
     assert [status for status, _ in cluster.rights()] == ["ok"]
     ((status, text),) = cluster.secrets()
     assert status == "warn" and "mlflow: this account may not read Secrets" in text
-    assert [status for status, _ in cluster.nodes()] == ["warn"]
+    assert {status for status, _ in cluster.nodes()} == {"warn"}
 
 
 @pytest.mark.usefixtures("administrator")
@@ -114,16 +122,136 @@ def test_a_secret_that_is_not_there_is_named_with_its_variable(rig: Rig) -> None
     assert (status, text) == ("ok", "1 variables come from Secrets that are there")
 
 
+DEVICE = "wmtp.io~1device"
+
+
+@pytest.fixture
+def node(rig: Rig) -> Iterator[str]:
+    """The one node, with two devices; as it was after the test."""
+    (one,) = rig.core.list_node().items
+    name = one.metadata.name
+    parts = ("capacity", "allocatable")
+    rig.core.patch_node_status(
+        name, [{"op": "add", "path": f"/status/{part}/{DEVICE}", "value": "2"} for part in parts]
+    )
+    yield name
+    rig.core.patch_node(name, {"spec": {"unschedulable": None, "taints": None}})
+    rig.core.patch_node_status(name, [{"op": "remove", "path": f"/status/{part}/{DEVICE}"} for part in parts])
+
+
 @pytest.mark.usefixtures("administrator")
 def test_a_profile_whose_device_no_node_has_and_nobody_brings_is_told(rig: Rig) -> None:
     cluster = Cluster(settings())
-    with pytest.raises(UserError, match=r"the profile gpu asks for \(wmtp.io/device: 2, labels \{\}\).*device plugin"):
-        list(cluster.nodes())
+    told = r"profile gpu: no node takes pods with cpu: 1, wmtp.io/device: 2 now, .*node \S+ offers wmtp.io/device: 0\. .*device plugin"
+    answers = cluster.nodes()
+    assert next(answers)[1].startswith("profile cpu: 1 of 1 nodes take pods"), "what is well is told too"
+    with pytest.raises(UserError, match=told):
+        list(answers)
 
-    (node,) = rig.core.list_node().items
-    add = [
-        {"op": "add", "path": f"/status/{part}/wmtp.io~1device", "value": "2"} for part in ("capacity", "allocatable")
-    ]
-    rig.core.patch_node_status(node.metadata.name, add)
 
-    assert list(cluster.nodes()) == [("ok", "profile gpu: 1 nodes have wmtp.io/device: 2")]
+@pytest.mark.usefixtures("administrator")
+def test_a_node_counts_only_while_pods_may_run_on_it(rig: Rig, node: str) -> None:
+    (gpu,) = [text for _, text in Cluster(settings()).nodes() if "profile gpu" in text]
+    assert gpu == "profile gpu: 1 of 1 nodes take pods with cpu: 1, wmtp.io/device: 2"
+
+    rig.core.patch_node(node, {"spec": {"unschedulable": True}})
+    with pytest.raises(UserError, match=rf"profile gpu: .*node {node} is cordoned"):
+        list(Cluster(settings()).nodes())
+
+    taints = [{"key": "team", "value": "other", "effect": "NoSchedule"}]
+    rig.core.patch_node(node, {"spec": {"unschedulable": None, "taints": taints}})
+    with pytest.raises(UserError, match=rf"profile gpu: .*node {node} has the taint team:NoSchedule"):
+        list(Cluster(settings()).nodes())
+
+
+@pytest.mark.usefixtures("administrator", "nobodys_nodes")
+def test_a_node_pool_of_karpenter_counts_if_it_makes_nodes_for_the_profile(rig: Rig) -> None:
+    custom = client.CustomObjectsApi(rig.api)
+    nvidia = {"nvidia.com/gpu": "1"}
+    profiles = {name: one.model_dump(mode="json") for name, one in settings().profiles.items()}
+    wanted = settings(profiles={**profiles, "gpu": {**profiles["gpu"], "requests": nvidia}})
+
+    def pool(name: str, category: str, **spec: Any) -> None:
+        requirements = [{"key": "karpenter.k8s.aws/instance-category", "operator": "In", "values": [category]}]
+        template = {"metadata": {"labels": {}}, "spec": {"requirements": requirements}}
+        body = {"apiVersion": "karpenter.sh/v1", "kind": "NodePool", "metadata": {"name": name}}
+        custom.create_cluster_custom_object(
+            "karpenter.sh", "v1", "nodepools", {**body, "spec": {"template": template, **spec}}
+        )
+
+    pool("cpu", "c")
+    with pytest.raises(UserError, match=r"profile gpu: .*NodePool cpu what it buys has no nvidia.com/gpu"):
+        list(Cluster(wanted).nodes())
+
+    pool("gpu", "g")
+    (gpu,) = [answer for answer in Cluster(wanted).nodes() if "profile gpu" in answer[1]]
+    assert gpu[0] == "ok" and gpu[1].endswith("Karpenter's NodePool gpu makes some")
+
+    (efa,) = [answer for answer in Cluster(settings()).nodes() if "profile gpu" in answer[1]]
+    assert efa[0] == "warn" and "NodePool cpu does not say what it buys" in efa[1]
+
+
+@pytest.fixture
+def nobodys_nodes(rig: Rig) -> Iterator[None]:
+    """Karpenter's kind of objects, for the test."""
+    rig.define("NodePool", "karpenter.sh", "v1", scope="Cluster")
+    yield
+    client.ApiextensionsV1Api(rig.api).delete_custom_resource_definition("nodepools.karpenter.sh")
+
+
+def test_what_an_account_may_not_see_is_not_taken_for_missing(rig: Rig, account: client.RbacAuthorizationV1Api) -> None:
+    rules = [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]
+    account.create_cluster_role({"metadata": {"name": "sees-nodes"}, "rules": rules})
+    binding = {
+        "metadata": {"name": "sees-nodes"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "sees-nodes"},
+        "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": NAMESPACE}],
+    }
+    account.create_cluster_role_binding(binding)
+
+    (gpu,) = [answer for answer in Cluster(settings()).nodes() if "profile gpu" in answer[1]]
+
+    assert gpu[0] == "warn"
+    assert "this account may not see NodePools and the cluster-autoscaler. Let an administrator run" in gpu[1]
+
+
+def airflows(place: Place, monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Have `airflow` be the one of this place."""
+    for name, value in {**place.variables, **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("_AIRFLOW__AS_LIBRARY")  # a program is none
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("form", ["kube_config_path", "kube_config"])
+def test_the_cluster_that_is_asked_is_that_of_airflows_connection(
+    form: str, rig: Rig, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {form: rig.kubeconfig if form == "kube_config_path" else Path(rig.kubeconfig).read_text()}
+    given = json.dumps({"conn_type": "kubernetes", "extra": extra})
+    airflows(place, monkeypatch, AIRFLOW_CONN_RIG=given)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(place.folder / "nothing"))
+
+    ((_, text),) = Cluster(settings(connection="rig")).server()
+    assert "Kubernetes v1.20" in text
+
+    with pytest.raises(Unavailable, match=r"`airflow connections get nobody` ended with 1: Connection not found\."):
+        list(Cluster(settings(connection="nobody")).server())
+
+
+def test_a_pool_that_profiles_name_is_one_of_airflows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    airflows(place, monkeypatch)
+    profiles = {name: one.model_dump(mode="json") for name, one in settings().profiles.items()}
+
+    def asked(pool: str) -> Finding:
+        kubernetes = settings(profiles={**profiles, "gpu": {**profiles["gpu"], "pool": pool}})
+        here = Environment(store="s3://b/p", mlflow_uri="http://m", executor="kubernetes", kubernetes=kubernetes)
+        (found,) = doctor._answered("pools", doctor._pools(here))
+        return found
+
+    assert asked("default_pool").text == "Airflow has the pools that profiles name: default_pool (128)"
+    lacks = asked("gpus")
+    assert lacks.exit_code == 64
+    assert (
+        "Airflow has no pool gpus, and tasks whose profile names one never start. `airflow pools set gpus" in lacks.text
+    )
