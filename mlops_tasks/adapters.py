@@ -7,17 +7,17 @@ format, and a plain model with the adapter merged into it. Heads 2..H are `model
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from mlops_tasks import distributed, export
 from mlops_tasks.config.learning import LowRank
 from mlops_tasks.dropout import Dropout
 from mlops_tasks.errors import Unfit, UserError
@@ -63,33 +63,49 @@ class Adapter:
         if method.dropout > 0:
             _take_own_dropout(model.base, method.dropout)
 
-    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A whole `state_dict` of the model as one of a model that has no adapter and gives the same logits.
+    def merged(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A `state_dict` of the model as one of a model that has no adapter and gives the same logits; all ranks ask for the same tensors.
 
-        Made on the CPU, for beside model and optimiser a device may have no room for it.
+        A tensor is merged when it is asked for, on the CPU, for beside model and optimiser a device may have no room for it.
         """
-        full = _in_full(self._model, state)
-        plain = {name.replace(_FROZEN, "."): value for name, value in full.items() if ".lora_" not in name}
-        for layer, a, b in _matrices(state):
-            added = self._scale * (b.cpu().float() @ a.cpu().float())
-            weight = plain[f"{layer}.weight"].cpu()
-            plain[f"{layer}.weight"] = (weight + (added.T if self._is_transposed else added)).to(weight.dtype)
-        return plain
+        in_four_bits = _in_four_bits(self._model)
+        frozen = {name.replace(_FROZEN, "."): name for name in state if ".lora_" not in name}
+        adapted = {f"{name.removesuffix(_A)}.weight": name.removesuffix(_A) for name in state if name.endswith(_A)}
+        # Scales of 4 bits are no weights.
+        names = {name for name in frozen if not any(name.startswith(f"{weight}.") for weight in in_four_bits)}
+
+        def make(name: str) -> Tensor:
+            weight = in_four_bits[name]() if name in in_four_bits else state[frozen[name]]
+            return self._merged(weight, state, adapted[name]) if name in adapted else weight
+
+        return export.Tensors(names, make)
+
+    def _merged(self, weight: Tensor, state: Mapping[str, Tensor], layer: str) -> Tensor:
+        a, b = state[f"{layer}{_A}"], state[f"{layer}{_B}"]
+        if distributed.rank() > 0:
+            return weight
+        added = (b.cpu().float() @ a.cpu().float()).mul_(self._scale)
+        return (added.T if self._is_transposed else added).add_(weight.cpu()).to(weight.dtype)
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write what `PeftModel.from_pretrained` reads, without what the base has already.
+        """Write what `PeftModel.from_pretrained` reads, without what the base has already; all ranks call it.
 
         Args:
-            folder: is made.
+            folder: is made, by rank 0.
             state: as `merged`.
         """
-        folder.mkdir()
-        tensors = {
-            f"base_model.model.{layer.removeprefix('base.')}.{name}.weight": matrix.detach().cpu().contiguous()
-            for layer, a, b in _matrices(state)
-            for name, matrix in (("lora_A", a), ("lora_B", b))
-        }
-        safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
+        names = {_peft_name(name): name for name in state if ".lora_" in name}
+        own = self._model.state_dict()
+        if distributed.rank() == 0:
+            folder.mkdir()
+            self._save_settings(folder)
+        export.write_tensors(
+            folder / "adapter_model.safetensors",
+            {new: own[name] for new, name in names.items()},
+            export.Tensors(names, lambda new: state[names[new]]),
+        )
+
+    def _save_settings(self, folder: Path) -> None:
         # peft writes its sets in an order that differs from process to process.
         settings = self._config.to_dict() | {"inference_mode": True}  # type: ignore[no-untyped-call]
         tree = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
@@ -140,16 +156,23 @@ def _targets(method: LowRank, linear: Mapping[str, nn.Module]) -> list[str]:
     return sorted(set(method.targets or linear))
 
 
-def _in_full(model: MtpModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A `state_dict` without 4-bit weights: their values as numbers, their scales left out."""
+def _in_four_bits(model: MtpModel) -> dict[str, Callable[[], Tensor]]:
+    """How the weights that are held in 4 bits become numbers, by their plain names."""
     from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 
-    full = dict(state)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and get_bnb_param_type(cast(nn.Parameter, module.weight)):
-            full = {key: value for key, value in full.items() if not key.startswith(f"{name}.weight")}
-            full[f"{name}.weight"] = dequantize_module_weight(module).cpu()
-    return full
+    return {
+        f"{name}.weight".replace(_FROZEN, "."): partial(_on_cpu, dequantize_module_weight, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and get_bnb_param_type(cast(nn.Parameter, module.weight))
+    }
+
+
+def _on_cpu(make: Callable[[nn.Module], Tensor], module: nn.Module) -> Tensor:
+    return make(module).cpu()
+
+
+def _peft_name(name: str) -> str:
+    return f"base_model.model.{name.removeprefix('base.')}".replace(f".{_NAME}.weight", ".weight")
 
 
 def _take_own_dropout(base: nn.Module, share: float) -> None:
@@ -157,11 +180,3 @@ def _take_own_dropout(base: nn.Module, share: float) -> None:
     for name, module in base.named_modules():
         if isinstance(there := getattr(module, "lora_dropout", None), nn.ModuleDict):
             there[_NAME] = Dropout(share, layer=name)
-
-
-def _matrices(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name of each adapted layer, with its A and B."""
-    for name, a in state.items():
-        if name.endswith(_A):
-            layer = name.removesuffix(_A)
-            yield layer, a, state[f"{layer}{_B}"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,11 +44,14 @@ class Footprint:
     """Of a micro-batch: what the trunk keeps for its backward."""
     loss: int
     """Logits of a chunk, and gradients on their way, beyond activations."""
+    merging: int = 0
+    """When all steps are done, in their place: one matrix while an adapter is merged into it."""
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.moments + self.activations + self.loss
+        """At the higher of both peaks."""
+        beside = max(self.activations + self.loss, self.merging)
+        return self.weights + self.gradients + self.moments + beside
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Parameters:
     """Of the decoder's linear layers, without what an adapter adds."""
     logit: int
     """Trainable ones that the loss takes the gradients of: output layer and heads."""
+    adapted: int
+    """Of the largest matrix that has an adapter; 0: none has."""
 
 
 def count(config: PretrainedConfig, train: Train) -> Parameters:
@@ -77,7 +83,14 @@ def count(config: PretrainedConfig, train: Train) -> Parameters:
         if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name
     )
     logit = sum(one.numel() for one in model.logit_parameters() if one.requires_grad)
-    return Parameters(model.num_parameters(), model.num_trainable(), linear, logit)
+    adapted = [_frozen_weight(module).numel() for module in model.modules() if isinstance(module, LoraLayer)]
+    return Parameters(model.num_parameters(), model.num_trainable(), linear, logit, max(adapted, default=0))
+
+
+def _frozen_weight(module: LoraLayer) -> Tensor:
+    """The frozen weight beside an adapter's matrices."""
+    weight: Tensor = module.get_base_layer().weight  # type: ignore[assignment]
+    return weight
 
 
 class StepMemory:
@@ -118,6 +131,8 @@ class StepMemory:
             moments=8 * found.trainable,
             activations=saved,
             loss=max(saved + hidden + beside + logits, highest + beside) - saved,
+            # What is added, and the weight itself where it has to be made of 4 bits.
+            merging=4 * found.adapted * (2 if in_four_bits else 1),
         )
 
     def _logits(self, chunk: int, beside: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from mlops_tasks import export
 from mlops_tasks.errors import Unfit, UserError
 from mlops_tasks.heads import HeadKind, LayerCall, ResidualHead, calls_of, copies, final_norm
 from mlops_tasks.pretrained import UnreadModel, load_model
@@ -269,26 +270,21 @@ class MtpModel(nn.Module):
             )
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write the plain base to `folder/model` and, if H > 1, the heads to `folder/heads.safetensors`.
+        """Write the plain base to `folder/model` and, if H > 1, the heads to `folder/heads.safetensors`; all ranks call it.
 
         Args:
-            state: What `state_dict` gives, where this process holds a part of the parameters only, or others under other names.
+            state: What `state_dict` gives, where this process holds a part of the parameters only, or others under other names; asked for
+                one tensor at a time.
         """
         own = self.state_dict()
         whole = own if state is None else state
         tied = own.keys() - {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
-        base, heads = (
-            {
-                name.removeprefix(part): value
-                for name, value in whole.items()
-                if name.startswith(part) and name not in tied
-            }
-            for part in ("base.", "heads.")
-        )
-        _in_full(self.base).save_pretrained(folder / "model", state_dict=base)
+        plain = _plain(self.base)
+        base = {name: value for name, value in plain.state_dict().items() if f"base.{name}" not in tied}
+        export.save_pretrained(plain, folder / "model", base, _below("base.", base, whole))
         if self.num_heads > 1:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in heads.items()}
-            safetensors.torch.save_file(tensors, folder / HEADS_FILE)
+            heads = self.heads.state_dict()
+            export.write_tensors(folder / HEADS_FILE, heads, _below("heads.", heads, whole))
 
     def load_heads(self, file: Path) -> None:
         """Take heads 2..H from a file that `save` wrote.
@@ -388,12 +384,18 @@ def _heads_in(tensors: Mapping[str, Tensor]) -> tuple[HeadKind, int]:
     return "residual" if "0.inner.weight" in tensors else "layer", 1 + len(numbers)
 
 
-def _in_full(base: PreTrainedModel) -> PreTrainedModel:
-    """The architecture of a base that may be quantized, without its weights if it is."""
-    if not hasattr(base.config, "quantization_config"):
+def _below(part: str, names: Collection[str], whole: Mapping[str, Tensor]) -> export.Tensors:
+    """Those of a model's tensors that lie in a part of it, by their names there."""
+    return export.Tensors(names, lambda name: whole[part + name])
+
+
+def _plain(base: PreTrainedModel) -> PreTrainedModel:
+    """The architecture of a base that may be quantized or have adapters, without its weights if it is or has."""
+    if not any(type(module).__module__.startswith(("peft.", "bitsandbytes.")) for module in base.modules()):
         return base
     config = copy.deepcopy(base.config)
-    del config.quantization_config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     with torch.device("meta"):
         plain = type(base)(config)
     plain.generation_config = base.generation_config

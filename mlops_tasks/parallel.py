@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlops_tasks import distributed
 from mlops_tasks.checkpoint import Saved, Slab
 from mlops_tasks.corpus import MicroBatch
+from mlops_tasks.export import Tensors
 from mlops_tasks.objective import StepSums, WeightedLoss
 
 
@@ -75,18 +76,18 @@ class Parallel:
         norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The model's `state_dict`, whole on rank 0; all ranks call it."""
-        return {name: _whole(value) for name, value in self.loss.model.state_dict().items()}
+    def weights(self) -> Mapping[str, Tensor]:
+        """The model's `state_dict`, a tensor of which is whole on rank 0 when all ranks ask for it; they ask in the same order."""
+        self._reshard()
+        parts = self.loss.model.state_dict()
+        return Tensors(parts, lambda name: _whole(parts[name]))
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Slab]:
         """This rank's part of what `load` goes on from: copies on the CPU, by name; all ranks call it.
 
         What is spread is told by each rank's rows, and of the rest each tensor by one rank, so that all have as much to write.
         """
-        if isinstance(self._module, FSDPModule):
-            # After a forward without a backward the parameters are whole, and others than those that the optimiser knows.
-            self._module.reshard()
+        self._reshard()
         found = {f"model/{name}": value for name, value in _kept(self.loss.model).items()}
         for name, parameter in _learnt(self.loss.model):
             found |= {f"{key}/{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
@@ -96,6 +97,11 @@ class Parallel:
             for name, value in found.items()
             if writers.get(name, distributed.rank()) == distributed.rank()
         }
+
+    def _reshard(self) -> None:
+        if isinstance(self._module, FSDPModule):
+            # After a forward without a backward the parameters are whole, and others than those that the optimiser knows.
+            self._module.reshard()
 
     def load(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
         """Go on from what `state` gave on all ranks, whichever they were; all ranks call it with the same."""

@@ -208,6 +208,7 @@ def _micro_batch(found: Fit, case: Case) -> Choice:
 
 def in_words(held: Footprint) -> str:
     """A footprint, part by part."""
-    parts = ("weights", "gradients", "moments", "activations", "loss")
+    of_peak = ("merging",) if held.merging > held.activations + held.loss else ("activations", "loss")
+    parts = ("weights", "gradients", "moments", *of_peak)
     told = ", ".join(f"{name} {getattr(held, name) / _GB:.2f}" for name in parts)
     return f"{held.total / _GB:.2f} GB ({told})"

@@ -496,14 +496,14 @@ class _Training:
 
     def _write(self, curves: Sequence[str]) -> None:
         # What every rank has to do: each may hold a part of the model.
-        state, report, sureness = self.parallel.weights(), self._weight_report(), self._calibration()
-        if not self.is_first:
-            return
-        folder = self.attempt.folder
+        folder, report, sureness = self.attempt.folder, self._weight_report(), self._calibration()
+        state = self.parallel.weights()
         if self.adapter is not None:
             self.adapter.save(folder / adapters.FOLDER, state)
             state = self.adapter.merged(state)
         self.model.save(folder, state)
+        if not self.is_first:
+            return
         copy_tokenizer(self.attempt.inputs["model"].folder("model"), folder / "model")
         (folder / "curves.jsonl").write_text("".join(f"{line}\n" for line in curves), encoding="utf-8")
         text = json.dumps(report, ensure_ascii=False, allow_nan=False)

@@ -1,6 +1,7 @@
-"""How a model in parts starts on two ranks, read at once and read in parts; `test_parallel` runs this file once.
+"""How a model in parts starts on two ranks, read at once and read in parts, and how it is saved; `test_parallel` runs this file once.
 
-Memory is what a rank holds of its own when it begins to spread a layer: pages of a file that is mapped are not counted.
+Memory is what a rank holds of its own, when it begins to spread a layer and when a tensor was put together: pages of a file that is mapped
+are not counted.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def own_mebibytes() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
-def start(folder: Path, in_parts: bool) -> list[float]:
-    """Spread a model and leave behind what this rank has then; MiB that it took at most, by rank."""
+def start(folder: Path, in_parts: bool) -> list[tuple[float, float]]:
+    """Spread a model, leave behind what this rank has then, and save it; MiB that each took at most, by rank."""
     before, seen = own_mebibytes(), list[float]()
     plain = parallel.fully_shard
 
@@ -46,7 +47,22 @@ def start(folder: Path, in_parts: bool) -> list[float]:
     spread.loss.probe("here")
     rows = {name: value.to_local() for name, value in model.state_dict().items()}
     torch.save(rows, folder.with_name(f"{folder.name}-{in_parts}-{distributed.rank()}.pt"))
-    return distributed.gather(max(seen) - before)
+    return distributed.gather((max(seen) - before, save(spread, folder.with_name(f"saved-{in_parts}"))))
+
+
+def save(spread: parallel.Parallel, folder: Path) -> float:
+    """MiB that it took at most."""
+    before, seen = own_mebibytes(), list[float]()
+    plain = parallel._whole
+
+    def whole(value: torch.Tensor) -> torch.Tensor:
+        found = plain(value)
+        seen.append(own_mebibytes())
+        return found
+
+    parallel._whole = whole
+    spread.loss.model.save(folder, spread.weights())
+    return max(seen) - before
 
 
 if __name__ == "__main__":

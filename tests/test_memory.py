@@ -97,6 +97,30 @@ def test_the_model_agrees_with_real_peaks(
     assert found.total - found.weights == pytest.approx(beside, rel=0.15)
 
 
+WIDE = LlamaConfig(**{**SMALL, "vocab_size": 100}, intermediate_size=4096)
+
+
+@pytest.mark.parametrize("config", [LLAMA, WIDE, GPT2Config(**SMALL, bos_token_id=None)], ids=["llama", "wide", "gpt2"])
+def test_merging_an_adapter_at_the_end_takes_what_the_model_says(config: PretrainedConfig) -> None:
+    train = Train.model_validate({"steps": 1, "num_heads": 2, "method": LORA})
+    torch.manual_seed(0)
+    base: Any = AutoModelForCausalLM.from_config(config)
+    model = MtpModel(base.eval(), num_heads=2, seed=0)
+    adapter = Adapter(model, train.method, seed=0)  # type: ignore[arg-type]
+    state = model.state_dict()
+    with PeakBytes(*(one.untyped_storage() for one in state.values())) as counted:
+        merged = adapter.merged(state)
+        for name in merged:
+            merged[name]
+    found = StepMemory(config, train, length=2, recompute=False).footprint(rows=1, chunk_rows=2)
+    assert found.merging == pytest.approx(counted.peak, rel=0.15)
+    assert found.total - found.weights - found.gradients - found.moments == max(
+        found.activations + found.loss, found.merging
+    )
+    # A row of two tokens takes less than a matrix of 64 x 4096.
+    assert (found.merging > found.activations + found.loss) == (config is WIDE)
+
+
 def test_four_bits_are_counted_for_the_linear_layers_of_the_decoder_alone() -> None:
     lora, qlora = (
         StepMemory(LLAMA, train, length=32, recompute=False).footprint(rows=1, chunk_rows=32)

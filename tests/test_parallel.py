@@ -23,7 +23,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 16, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory in /proc")
-def test_ranks_that_read_in_parts_have_the_same_rows_and_never_the_whole_model(tmp_path: Path) -> None:
+def test_ranks_that_read_and_save_in_parts_have_the_same_rows_and_never_the_whole_model(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     # As models are published: in float32 an untouched weight would stay a page of its file.
     model = AutoModelForCausalLM.from_config(LlamaConfig(**{**SHAPE, **WIDE}), dtype=torch.bfloat16)
@@ -41,12 +41,19 @@ def test_ranks_that_read_in_parts_have_the_same_rows_and_never_the_whole_model(t
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     for rank in range(2):
-        at_once, in_parts = (torch.load(tmp_path / f"model-{one}-{rank}.pt") for one in (False, True))
-        assert at_once.keys() == in_parts.keys()
-        for name, value in at_once.items():
-            assert torch.equal(value, in_parts[name]), name
-    assert min(told["False"]) > mebibytes, told
-    assert max(told["True"]) < 0.75 * mebibytes, told
+        whole, parts = (torch.load(tmp_path / f"model-{one}-{rank}.pt") for one in (False, True))
+        assert whole.keys() == parts.keys()
+        for name, value in whole.items():
+            assert torch.equal(value, parts[name]), name
+    at_once, in_parts = ([start for start, _ in told[str(one)]] for one in (False, True))
+    assert min(at_once) > mebibytes, told
+    assert max(in_parts) < 0.75 * mebibytes, told
+    # A layer takes 7 MiB, and its largest tensor 2.
+    assert mebibytes > 100
+    assert max(saved for _, saved in told["True"]) < 7, told
+    saved, given = (AutoModelForCausalLM.from_pretrained(one) for one in (tmp_path / "saved-True" / "model", folder))
+    expected = given.state_dict()
+    assert all(torch.equal(value, expected[name].float()) for name, value in saved.state_dict().items())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
