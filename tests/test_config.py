@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.evaluation import EvaluationSet
@@ -309,3 +311,117 @@ def test_the_split_of_a_source_changes_the_key_of_its_data() -> None:
             for split in ("test", "train", None)
         ]
         assert parts[0] != parts[1] != parts[2] != parts[0]
+
+
+# Nothing of an environment is in a key. So each of its settings names the test that shows what it does, and is read outside of `config`.
+
+FELT_IN_ENVIRONMENT = {
+    "scheduled_recipe": "airflow/test_operators: test_a_scheduled_run_takes_the_recipe_of_the_environment_file",
+    "deployment": "test_housekeeping: test_what_kept_runs_need_stays_down_to_the_first_input_and_the_rest_goes",
+    "executor": "airflow/test_manifest: test_what_runs_at_one_time_is_the_environment_files_business_and_on_a_laptop_one_task",
+    "store": "test_store: test_a_file_uri_and_a_path_are_the_same_store",
+    **dict.fromkeys(
+        ("s3.endpoint", "s3.region", "s3.addressing_style", "s3.cache"),
+        "test_store: test_every_setting_of_an_access_reaches_the_client",
+    ),
+    "lease.ttl_seconds": "test_lease: test_a_holder_without_a_sign_of_life_is_followed_after_a_whole_term",
+    "lease.wait_seconds": "test_lease: test_one_that_may_not_wait_leaves_and_says_who_works",
+    "mlflow_uri": "test_tracking: test_a_server_that_is_down_is_told_within_seconds",
+    "mlflow_artifacts": "test_tracking: test_files_of_a_local_store_lie_where_the_environment_says",
+    "prices": "test_ledger: test_a_stage_costs_its_own_price_or_the_default_one",
+    "currency": "test_card: test_what_it_cost_is_told_in_money_only_where_prices_are_set",
+    "score.num_shards": "test_daily: test_the_number_of_shards_changes_neither_key_nor_bytes",
+    "train.num_ranks": "test_training: test_sigterm_checkpoints_and_all_ranks_resume_to_the_same_bytes",
+    "train.num_pods": "airflow/test_manifest: test_a_training_is_an_indexed_job_of_which_only_interrupted_pods_are_replaced",
+    "train.micro_batch_rows": "test_training: test_too_little_memory_halves_the_micro_batch_and_changes_no_step",
+    "train.loss_chunk_rows": "test_training: test_chunks_of_the_loss_are_as_large_as_the_environment_says",
+    "train.parallelism": "test_training: test_a_model_in_parts_on_two_ranks_equals_one_process",
+    "train.recompute_activations": "test_memory: test_the_model_agrees_with_real_peaks",
+    "train.on_oom": "test_training: test_too_little_memory_halves_the_micro_batch_and_changes_no_step",
+    "train.checkpoint_every_steps": "test_training: test_only_the_last_checkpoints_are_kept",
+    "train.keep_last": "test_training: test_only_the_last_checkpoints_are_kept",
+    "generate.batch_size": "evaluation/test_generation: test_the_same_attempt_yields_the_same_bytes",
+    "generate.speculation": "evaluation/test_generation: test_heads_beside_the_model_guess_and_change_no_completion",
+    "judge.num_workers": "evaluation/test_sandbox: test_a_sandbox_leaves_neither_process_nor_folder",
+    "judge.unsafe": "evaluation/test_sandbox: test_unsafe_runs_programs_where_nothing_else_can_and_says_so",
+    "tune.storage": "tuning/test_study: test_a_database_that_is_away_is_said_so",
+    "tune.num_workers": "airflow/test_tune: test_a_study_ends_with_a_recipe_that_a_night_can_learn",
+    "tune.heartbeat_seconds": "tuning/test_study: test_a_worker_that_is_killed_in_a_trial_costs_no_trial",
+    "tune.grace_seconds": "tuning/test_study: test_a_worker_that_is_killed_in_a_trial_costs_no_trial",
+    **dict.fromkeys(
+        ("housekeeping.keep_runs", "housekeeping.grace_days"),
+        "airflow/test_cleaning: test_how_much_is_kept_is_the_environment_files_business",
+    ),
+    "housekeeping.mlflow_days": "test_old_runs: test_the_policy_of_the_environment_file_decides",
+    "housekeeping.delete": "airflow/test_cleaning: test_the_form_decides_and_else_the_environment_file",
+    "approval.hours": "airflow/test_approval: test_a_person_is_shown_the_gates_and_the_run_and_has_so_long_to_answer",
+    **dict.fromkeys(
+        ("notices.connection", "notices.to", "notices.sender"),
+        "airflow/test_notices: test_a_promotion_is_told_by_mail_to_slack_and_to_a_webhook",
+    ),
+    "notices.events": "airflow/test_notices: test_only_what_was_asked_for_is_told",
+    **dict.fromkeys(
+        ("kubernetes.max_runs", "kubernetes.max_tasks", "kubernetes.profiles.pool"),
+        "airflow/test_manifest: test_what_runs_at_one_time_is_the_environment_files_business_and_on_a_laptop_one_task",
+    ),
+    **dict.fromkeys(
+        ("kubernetes.connection", "kubernetes.profiles.start_seconds"),
+        "airflow/test_manifest: test_what_an_operator_asks_the_cluster_with_is_the_environment_files_business",
+    ),
+    **dict.fromkeys(
+        [f"kubernetes.{name}" for name in ("namespace", "tasks", "service_accounts", "secrets.secret", "secrets.key", "config_maps")]
+        + [f"kubernetes.profiles.tolerations.{name}" for name in ("key", "operator", "value", "effect")]
+        + [
+            f"kubernetes.profiles.{name}"
+            for name in (
+                "image", "service_account", "requests", "limits", "node_selector", "runtime_class", "priority_class", "queue", "same_zone",
+                "shared_memory", "scratch", "variables",
+            )
+        ],
+        "airflow/test_manifest: test_every_setting_of_a_pod_changes_what_is_submitted",
+    ),
+}  # fmt: skip
+
+
+def settings_below(model: type[BaseModel], place: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        parts = list(models_in(field.annotation))
+        for part in parts:
+            yield from settings_below(part, f"{place}{name}.")
+        if not parts and name != "kind":
+            yield f"{place}{name}"
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+def test_every_setting_of_an_environment_is_read_and_a_test_shows_what_it_does() -> None:
+    tests, code = Path(__file__).parent, CONFIGS.parent
+    assert set(settings_below(Environment)) == set(FELT_IN_ENVIRONMENT)
+    for place, told in FELT_IN_ENVIRONMENT.items():
+        file, name = told.split(": ")
+        assert f"def {name}(" in (tests / f"{file}.py").read_text(), f"{place} names {name}, which is not in {file}.py"
+    read = {
+        node.attr
+        for folder in ("mlops_tasks", "plugins", "dags")
+        for path in (code / folder).rglob("*.py")
+        if path.parent.name != "config"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    # Prices are asked for by `Environment.cost`.
+    assert {place for place in FELT_IN_ENVIRONMENT if place.rpartition(".")[2] not in read} == {"prices"}
+
+
+def test_a_recipes_setting_that_is_in_no_key_names_a_test_that_is_there() -> None:
+    tests = Path(__file__).parent
+    for place, told in FELT_ELSEWHERE.items():
+        file, _, name = told.partition(": ")
+        text = (tests / f"{file}.py").read_text()
+        assert not name.startswith("test_") or f"def {name}(" in text, (
+            f"{place} names {name}, which is not in {file}.py"
+        )

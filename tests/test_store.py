@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from mlops_tasks.config.environment import S3Access
 from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.store import Artifact, Store, canonical_json
 from mlops_tasks.store.backend import Backend, FolderBackend
+from mlops_tasks.store.s3 import S3Backend
 
 
 def committed(store: Store, prefix: str = "make/k1", **files: str) -> Artifact:
@@ -269,6 +271,17 @@ def test_foreign_uris_are_refused(store: Store) -> None:
 
 def test_a_file_uri_and_a_path_are_the_same_store(tmp_path: Path) -> None:
     assert Store.open(f"file://{tmp_path}").uri == Store.open(str(tmp_path)).uri == str(tmp_path)
+
+
+def test_every_setting_of_an_access_reaches_the_client(tmp_path: Path) -> None:
+    given = S3Access(
+        endpoint="http://127.0.0.1:1", region="eu-west-3", addressing_style="virtual", cache=str(tmp_path / "cache")
+    )
+    backend = S3Backend("b", "p", given)
+    client = backend.client
+    assert (client.meta.endpoint_url, client.meta.region_name) == ("http://127.0.0.1:1", "eu-west-3")
+    assert client.meta.config.s3["addressing_style"] == "virtual"
+    assert backend.scratch("x").is_relative_to(tmp_path / "cache")
 
 
 def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

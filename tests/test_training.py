@@ -223,6 +223,23 @@ def test_micro_batches_do_not_change_a_step(given: Given, rows: int) -> None:
     require_close(cut, whole)
 
 
+def test_chunks_of_the_loss_are_as_large_as_the_environment_says(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, seen = MtpModel.head_logits, set[int]()
+
+    def head_logits(model: MtpModel, hidden_ND: torch.Tensor, head: int) -> torch.Tensor:
+        seen.add(len(hidden_ND))
+        return plain(model, hidden_ND, head)
+
+    monkeypatch.setattr(MtpModel, "head_logits", head_logits)
+    whole, cut = (given.attempt(f"chunks{n}", resources={"loss_chunk_rows": n}, **RHO1) for n in (1024, 50))
+    training.train(whole)
+    assert max(seen) > 100
+    seen.clear()
+    training.train(cut)
+    assert max(seen) == 50
+    require_close(cut, whole)
+
+
 def test_two_runs_of_a_seed_are_identical_and_another_seed_differs(given: Given) -> None:
     first, second, other = (
         given.attempt(name, model="gpt2", seed=seed, **RHO1) for name, seed in [("a", 0), ("b", 0), ("c", 1)]

@@ -18,6 +18,7 @@ from wmtp.trigger import Cleaning
 
 from mlops_tasks.config.environment import Environment, Housekeeping
 from mlops_tasks.errors import UserError
+from mlops_tasks.stage import Pointer, Run
 from mlops_tasks.store import Store
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ def with_garbage(environment: Environment) -> Path:
 def garbage(environment: Environment, mlflow_database: Path, tmp_path: Path) -> Path:
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     return with_garbage(environment)
+
+
+def point_to(folder: Path, environment: Environment) -> None:
+    """A run of the same age whose task ended with this artifact."""
+    store, prefix = Store.of(environment), Run.prefix_of(environment, "dag", "old")
+    store.write_json(f"{prefix}/spec.json", {"recipe": {}, "champion": None, "created": "2026-01-01T00:00:00+00:00"})
+    digest = json.loads((folder / "manifest.json").read_text())["digest"]
+    pointer = Pointer(task="judge", index=0, stage="judge", outcome="run", seconds=1, key="old", digest=digest)
+    store.write_json(f"{prefix}/judge.json", pointer.model_dump(mode="json"))
+    for path in (Path(environment.store) / prefix).rglob("*"):
+        os.utime(path, (OLD, OLD))
 
 
 def cleaned(environment: Environment, task: str, conf: dict[str, Any], **policy: Any) -> Server:
@@ -83,6 +95,11 @@ def test_the_form_decides_and_else_the_environment_file(
 def test_how_much_is_kept_is_the_environment_files_business(environment: Environment, garbage: Path) -> None:
     cleaned(environment, "remove", {"delete": True}, grace_days=400)
     assert (garbage / "manifest.json").exists()
+    point_to(garbage, environment)
+    cleaned(environment, "remove", {"delete": True}, keep_runs=1)
+    assert (garbage / "manifest.json").exists()
+    cleaned(environment, "remove", {"delete": True}, keep_runs=0)
+    assert not (garbage / "manifest.json").exists()
 
 
 def test_the_form_has_a_switch_that_may_be_left_empty() -> None:

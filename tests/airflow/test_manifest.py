@@ -265,6 +265,64 @@ def test_every_part_of_a_profile_is_in_the_pod(tmp_path: Path) -> None:
     assert {"name": "V", "value": "w"} in container["env"]
 
 
+SPOT = {"key": "spot", "operator": "Equal", "value": "v", "effect": "NoExecute"}
+CHANGED = {
+    "namespace": "other", "tasks": {"reward": "sandbox-gpu", "train": "gpu-2"}, "service_accounts": {"train": "other"}, "config_maps": {"/etc/more": "more"},
+    "secrets": {"T": {"secret": "s", "key": "k"}}, "secrets.secret": {"T": {"secret": "s2", "key": "k"}},
+    "secrets.key": {"T": {"secret": "s", "key": "k2"}},
+    "profiles.image": "i", "profiles.service_account": "a", "profiles.requests": {"cpu": "3"}, "profiles.limits": {"memory": "1Gi"},
+    "profiles.node_selector": {"n": "s"}, "profiles.tolerations": [SPOT],
+    **{
+        f"profiles.tolerations.{name}": [SPOT | {name: value}]
+        for name, value in {"key": "gpu", "operator": "Exists", "value": "w", "effect": "NoSchedule"}.items()
+    },
+    "profiles.runtime_class": "gvisor", "profiles.priority_class": "p", "profiles.queue": "q", "profiles.same_zone": True,
+    "profiles.shared_memory": "2Gi", "profiles.scratch": "3Gi", "profiles.variables": {"V": "w"},
+}  # fmt: skip
+
+
+def test_every_setting_of_a_pod_changes_what_is_submitted(tmp_path: Path) -> None:
+    given = yaml.safe_load(EKS.read_text())["kubernetes"]
+    profiles = given["profiles"]
+    gpu = {"image": "plain", "requests": {"cpu": "1"}}
+    plain = given | {
+        "service_accounts": {},
+        "tasks": {"reward": "sandbox-gpu"},
+        "profiles": profiles | {"gpu": gpu, "gpu-2": gpu | {"image": "second"}},
+    }
+    found: dict[str, Any] = {}
+    for place, value in {"": None, **CHANGED}.items():
+        part, _, rest = place.partition(".")
+        change = (
+            {"profiles": plain["profiles"] | {"gpu": gpu | {rest.split(".")[0]: value}}}
+            if part == "profiles"
+            else {part: value}
+        )
+        file = changed(tmp_path, kubernetes=plain | (change if place else {}))
+        found[place] = submitted("train", file)
+        for one in (found[place][0], found[place][0]["spec"]["template"]):
+            one["metadata"]["annotations"].pop("wmtp.io/environment", None)  # which holds every setting
+    seen = [json.dumps(one, sort_keys=True) for one in found.values()]
+    assert len(set(seen)) == len(seen), "two of them submit the same"
+
+
+def test_what_an_operator_asks_the_cluster_with_is_the_environment_files_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch(client: object, namespace: str, label: str, start_seconds: float) -> None:
+        raise Unavailable(f"{start_seconds:g} s")
+
+    monkeypatch.setattr("wmtp.kubernetes.Watch", watch)
+    file = changed(
+        tmp_path, kubernetes__connection="far", kubernetes__tasks={}, kubernetes__profiles__gpu__start_seconds=7.0
+    )
+    operator = JobStage(task_id="train", environment_file=str(file))
+    operator.__dict__["client"] = None  # would ask a cluster
+    assert operator.kubernetes_conn_id == "far"
+    with pytest.raises(Unavailable, match=r"^7 s$"):
+        operator._run(load_environment(file), SimpleNamespace(), {})  # type: ignore[arg-type]
+
+
 def test_what_runs_at_one_time_is_the_environment_files_business_and_on_a_laptop_one_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

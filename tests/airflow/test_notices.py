@@ -126,12 +126,15 @@ def told_by(night: Night, ways: list[dict[str, Any]]) -> Iterator[None]:
 def test_a_promotion_is_told_by_mail_to_slack_and_to_a_webhook(monday: Night, heard: Heard) -> None:
     run = monday.run(STRONG, WEAK)
 
-    server = ended(monday, "promote", [MAIL, SLACK, HOOK])
+    server = ended(
+        monday, "promote", [MAIL, SLACK, HOOK, MAIL | {"to": ["day@example.org"], "sender": "me@example.org"}]
+    )
 
     assert server.told["state"] == "success"
     title = f"{NAME}: version 1 is the champion now"
     report = f"http://localhost:8080/wmtp/{run.prefix}/report.html"
-    (mail,) = heard.mails
+    mail, other = heard.mails
+    assert (other["From"], other["To"]) == ("me@example.org", "day@example.org")
     body = mail.get_body()
     assert body is not None
     text = body.get_content()
