@@ -30,7 +30,7 @@ from mlops_tasks.stage import Attempt, Decision, Run, Stage, Task
 from mlops_tasks.store.s3 import S3Backend
 from wmtp import manifest, pods
 from wmtp.manifest import ADDRESSES, ADDRESSES_FILE, CONTAINER, ENVIRONMENT_FILE, KEY, OWNER, Identity, Order
-from wmtp.pods import Watch, patiently, refusal
+from wmtp.pods import PARTING_SECONDS, PATIENCE_SECONDS, REQUEST_SECONDS, Watch, patiently, refusal
 from wmtp.task import GRACE_SECONDS, StageTask, note_stop, stopped
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class PodStage(StageTask, KubernetesPodOperator):
         self.environment_file = environment_file
         self.index = index
         self.cell = cell
-        self._identity: Identity | None = None
+        self._is_following = False
 
     def execute(self, context: Context) -> Any:
         """Look up, or run, and say where the result is."""
@@ -100,10 +100,18 @@ class PodStage(StageTask, KubernetesPodOperator):
         return self.build_pod_request_obj(context)
 
     def on_kill(self) -> None:
-        """Airflow got SIGTERM for this task, or its time is up: have the pods end in order; `execute` then raises."""
+        """Airflow got SIGTERM for this task, or its time is up: `execute` ends, whatever it waits for, and removes what it has made.
+
+        Raises:
+            Interrupted: in the midst of that, since a request to an API server that is away may take minutes.
+        """
         note_stop()
-        if self._identity is not None:
-            self._delete(self._identity)
+        if self._is_following:
+            self._end_if_stopped()
+
+    def _end_if_stopped(self) -> None:
+        if stopped.is_set():
+            raise Interrupted(f"{self.label}: this process was asked to stop. Started again, it goes on.")
 
     def _identity_in(self, environment: Environment, context: Context) -> Identity:
         run, number = context["run_id"], context["ti"].map_index
@@ -115,19 +123,19 @@ class PodStage(StageTask, KubernetesPodOperator):
         assert cluster is not None
         profile = cluster.profiles[cluster.profile_of(self.task_id)]
         watch = Watch(self.client, cluster.namespace, self.label, profile.start_seconds)
-        self._identity = order.identity
+        self._is_following = True
         try:
             self._attach_or_create(self.request(environment, order, context), order)
-            if stopped.is_set():  # when there was nothing to remove yet
-                raise Interrupted(f"{self.label}: this process was asked to stop. Started again, it goes on.")
             while not patiently(lambda: self._is_done(order.identity.name, watch)):
+                self._end_if_stopped()  # what `on_kill` raised may have been caught: a handler of logging does
                 time.sleep(pods.SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
             stopped.set()
             raise
         finally:
+            self._is_following = False
             # Airflow calls `on_kill` neither on Ctrl-C nor after a failure.
-            self._delete(order.identity)
+            self._part_with(order.identity)
 
     def _attach_or_create(self, wanted: Any, order: Order) -> None:
         name, what = wanted.metadata.name, f"{type(wanted).__name__[2:]} {wanted.metadata.name}"
@@ -164,7 +172,7 @@ class PodStage(StageTask, KubernetesPodOperator):
         self.client.create_namespaced_pod(self.namespace, wanted)
 
     def _read(self, name: str) -> Any:
-        return self.client.read_namespaced_pod(name, self.namespace)
+        return self.client.read_namespaced_pod(name, self.namespace, _request_timeout=REQUEST_SECONDS)
 
     def _has_ended(self, found: Any) -> bool:
         return found.status.phase in ("Succeeded", "Failed")
@@ -178,13 +186,16 @@ class PodStage(StageTask, KubernetesPodOperator):
         return bool(pod.status.phase == "Succeeded")
 
     def _remove(self, name: str) -> None:
-        self.client.delete_namespaced_pod(name, self.namespace, grace_period_seconds=int(GRACE_SECONDS))
+        grace = int(GRACE_SECONDS)
+        self.client.delete_namespaced_pod(
+            name, self.namespace, grace_period_seconds=grace, _request_timeout=REQUEST_SECONDS
+        )
 
     # What does not.
 
-    def _found(self, name: str) -> Any | None:
+    def _found(self, name: str, *, seconds: float = PATIENCE_SECONDS) -> Any | None:
         try:
-            return patiently(lambda: self._read(name))
+            return patiently(lambda: self._read(name), seconds=seconds)
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -209,12 +220,20 @@ class PodStage(StageTask, KubernetesPodOperator):
             return f"{found.metadata.name} is held back, and Kueue cannot be asked why ({error.status} {error.reason})"
         return pods.admission(workloads["items"], found.metadata.uid)
 
-    def _delete(self, identity: Identity) -> None:
-        found = self._found(identity.name)
+    def _part_with(self, identity: Identity) -> None:
+        try:
+            self._delete(identity, seconds=PARTING_SECONDS)
+        except Unavailable as error:
+            log.warning(
+                "%s: %s may be left; the next try or housekeeping finds it. %s", self.label, identity.name, error
+            )
+
+    def _delete(self, identity: Identity, *, seconds: float = PATIENCE_SECONDS) -> None:
+        found = self._found(identity.name, seconds=seconds)
         if found is None or not _is_of(identity, found):
             return
         try:
-            patiently(lambda: self._remove(identity.name))
+            patiently(lambda: self._remove(identity.name), seconds=seconds)
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -311,7 +330,7 @@ class JobStage(PodStage, KubernetesJobOperator):
         self.job_client.create_namespaced_job(self.namespace, wanted)
 
     def _read(self, name: str) -> k8s.V1Job:
-        return self.job_client.read_namespaced_job(name, self.namespace)
+        return self.job_client.read_namespaced_job(name, self.namespace, _request_timeout=REQUEST_SECONDS)
 
     def _has_ended(self, found: k8s.V1Job) -> bool:
         return _ended_how(found) is not None
@@ -331,7 +350,9 @@ class JobStage(PodStage, KubernetesJobOperator):
         return ended is not None
 
     def _remove(self, name: str) -> None:
-        self.job_client.delete_namespaced_job(name, self.namespace, propagation_policy="Foreground")
+        self.job_client.delete_namespaced_job(
+            name, self.namespace, propagation_policy="Foreground", _request_timeout=REQUEST_SECONDS
+        )
 
     def _attach_or_create(self, wanted: k8s.V1Job, order: Order) -> None:
         super()._attach_or_create(wanted, order)

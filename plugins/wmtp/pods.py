@@ -19,13 +19,18 @@ from urllib3.exceptions import HTTPError
 from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, Unavailable, UserError, WmtpError
 from wmtp.manifest import CONTAINER, INDEX
 from wmtp.process import Story
+from wmtp.task import stopped
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
 SECONDS_BETWEEN_LOOKS = 2.0
-_PATIENCE_SECONDS = 900.0
+PATIENCE_SECONDS = 900.0
+# For a last request. Whoever asked this process to stop kills it soon: Airflow after 5 s, Kubernetes after 30 s if it is not told otherwise.
+PARTING_SECONDS = 5.0
+# For one answer about one object; the client asks four times before it says that there is none.
+REQUEST_SECONDS = 5.0
 _AWAY = {401, 408, 429, 500, 502, 503, 504}
 _NUM_LAST_LINES = 20
 # Between the server's clock of a line and ours of a request.
@@ -46,12 +51,15 @@ _TAKEN_AWAY = {
 }
 
 
-def patiently(ask: Callable[[], R]) -> R:
+def patiently(ask: Callable[[], R], *, seconds: float = PATIENCE_SECONDS) -> R:
     """What the API server answers, asked again while it is away or too busy.
+
+    Args:
+        seconds: for which it may be away; no more than `PARTING_SECONDS` once this process was asked to stop.
 
     Raises:
         ApiException: it refuses.
-        Unavailable: it has been away for a quarter of an hour.
+        Unavailable: it has been away for so long.
     """
     started, told = time.monotonic(), False
     while True:
@@ -60,8 +68,9 @@ def patiently(ask: Callable[[], R]) -> R:
         except (ApiException, HTTPError) as error:
             if isinstance(error, ApiException) and error.status not in _AWAY:
                 raise
-            if time.monotonic() - started > _PATIENCE_SECONDS:
-                raise Unavailable(f"The API server has not answered for {_PATIENCE_SECONDS:.0f} s: {error}") from error
+            allowed = min(seconds, PARTING_SECONDS) if stopped.is_set() else seconds
+            if time.monotonic() - started > allowed:
+                raise Unavailable(f"The API server has not answered for {allowed:.0f} s: {error}") from error
             if not told:
                 log.warning("the API server does not answer, asking again: %s", str(error).partition("\n")[0])
             told = True
@@ -237,13 +246,14 @@ class Watch:
             )
 
     def _listen(self, pod: k8s.V1Pod, *, num_lines: int | None = None) -> None:
+        if pod.status.phase == "Pending":
+            return
         number = _index(pod)
         made = (Lines(self.client, pod.metadata.name, self.namespace), Story(f"pod {number}: " if number else ""))
         lines, story = self._stories.setdefault(pod.metadata.uid, made)
-        if pod.status.phase != "Pending":
-            new = lines.new()
-            for line in new[-num_lines:] if num_lines else new:
-                story.hear(line)
+        new = lines.new()
+        for line in new[-num_lines:] if num_lines else new:
+            story.hear(line)
 
 
 def _index(pod: k8s.V1Pod) -> int:

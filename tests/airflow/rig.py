@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACE = "wmtp"
 IMAGE, TOY_IMAGE = "wmtp-trainer:rig", "wmtp-toys:rig"
 
+_GUARD = CHECKOUT / "plugins" / "wmtp" / "guard.py"
+_SECONDS_TO_END = 20
 _RIG = Path(os.environ.get("K8S_RIG", CHECKOUT.parent / "shared" / "tools" / "k8s-rig"))
 
 
@@ -40,6 +43,19 @@ class Rig:
     @property
     def kubeconfig(self) -> str:
         return str(self.folder / "run" / "kubeconfig")
+
+    def kubeconfig_by(self, relay: Relay, folder: Path) -> str:
+        """One that leads through a relay."""
+        direct = Path(self.kubeconfig).read_text()
+        file = folder / "kubeconfig"
+        file.write_text(direct.replace(f"https://127.0.0.1:{self.port}", f"https://127.0.0.1:{relay.port}"))
+        return str(file)
+
+    @property
+    def port(self) -> int:
+        """Where the API server listens."""
+        (port,) = set(re.findall(r"https://127\.0\.0\.1:(\d+)", Path(self.kubeconfig).read_text()))
+        return int(port)
 
     @property
     def api(self) -> Any:
@@ -149,28 +165,30 @@ WHY_NOT = f"needs root and an API server for tests in {_RIG} (or K8S_RIG)"
 
 @contextmanager
 def started() -> Iterator[Rig]:
-    """Start it, with the images of the tests, and stop it with the context."""
+    """Start it, with the images of the tests; it ends with the context, and with this process however that ends."""
     if not IS_AT_HAND:
         pytest.skip(WHY_NOT)
     # Pods see it under another user's rights than a folder of pytest's has.
     folder = Path(tempfile.mkdtemp(prefix="wmtp-rig-"))
-    program = [sys.executable, str(_RIG / "rig.py")]
-    place = ["--dir", str(folder / "run")]
-    done = subprocess.run(
-        [*program, "up", "--detach", *place, "--strict-images", "--memory", "16Gi"],
-        env={**os.environ, "RIG_IMAGE_MAP": json.dumps(_images(folder)), "RIG_BIN": str(_restartable(folder / "bin"))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, str(_RIG / "rig.py"), "up", "--dir", str(folder / "run"), "--strict-images"]
+    variables = {"RIG_IMAGE_MAP": json.dumps(_images(folder)), "RIG_BIN": str(_restartable(folder / "bin"))}
+    with (folder / "log").open("w") as log:
+        guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_GUARD), str(_SECONDS_TO_END), *command, "--memory", "16Gi"],
+            env={**os.environ, **variables}, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
     try:
-        if done.returncode:
-            pytest.skip(f"the API server for tests does not start: {(done.stdout + done.stderr)[-500:]}")
+        while not (folder / "run" / "ready").exists():
+            if guard.poll() is not None:
+                pytest.skip(f"the API server for tests does not start: {(folder / 'log').read_text()[-500:]}")
+            time.sleep(0.1)
         rig = Rig(folder)
         rig.core.create_namespace({"metadata": {"name": NAMESPACE}})
         yield rig
     finally:
-        subprocess.run([*program, "down", *place], capture_output=True, check=False)
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait(2 * _SECONDS_TO_END)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -220,21 +238,28 @@ def _images(folder: Path) -> dict[str, Any]:
 
 
 class Relay:
-    """Stands before the API server, so that it can be away for a while: refuses what comes and cuts what is there."""
+    """Stands before the API server, so that it can be away for a while: it refuses what comes and cuts what is there, or lets nothing through."""
 
     def __init__(self, port: int) -> None:
         self._server = port
         self._open: list[socket.socket] = []
+        self._is_through = threading.Event()
+        self._is_through.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def leave(self) -> None:
+        """As a server that has ended."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for one in self._open:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+    def be_silent(self) -> None:
+        """As behind a firewall that drops everything: who asks gets no answer, and no refusal either."""
+        self._is_through.clear()
 
     def come_back(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -249,10 +274,10 @@ class Relay:
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
 
-    @staticmethod
-    def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while piece := source.recv(65536):
+                self._is_through.wait()
                 target.sendall(piece)
         for one in (source, target):
             with suppress(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import rig as rigs
 from rig import TOY_IMAGE, Rig
 from s3_server import S3Server
 from test_operators import ended
+from wmtp import pods
 
 if TYPE_CHECKING:
     from conftest import Toys
@@ -132,3 +134,28 @@ def test_no_pod_is_left_of_a_task_that_is_ended_by(
 
     assert told["told"]["state"] == state, log
     toys_in_pods.wait_until(lambda: not rig.objects())
+
+
+def test_a_worker_that_is_ended_while_the_api_server_is_away_ends_too_and_leaves_its_pod_to_the_next_try(
+    toys_in_pods: Toys, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = rigs.Relay(rig.port)
+    monkeypatch.setenv("KUBECONFIG", rig.kubeconfig_by(relay, toys_in_pods.folder))
+    toys_in_pods.tell("pull_data.takes", "600")
+    process = toys_in_pods.start("pull_data")
+    toys_in_pods.wait_until(lambda: [one.status.phase for one in rig.pods()] == ["Running"])
+    (pod,) = rig.pods()
+
+    relay.be_silent()
+    time.sleep(2 * pods.SECONDS_BETWEEN_LOOKS)  # it waits for an answer by now
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    (told,), log = ended(process)
+
+    assert time.monotonic() - begun < 30, "no more than a pod of Airflow's has from SIGTERM to SIGKILL"
+    assert told["told"]["state"] == "up_for_retry", log
+    assert f"pull_data[0]: {pod.metadata.name} may be left; the next try or housekeeping finds it" in log
+
+    (left,) = rig.pods()
+    assert (left.metadata.uid, left.metadata.deletion_timestamp) == (pod.metadata.uid, None)
+    rig.core.delete_namespaced_pod(left.metadata.name, rigs.NAMESPACE)
