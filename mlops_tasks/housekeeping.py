@@ -23,7 +23,7 @@ from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.logs import watched
 from mlops_tasks.registry import moves
-from mlops_tasks.stage import Run, Stage, Task, artifact_prefix, carry_out, decide
+from mlops_tasks.stage import Run, Stage, Task, artifact_prefix, carry_out, cell_prefixes, decide
 from mlops_tasks.store import MANIFEST, Artifact, Inspection, Store
 from mlops_tasks.tuning import adoption
 
@@ -320,7 +320,7 @@ class Collector:
         names = [
             f"{place}/{name}"
             for prefix in prefixes
-            for place in (prefix, *algorithms.cell_prefixes(self.store, prefix))
+            for place in (prefix, *cell_prefixes(self.store, prefix))
             for name in self.store.children(place)
             if name.endswith(".json") and name != algorithms.FILE
         ]

@@ -1,4 +1,4 @@
-"""What a run has cost: device time spent, saved by hits, and lost to interruption, with its price where one is known.
+"""What a run has cost, a study with all its trials: device time spent, saved by hits, and lost to interruption, with its price where one is known.
 
 The numbers are those that the runtime left in manifests and records of failures. A process that was killed outright leaves none, so
 what is said to be lost is a lower bound.
@@ -6,14 +6,16 @@ what is said to be lost is a lower bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlops_tasks.errors import Unavailable, UserError
-from mlops_tasks.pipeline import every, places
-from mlops_tasks.stage import Pointer, Run, Stage, artifact_prefix, decide
+from mlops_tasks.pipeline import SELECT, TASKS, every, places
+from mlops_tasks.stage import Pointer, Run, Stage, Task, artifact_prefix, cell_prefixes, decide
 from mlops_tasks.store import Store
+from mlops_tasks.tuning import key_begun
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,54 @@ class Ledger:
 
 def of_run(run: Run, pointers: Iterable[Pointer]) -> Ledger:
     """The ledger of a run, as far as it has come."""
-    stages = [pointer for pointer in pointers if pointer.prefix]
+    parts = _parts(run, [pointer for pointer in pointers if pointer.prefix])
+    names = {part.run.name for part in parts}
     spent, saved, counted = Amount(), Amount(), set[str]()
     # Two tasks may share an artifact; the one that ran comes first.
-    for pointer in sorted(stages, key=lambda pointer: pointer.outcome != "run"):
+    for pointer in sorted(itertools.chain(*(part.made for part in parts)), key=lambda one: one.outcome != "run"):
+        if len(parts) > 1 and pointer.prefix in counted:
+            continue  # trials would share it without any hit
         manifest = _manifest(run, pointer)
         amount = _amount(manifest, "device_seconds", "cost")
         # A task that was killed after its commit, and one that was cleared, are hits of what this very run has paid.
-        is_paid = pointer.outcome == "run" or (_is_of(run, manifest) and pointer.prefix not in counted)
+        is_paid = pointer.outcome == "run" or (_is_of(run, names, manifest) and pointer.prefix not in counted)
         spent, saved = (spent + amount, saved) if is_paid else (spent, saved + amount)
         counted.add(str(pointer.prefix))
     lost = Amount()
-    for failure in _failures(run, counted | _unfinished(run, stages)):
+    for failure in _failures(run, names, counted.union(*map(_unfinished, parts))):
         spent += _amount(failure, "device_seconds", "cost")
         lost += _amount(failure, "lost_device_seconds", "lost_cost")
     return Ledger(spent, saved, lost, run.environment.currency)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run, or one of a study's trials."""
+
+    run: Run
+    made: Sequence[Pointer]
+    places: Sequence[tuple[Task, int]]
+    """Where it may have failed."""
+
+
+def _parts(run: Run, made: Sequence[Pointer]) -> list[_Part]:
+    """The run, and what its study has tried; that is none of its business where another run had made it all before."""
+    key = key_begun(run) if run.spec.is_study else None
+    selected = next((pointer for pointer in made if pointer.task == SELECT.name), None)
+    is_found = selected and selected.outcome == "hit" and not _is_of(run, {run.name}, _manifest(run, selected))
+    if key is None or is_found:
+        return [_Part(run, made, places(run.spec))]
+    trials = [
+        Run.open(run.environment, prefix) for prefix in cell_prefixes(run.store, artifact_prefix(SELECT.name, key))
+    ]
+    # What `select` has cost, its trainings have.
+    rest = _Part(
+        run,
+        [pointer for pointer in made if pointer.task != SELECT.name],
+        [place for place in places(run.spec) if place[0].id != SELECT.name],
+    )
+    train = [(TASKS["train"], 0)]
+    return [rest, *(_Part(one, [told for told in one.pointers() if told.prefix], train) for one in trials)]
 
 
 def _manifest(run: Run, pointer: Pointer) -> Mapping[str, Any]:
@@ -78,14 +113,14 @@ def _amount(record: Mapping[str, Any], seconds: str, cost: str) -> Amount:
     return Amount(float(record.get(seconds, 0.0)), record.get(cost))
 
 
-def _is_of(run: Run, record: Mapping[str, Any]) -> bool:
+def _is_of(run: Run, names: Collection[str], record: Mapping[str, Any]) -> bool:
     deployment = record.get("deployment") or record.get("environment", {}).get("deployment")
-    return (record.get("run"), deployment) == (run.name, run.environment.deployment)
+    return record.get("run") in names and deployment == run.environment.deployment
 
 
-def _failures(run: Run, prefixes: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+def _failures(run: Run, names: Collection[str], prefixes: Iterable[str]) -> Iterator[Mapping[str, Any]]:
     for prefix in prefixes:
-        yield from (record for record in failures(run.store, prefix) if _is_of(run, record))
+        yield from (record for record in failures(run.store, prefix) if _is_of(run, names, record))
 
 
 def failures(store: Store, prefix: str) -> Iterator[Mapping[str, Any]]:
@@ -94,14 +129,14 @@ def failures(store: Store, prefix: str) -> Iterator[Mapping[str, Any]]:
         yield store.read_json(f"{prefix}/failures/{name}") or {}
 
 
-def _unfinished(run: Run, ended: Iterable[Pointer]) -> set[str]:
+def _unfinished(part: _Part) -> set[str]:
     """Where the tasks that have not ended would put what they make, as far as what they read is there."""
-    done = {(pointer.task, pointer.index) for pointer in ended}
+    done = {(pointer.task, pointer.index) for pointer in part.made}
     found: set[str] = set()
-    for task, index in places(run.spec):
+    for task, index in part.places:
         if (task.id, index) not in done and isinstance(task.run, Stage):
             try:
-                decision = decide(run, task, index, tasks=every())
+                decision = decide(part.run, task, index, tasks=every())
             except (Unavailable, UserError):
                 continue
             if decision.components:

@@ -46,6 +46,16 @@ def artifact_prefix(stage: str, key: str) -> str:
     return f"{stage}/{key}"
 
 
+def cell_prefix(whole: str, cell: str) -> str:
+    """Where a cell lies: a run of its own, as one of many, below a comparison's run or a study's artifact."""
+    return f"{whole}/cells/{cell}"
+
+
+def cell_prefixes(store: Store, whole: str) -> list[str]:
+    """Where all cells of a comparison or a study lie; none of any other run or artifact."""
+    return [cell_prefix(whole, cell) for cell in store.children(f"{whole}/cells")]
+
+
 class Champion(Settings):
     """The model that production loads now."""
 
@@ -256,8 +266,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """`<dag>/<run>`, quoted; of a cell `<dag>/<run>/cells/<cell>`."""
-        return "/".join(self.prefix.split("/")[2:]) or self.prefix
+        """`<dag>/<run>`, quoted; of a comparison's cell `<dag>/<run>/cells/<cell>`, of a study's its whole prefix."""
+        first, *rest = self.prefix.split("/")
+        return ("/".join(rest[1:]) if first == "runs" else "") or self.prefix
 
     @property
     def title(self) -> str:

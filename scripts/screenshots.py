@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_tasks import algorithms
+from mlops_tasks import algorithms, ledger
 from mlops_tasks.algorithms.findings import Findings
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
@@ -82,13 +82,13 @@ def comparison(environment: Environment, images: Path) -> int:
 
 def study(environment: Environment, images: Path) -> int:
     """Some parts of the page of the newest study that is done."""
-    done = (run for run in runs(environment) if run.spec.is_study and run.pointer("conclude"))
-    if (selected := next((run.artifact("select") for run in done), None)) is None:
+    run = next((run for run in runs(environment) if run.spec.is_study and run.pointer("conclude")), None)
+    if run is None or (selected := run.artifact("select")) is None:
         print(f"There is no study in {environment.store} that is done. Make one: wmtp tune run", file=sys.stderr)
         return 1
     with browser.chromium() as chromium, tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "report.html")
-        path.write_text(study_page(selected), encoding="utf-8")
+        path.write_text(study_page(selected, cost=ledger.of_run(run, run.pointers()).in_words()), encoding="utf-8")
         for anchor, height in STUDY_PARTS.items():
             picture = images / f"study-{anchor}.png"
             _picture(chromium, path, picture, size="wide", scheme="light", anchor=anchor, height=height)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -91,6 +92,41 @@ def test_what_a_task_lost_that_never_ended_is_counted(run: Run) -> None:
     decision = stage.decide(run, pipeline.TASKS["pull_data"], tasks=pipeline.TASKS)
     failed(run, f"pull/{decision.key}", "one", 30, 30)
     assert ledger.of_run(run, []).lost == Amount(30, 0.3)
+
+
+def trial(study: Run, name: str) -> Run:
+    prefix = stage.cell_prefix("select/s", name)
+    study.store.write_json(f"{prefix}/spec.json", study.spec.model_dump(mode="json"))
+    return Run.open(study.environment, prefix)
+
+
+def test_a_study_pays_for_its_trials_and_once_for_what_they_share(run: Run) -> None:
+    study = replace(run, spec=run.spec.model_copy(update={"is_study": True}))
+    study.write("study", b"s")
+    pulled, shared = made(study, "pull/d", 10, 0.1), made(study, "pull/m", 20, None, by="dag/other")
+    point(study, "pull_data", "run", pulled)
+    first, second, third = (trial(study, name) for name in ("first", "second", "third"))
+    for one in (study, first, second, third):
+        point(one, "pull_model", "hit", shared)
+        one.point(Pointer(task="score", index=0, stage="score", outcome="skipped", seconds=0.0))
+    for one in (first, second, third):
+        point(one, "pull_data", "hit", pulled)
+    point(first, "train", "run", made(study, "train/a", 100, 1.0, by="select/s/cells/first"))
+    point(second, "train", "hit", made(study, "train/b", 200, 2.0, by="select/other/cells/second"))
+    pruned = stage.decide(third, pipeline.TASKS["train"], tasks=pipeline.TASKS)
+    failed(study, f"train/{pruned.key}", "one", 30, 0, by="select/s/cells/third")
+    found = ledger.of_run(study, study.pointers())
+    assert found.spent == Amount(10 + 100 + 30, pytest.approx(0.1 + 1.0 + 0.3))
+    assert (found.saved, found.lost) == (Amount(20 + 200, 2.0), Amount(0, 0.0))
+
+    # What `select` took is in its trainings already.
+    selected = made(study, "select/s", 500, 5.0)
+    point(study, "select", "run", selected)
+    assert ledger.of_run(study, study.pointers()) == found
+
+    later = replace(study, prefix=Run.prefix_of(study.environment, "dag", "two"))
+    point(later, "select", "hit", selected)
+    assert ledger.of_run(later, later.pointers()).saved == Amount(500, 5.0)
 
 
 def test_a_stage_costs_its_own_price_or_the_default_one(environment: Environment) -> None:

@@ -30,7 +30,7 @@ from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import UserError
 from mlops_tasks.pipeline import TASKS, places, resolve_candidates
-from mlops_tasks.stage import Run, Spec
+from mlops_tasks.stage import Run, Spec, cell_prefix
 from mlops_tasks.store import Store, canonical_json
 
 log = logging.getLogger(__name__)
@@ -101,16 +101,6 @@ class Cells:
     def of_arm(self, arm: str) -> list[Cell]:
         """The cells of an algorithm, by seed."""
         return [cell for cell in self.plan.cells if cell.arm == arm]
-
-
-def cell_prefix(comparison: str, cell: str) -> str:
-    """Where a cell lies as a run."""
-    return f"{comparison}/cells/{cell}"
-
-
-def cell_prefixes(store: Store, run: str) -> list[str]:
-    """Where the cells of a run lie that is a comparison; none of any other run."""
-    return [cell_prefix(run, cell) for cell in store.children(f"{run}/cells")]
 
 
 def own_prefix(environment: Environment, specs: Mapping[Cell, Spec], comparison: Comparison) -> str:

@@ -1,6 +1,6 @@
 """The page of a study: what was tried, what it came to, and why the best is believed or not; self-contained as the page of a run is.
 
-Everything comes from the artifact of `select`, so that the page can be written when the database of the study is gone.
+Everything but the cost comes from the artifact of `select`, so that the page can be written when the database of the study is gone.
 """
 
 from __future__ import annotations
@@ -81,18 +81,19 @@ class Trials:
         return f"slot {row['slot']}, {row['state']}: {', '.join([*words, *settings])}"
 
 
-def page(selected: Artifact) -> str:
+def page(selected: Artifact, *, cost: str) -> str:
     """The page as HTML.
 
     Args:
         selected: artifact of `select`.
+        cost: of the study with all its trials, in words.
     """
     trials = Trials(selected)
     sections = {
         "evidence": ("Evidence", _evidence(trials)),
         "history": ("History", _history(trials)),
         "settings": ("Settings", _settings(trials)),
-        "time": ("Time", _time(trials)),
+        "time": ("Time and cost", _time(trials, cost)),
         "trials": ("Trials", _table(trials)),
     }
     title = f"Tuning of {trials.recipe['name']}"
@@ -310,10 +311,10 @@ def _slice(trials: Trials, axis: _SettingAxis) -> Markup:
     return charts.scatter(dots, axis.drawn, _values_axis(trials), title=axis.name)
 
 
-def _time(trials: Trials) -> Markup:
+def _time(trials: Trials, cost: str) -> Markup:
     begun = [row for row in trials.rows if row["began"]]
     if not begun:
-        return section("time", "Time", absent("Nothing is known of when trials were begun."))
+        return section("time", "Time and cost", absent("Nothing is known of when trials were begun."))
     start = min(datetime.fromisoformat(row["began"]) for row in begun)
     spans = [
         Span(
@@ -326,9 +327,9 @@ def _time(trials: Trials) -> Markup:
         for row in begun
     ]
     whole = duration(max(span.end for span in spans))
-    text = f"{whole} from the first start to the last end, by process. A failed one ends when it was noticed that its worker was gone."
+    text = f"{whole} from the first start to the last end, by process. A failed one ends when it was noticed that its worker was gone. {cost}"
     return section(
-        "time", "Time", element("p", text), charts.timeline(spans, unit="seconds", title="Who tried what when"), _legend()
+        "time", "Time and cost", element("p", text), charts.timeline(spans, unit="seconds", title="Who tried what when"), _legend()
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from mlops_tasks.errors import DataError
 from mlops_tasks.evaluation.comparison import passes
 from mlops_tasks.keys import require_locked
 from mlops_tasks.pipeline import EVALUATIONS, PREPARATION, TASKS, TRAIN, fan_out_of
-from mlops_tasks.stage import Attempt, Run
+from mlops_tasks.stage import Attempt, Run, cell_prefix
 from mlops_tasks.store import Artifact, canonical_json
 from mlops_tasks.training import Overseer, train
 
@@ -56,7 +56,7 @@ class Cell:
                 "fan_out": fan_out_of(recipe, environment, TASKS),
             }
         )
-        run = Run(parent.store, environment, f"{prefix}/cells/{name}", spec)
+        run = Run(parent.store, environment, cell_prefix(prefix, name), spec)
         run.store.create_json(f"{run.prefix}/spec.json", spec.model_dump(mode="json"))
         return cls(run)
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import TYPE_CHECKING, TextIO
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import ledger, pipeline, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Run
@@ -75,6 +75,7 @@ def in_words(run: Run) -> Iterator[str]:
     yield f"  objectives  {', '.join(study.objectives)}"
     yield from _best(study, list(slots.values()))
     yield f"  time left   {_time_left(study, slots)}"
+    yield f"  cost        {ledger.of_run(run, run.pointers()).in_words()}"
     if (selected := run.store.find(study.prefix)) is not None:
         yield f"  selected    {selected.metrics['reason']}"
         yield f"              {selected.uri}/…/recipe.yaml"

@@ -6,7 +6,7 @@ import json
 import logging
 from typing import Any
 
-from mlops_tasks import tracking
+from mlops_tasks import ledger, tracking
 from mlops_tasks.errors import WmtpError
 from mlops_tasks.report.study import page
 from mlops_tasks.stage import Run
@@ -29,7 +29,7 @@ def conclude(run: Run) -> dict[str, Any]:
     assert selected is not None, "select is skipped only without a space, which plan refuses"
     is_better = bool(selected.metrics["is_better"])
     is_adopted = is_better and adopt(run.store, run.spec.recipe.name, selected)
-    text = page(selected)
+    text = page(selected, cost=ledger.of_run(run, run.pointers()).in_words())
     path = run.write("report.html", text.encode(errors="replace"))
     outcome = "adopted" if is_adopted else "superseded" if is_better else "kept"
     reason = selected.metrics["reason"]

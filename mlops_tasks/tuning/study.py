@@ -32,7 +32,7 @@ from mlops_tasks.config.space import HyperbandPruner, MedianPruner, Objective, T
 from mlops_tasks.errors import FAULTS_OF_RECIPE, Pruned, Unavailable, Unfit, UserError, WmtpError
 from mlops_tasks.pipeline import STUDY, every
 from mlops_tasks.stage import Run, artifact_prefix
-from mlops_tasks.tuning import runs
+from mlops_tasks.tuning import NAME, key_begun, runs
 from mlops_tasks.tuning.cell import Cell
 from mlops_tasks.tuning.overseer import listening
 from mlops_tasks.tuning.space import default_point, draw, in_order, tuning_of
@@ -60,8 +60,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NAME = "study"
-"""File of a run with the key of its study, which is not that of today's code."""
 _MOST_LOST = 3
 """Workers that a slot may take with it, with one set of parameters."""
 _CONNECT_SECONDS = 10
@@ -91,8 +89,7 @@ class Study:
     def begun(cls, run: Run) -> Study | None:
         """The study that a run has worked on, whatever the code is now; None: it has not begun."""
         tuning_of(run.spec.recipe)
-        selected, name = run.pointer("select"), run.store.backend.read(f"{run.prefix}/{NAME}")
-        key = selected.key if selected else name.decode() if name else None
+        key = key_begun(run)
         return cls(run, key) if key else None
 
     @property
@@ -307,7 +304,7 @@ def _carry_out(study: Study, trial: optuna.Trial) -> None:
     """One trial to its end; where it fails for a reason that is not its parameters', its slot waits again."""
     started = time.monotonic()
     try:
-        outcome = _Attempt(study, trial).outcome()
+        outcome = _TrialRun(study, trial).outcome()
     except _Lost as lost:
         log.warning(
             "slot %d is another worker's now, and what was made for it is a hit there: %s", trial.user_attrs[SLOT], lost
@@ -347,7 +344,7 @@ def _tell(study: Study, trial: optuna.Trial, *, state: str, values: list[float] 
     study.database.tell(trial, values, state=optuna.trial.TrialState[state], skip_if_finished=True)
 
 
-class _Attempt:
+class _TrialRun:
     """What becomes of one trial."""
 
     def __init__(self, study: Study, trial: optuna.Trial) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from airflow.sdk import Context, ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
-from mlops_tasks import algorithms, pipeline, stage
+from mlops_tasks import pipeline, stage
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import DataError, Interrupted, Pruned, Unavailable, UserError
 from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
@@ -149,4 +149,4 @@ class StageTask:
     def _prefix(self, context: Context) -> str:
         environment = load_environment(self.environment_file)
         prefix = Run.prefix_of(environment, self.dag_id, context["run_id"])
-        return prefix if self.cell is None else algorithms.cell_prefix(prefix, self.cell)
+        return prefix if self.cell is None else stage.cell_prefix(prefix, self.cell)

@@ -33,7 +33,7 @@ from mlops_tasks.tuning.cell import Cell
 from mlops_tasks.tuning.commands import in_words
 from mlops_tasks.tuning.overseer import listening
 from mlops_tasks.tuning.space import default_point, draw
-from mlops_tasks.tuning.study import Study, _Attempt, _carry_out, search, trial_recipe
+from mlops_tasks.tuning.study import Study, _carry_out, _TrialRun, search, trial_recipe
 from mlops_tasks.tuning.trials import CHANGES, WORKER
 
 
@@ -75,7 +75,12 @@ def test_a_recipe_that_is_better_beyond_chance_is_what_tuned_stands_for(place: P
     tuned = yaml.safe_load(selected.path("recipe.yaml").read_text())
     assert tuned["train"]["learning_rate"] == best["params"]["train.learning_rate"]
     text = Path(concluded.detail["path"]).read_text()
-    assert "<svg" in text and "the seeds alone are new" in text and "no trial was measured by" not in text
+    assert (
+        "<svg" in text
+        and "Device-seconds: " in text
+        and "the seeds alone are new" in text
+        and "no trial was measured by" not in text
+    )
 
     again = planned(place, "second", "train.learning_rate=1.0e-4", "train.steps=8", "train.validate_every_steps=4")
     assert {carried_out(again, last="select")[name] for name in ("search.0", "select.0")} == {"skipped", "hit"}
@@ -120,6 +125,7 @@ def is_told_of_on_a_terminal(place: Path, reason: str) -> None:
         assert main(["tune", "status", "--env", str(place / "environment.yaml")]) == 0
     lines = out.getvalue().splitlines()
     assert lines[0].endswith(": 4 trials, 4 complete")
+    assert any(line.startswith("  cost        Device-seconds: ") for line in lines)
     assert "  time left   none" in lines and f"  selected    {reason}" in lines
 
 
@@ -307,7 +313,7 @@ def test_a_training_goes_on_that_nobody_waits_for_any_more(place: Path, caplog: 
     study = Study.of(planned(place, "judged", "tuning.num_trials=2"))
     trial = study.next_trial()
     assert trial is not None
-    attempt = _Attempt(study, trial)
+    attempt = _TrialRun(study, trial)
     assert attempt._judge(1, 4, 2.0)
     lost(study, trial)
     with listening(attempt._judge) as line:
