@@ -345,7 +345,7 @@ FELT_IN_ENVIRONMENT = {
     "judge.num_workers": "evaluation/test_sandbox: test_a_sandbox_leaves_neither_process_nor_folder",
     "judge.unsafe": "evaluation/test_sandbox: test_unsafe_runs_programs_where_nothing_else_can_and_says_so",
     "tune.storage": "tuning/test_study: test_a_database_that_is_away_is_said_so",
-    "tune.num_workers": "airflow/test_tune: test_a_study_ends_with_a_recipe_that_a_night_can_learn",
+    "tune.num_workers": "airflow/test_tune: test_a_study_whose_worker_is_killed_three_times_ends_with_a_recipe_that_a_night_learns",
     "tune.heartbeat_seconds": "tuning/test_study: test_a_worker_that_is_killed_in_a_trial_costs_no_trial",
     "tune.grace_seconds": "tuning/test_study: test_a_worker_that_is_killed_in_a_trial_costs_no_trial",
     **dict.fromkeys(
