@@ -17,7 +17,7 @@ _Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?$")]
 TaskId = Literal[
     "pull_data", "pull_model", "pull_reference", "reference", "reward", "fit_critic", "score_shard", "score", "train",
-    "generate", "judge", "promote", "report", "watch", "contrast", "search", "select", "conclude",
+    "generate", "judge", "promote", "report", "watch", "contrast", "search", "select", "conclude", "look", "remove",
 ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ class Kubernetes(Settings):
     """Profile by task; those not named here have `gpu` (reference, fit_critic, score_shard, train, generate, search, select), `sandbox` (judge, reward) or `cpu`.
     A `reward` whose base model writes candidates needs one with a GPU and the trainer's image."""
     service_accounts: dict[TaskId, str] = {}
-    """By task, where it is not the profile's."""
+    """By task, where it is not the profile's. `look` and `remove` are those of housekeeping, whose pods alone may delete below every stage."""
     secrets: dict[str, SecretKey] = {}
     """By environment variable, such as MLFLOW_TRACKING_PASSWORD; pods of `judge` and `reward` get none."""
     config_maps: dict[_Folder, _Name] = {}

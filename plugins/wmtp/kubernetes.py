@@ -1,9 +1,8 @@
-"""What a DAG does as pods: one object for each task, by a name that a retry finds again, followed to its end and then removed.
+"""Stages as pods: for each task one object in the cluster.
 
 `PodStage` is one pod; `JobStage` is a Job, which replaces pods that were interrupted, and so is for trainings; `SandboxStage` is a
-pod without credentials, for programs that a model wrote. All keep of
-the provider's operators the connection, the policies of the Airflow installation and its labels. What is submitted is
-`manifest`'s, what becomes of it `pods`', and what is a hit, which submits nothing, `task`'s.
+pod without credentials, for programs that a model wrote. What is submitted is `manifest`'s, how it is found again, followed and
+removed `submission`'s, and what is a hit, which submits nothing, `task`'s.
 """
 
 from __future__ import annotations
@@ -17,21 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk import Context
-from kubernetes.client import ApiException, CustomObjectsApi
+from kubernetes.client import ApiException
 from kubernetes.client import models as k8s
 
 from mlops_tasks import parcel, pipeline, stage
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.config.loading import load_environment
-from mlops_tasks.errors import Interrupted, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import Unavailable, WmtpError
 from mlops_tasks.stage import Attempt, Decision, Run, Stage, Task
 from mlops_tasks.store.s3 import S3Backend
 from wmtp import manifest, pods
-from wmtp.manifest import ADDRESSES, ADDRESSES_FILE, CONTAINER, ENVIRONMENT_FILE, KEY, OWNER, Identity, Order
-from wmtp.pods import PARTING_SECONDS, PATIENCE_SECONDS, REQUEST_SECONDS, Watch, patiently, refusal
-from wmtp.task import GRACE_SECONDS, StageTask, note_stop, stopped
+from wmtp.manifest import ADDRESSES, ADDRESSES_FILE, ENVIRONMENT_FILE, Order
+from wmtp.pods import REQUEST_SECONDS, Watch, patiently, refusal
+from wmtp.submission import SubmittedTask
+from wmtp.task import StageTask
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +39,15 @@ _SANDBOX = ("python", "-m", "mlops_tasks.parcel")
 _VALID_SECONDS, _SIGN_AFTER_SECONDS = 3600.0, 120.0
 
 
-class PodStage(StageTask, KubernetesPodOperator):
+class PodStage(StageTask, SubmittedTask):
     """One task of the pipeline as a pod; a hit starts none."""
 
     template_fields = ("index", "cell")
-    ui_color = "#e8f0fe"
 
-    def __init__(self, *, environment_file: str, index: int = 0, cell: str | None = None, **operator: Any) -> None:
-        cluster = load_environment(environment_file).kubernetes
-        assert cluster is not None
-        super().__init__(
-            kubernetes_conn_id=cluster.connection,
-            namespace=cluster.namespace,
-            base_container_name=CONTAINER,
-            random_name_suffix=False,
-            deferrable=False,
-            **operator,
-        )
-        self.environment_file = environment_file
+    def __init__(self, *, index: int = 0, cell: str | None = None, **operator: Any) -> None:
+        super().__init__(**operator)
         self.index = index
         self.cell = cell
-        self._is_following = False
 
     def execute(self, context: Context) -> Any:
         """Look up, or run, and say where the result is."""
@@ -79,7 +65,7 @@ class PodStage(StageTask, KubernetesPodOperator):
 
     def make(self, run: Run, task: Task, decision: Decision, context: Context) -> None:
         """Run `wmtp` in a pod."""
-        self._run(run.environment, self.order(run, task, decision, context), context)
+        self.carry_out(run.environment, self.order(run, task, decision, context), context)
 
     def order(self, run: Run, task: Task, decision: Decision, context: Context) -> Order:
         """What this task is to do in a pod."""
@@ -90,153 +76,8 @@ class PodStage(StageTask, KubernetesPodOperator):
             key=decision.key if decision.components else None,
             command=["wmtp", *command],
             variables=_traced(context),
-            deadline_seconds=int(limit.total_seconds()) if (limit := self.execution_timeout) else None,
+            deadline_seconds=self.deadline_seconds,
         )
-
-    def request(self, environment: Environment, order: Order, context: Context) -> Any:
-        """The object that is submitted."""
-        self.full_pod_spec = manifest.pod(environment, order)
-        self.full_pod_spec.metadata.labels |= manifest.queue(environment, order.identity.task)
-        return self.build_pod_request_obj(context)
-
-    def on_kill(self) -> None:
-        """Airflow got SIGTERM for this task, or its time is up: `execute` ends, whatever it waits for, and removes what it has made.
-
-        Raises:
-            Interrupted: in the midst of that, since a request to an API server that is away may take minutes.
-        """
-        note_stop()
-        if self._is_following:
-            self._end_if_stopped()
-
-    def _end_if_stopped(self) -> None:
-        if stopped.is_set():
-            raise Interrupted(f"{self.label}: this process was asked to stop. Started again, it goes on.")
-
-    def _identity_in(self, environment: Environment, context: Context) -> Identity:
-        run, number = context["run_id"], context["ti"].map_index
-        mapped = {} if number is None else {"map_index": number}
-        return Identity(environment.deployment, self.dag_id, run, self.task_id, self.index, cell=self.cell, **mapped)
-
-    def _run(self, environment: Environment, order: Order, context: Context) -> None:
-        cluster = environment.kubernetes
-        assert cluster is not None
-        profile = cluster.profiles[cluster.profile_of(self.task_id)]
-        watch = Watch(self.client, cluster.namespace, self.label, profile.start_seconds)
-        self._is_following = True
-        try:
-            self._attach_or_create(self.request(environment, order, context), order)
-            while not patiently(lambda: self._is_done(order.identity.name, watch)):
-                self._end_if_stopped()  # what `on_kill` raised may have been caught: a handler of logging does
-                time.sleep(pods.SECONDS_BETWEEN_LOOKS)
-        except KeyboardInterrupt:
-            stopped.set()
-            raise
-        finally:
-            self._is_following = False
-            # Airflow calls `on_kill` neither on Ctrl-C nor after a failure.
-            self._part_with(order.identity)
-
-    def _attach_or_create(self, wanted: Any, order: Order) -> None:
-        name, what = wanted.metadata.name, f"{type(wanted).__name__[2:]} {wanted.metadata.name}"
-        while True:
-            try:
-                patiently(lambda: self._create(wanted))
-                log.info("%s: %s is made", self.label, what)
-                return
-            except ApiException as error:
-                if error.status != 409:
-                    raise refusal(error, what) from error
-            found = self._found(name)
-            if found is None:
-                continue
-            if not _is_of(order.identity, found):
-                raise UserError(
-                    f"{what} is there already and not ours. Delete it, or give this deployment a namespace of its own."
-                )
-            if self._is_of_use(found, order):
-                log.info("%s: %s is there already; attached", self.label, what)
-                return
-            self._delete(order.identity)
-            while self._found(name) is not None:
-                time.sleep(0.5)
-
-    def _is_of_use(self, found: Any, order: Order) -> bool:
-        """Whether it still works on what is wanted; what has ended is made anew, and so is what works on another key."""
-        is_wanted = (found.metadata.annotations or {}).get(KEY) == order.key
-        return is_wanted and not found.metadata.deletion_timestamp and not self._has_ended(found)
-
-    # What differs between a pod and a Job.
-
-    def _create(self, wanted: Any) -> None:
-        self.client.create_namespaced_pod(self.namespace, wanted)
-
-    def _read(self, name: str) -> Any:
-        return self.client.read_namespaced_pod(name, self.namespace, _request_timeout=REQUEST_SECONDS)
-
-    def _has_ended(self, found: Any) -> bool:
-        return found.status.phase in ("Succeeded", "Failed")
-
-    def _is_done(self, name: str, watch: Watch) -> bool:
-        pod = self._present(name)
-        if pod.spec.scheduling_gates:
-            watch.tell(self._why_held(pod))
-        watch.look([pod])
-        watch.refuse_failures([pod])
-        return bool(pod.status.phase == "Succeeded")
-
-    def _remove(self, name: str) -> None:
-        grace = int(GRACE_SECONDS)
-        self.client.delete_namespaced_pod(
-            name, self.namespace, grace_period_seconds=grace, _request_timeout=REQUEST_SECONDS
-        )
-
-    # What does not.
-
-    def _found(self, name: str, *, seconds: float = PATIENCE_SECONDS) -> Any | None:
-        try:
-            return patiently(lambda: self._read(name), seconds=seconds)
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            return None
-
-    def _present(self, name: str) -> Any:
-        try:
-            return self._read(name)
-        except ApiException as error:
-            if error.status != 404:
-                raise
-            raise Interrupted(f"{self.label}: {name} was deleted from outside. Started again, it goes on.") from error
-
-    def _why_held(self, found: Any) -> str:
-        """What Kueue says of a Job that is suspended, or of a pod that no scheduler may look at yet."""
-        kueue = CustomObjectsApi(self.client.api_client)
-        try:
-            workloads = kueue.list_namespaced_custom_object("kueue.x-k8s.io", "v1beta2", self.namespace, "workloads")
-        except ApiException as error:
-            if error.status not in (403, 404):
-                raise
-            return f"{found.metadata.name} is held back, and Kueue cannot be asked why ({error.status} {error.reason})"
-        return pods.admission(workloads["items"], found.metadata.uid)
-
-    def _part_with(self, identity: Identity) -> None:
-        try:
-            self._delete(identity, seconds=PARTING_SECONDS)
-        except Unavailable as error:
-            log.warning(
-                "%s: %s may be left; the next try or housekeeping finds it. %s", self.label, identity.name, error
-            )
-
-    def _delete(self, identity: Identity, *, seconds: float = PATIENCE_SECONDS) -> None:
-        found = self._found(identity.name, seconds=seconds)
-        if found is None or not _is_of(identity, found):
-            return
-        try:
-            patiently(lambda: self._remove(identity.name), seconds=seconds)
-        except ApiException as error:
-            if error.status != 404:
-                raise
 
 
 class SandboxStage(PodStage):
@@ -273,7 +114,7 @@ class SandboxStage(PodStage):
                 self._signed_at = time.monotonic()
                 order = self.in_sandbox(self.order(run, task, decision, context), function, self._sign())
                 try:
-                    self._run(run.environment, order, context)
+                    self.carry_out(run.environment, order, context)
                     return parcel.unpack_result(bucket.local(f"{place}/{back.name}", anew=True), attempt.folder)
                 finally:
                     run.store.remove(place)
@@ -362,10 +203,6 @@ class JobStage(PodStage, KubernetesJobOperator):
         except ApiException as error:
             if error.status != 409:
                 raise refusal(error, f"Service {wanted.metadata.name}") from error
-
-
-def _is_of(identity: Identity, found: Any) -> bool:
-    return (found.metadata.labels or {}).get(OWNER) == identity.digest
 
 
 def _ended_how(job: k8s.V1Job) -> k8s.V1JobCondition | None:

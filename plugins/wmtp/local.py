@@ -152,16 +152,12 @@ class LocalComparisonPlan(LocalProcess):
         return ["comparison", "plan", f"--env={self.environment_file}", f"--spec={uri}", str(form.file)]
 
 
-class LocalCleaning(LocalProcess):
-    """`wmtp gc`: says what would go, or removes it where the form or else the environment file says so.
+class CleaningTask:
+    """`wmtp gc`: says what would go, or removes it where the form or else the environment file says so."""
 
-    Args:
-        removes: whether this task may remove anything.
-    """
-
-    def __init__(self, *, removes: bool, **operator: Any) -> None:
-        super().__init__(**operator)
-        self.removes = removes
+    environment_file: str
+    removes: bool
+    """Whether this task may remove anything."""
 
     def execute(self, context: Context) -> str:
         """Look, or remove; the return value says what went or would go."""
@@ -174,12 +170,24 @@ class LocalCleaning(LocalProcess):
         return self.clean(context)
 
     def clean(self, context: Context) -> str:
-        """Run `wmtp gc`."""
-        return self.run_process(self.command())
+        """Run `wmtp gc`, by whatever means; returns its last line."""
+        raise NotImplementedError
 
-    def command(self) -> list[str]:
-        """The arguments of `wmtp` that clean up."""
-        return ["gc", f"--env={self.environment_file}", *(["--delete"] if self.removes else [])]
+    def command(self, environment_file: str) -> list[str]:
+        """The arguments of `wmtp` that clean up, with the environment file where it lies for whoever runs them."""
+        return ["gc", f"--env={environment_file}", *(["--delete"] if self.removes else [])]
+
+
+class LocalCleaning(CleaningTask, LocalProcess):
+    """`wmtp gc` as a process."""
+
+    def __init__(self, *, removes: bool, **operator: Any) -> None:
+        super().__init__(**operator)
+        self.removes = removes
+
+    def clean(self, context: Context) -> str:
+        """Run it to its end."""
+        return self.run_process(self.command(self.environment_file))
 
 
 class LocalRollback(LocalProcess):

@@ -226,6 +226,11 @@ class Watch:
         said = story.last_error or "it said nothing"
         raise first.kind(f"{self.label}: {which} {first.sentence}: {said}")
 
+    @property
+    def last_line(self) -> str:
+        """What a first pod said last."""
+        return next((story.last_line for _, story in reversed(self._stories.values())), "")
+
     def tell(self, text: str) -> None:
         """Say once what is waited for."""
         if text and text != self._told:

@@ -18,11 +18,13 @@ from airflow.providers.cncf.kubernetes.pod_generator import make_safe_label_valu
 from airflow.sdk import Context
 from kubernetes.client import ApiException
 
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.kubernetes import Kubernetes
 from mlops_tasks.config.loading import load_environment
-from wmtp.local import LocalCleaning
-from wmtp.manifest import Identity
+from wmtp.local import CleaningTask
+from wmtp.manifest import ENVIRONMENT_FILE, Identity, Order
 from wmtp.pods import patiently
+from wmtp.submission import SubmittedTask
 from wmtp.task import GRACE_SECONDS
 
 log = logging.getLogger(__name__)
@@ -42,27 +44,48 @@ class Leftover:
     """Nobody goes on with it."""
 
 
-class ClusterCleaning(LocalCleaning):
-    """`wmtp gc`, and what is left in the cluster."""
+class ClusterCleaning(CleaningTask, SubmittedTask):
+    """What is left in the cluster, and then `wmtp gc` in a pod: the account that may delete in the store is no other task's."""
+
+    def __init__(self, *, removes: bool, **operator: Any) -> None:
+        super().__init__(**operator)
+        self.removes = removes
+
+    def execute(self, context: Context) -> str:
+        """Look, or remove; the return value says what went or would go."""
+        told = super().execute(context)
+        self.do_xcom_push = True  # only now: to the provider it means a sidecar
+        return told
 
     def clean(self, context: Context) -> str:
         """Look at the cluster, then at the store; remove what there is where this task may."""
         environment = load_environment(self.environment_file)
         assert environment.kubernetes is not None
-        cluster, number = Cluster(environment.kubernetes, environment.deployment), 0
+        ours, number = Ours(environment.kubernetes, environment.deployment), 0
         young = timedelta(days=environment.housekeeping.grace_days)
         # One at a time: a task that is cleared meanwhile goes on with what is its own.
-        for one in cluster.leftovers(context["ti"], young=young):
+        for one in ours.leftovers(context["ti"], young=young):
             number += 1
             log.info("%s %s: %s", one.kind, one.name, one.why)
             if self.removes:
-                cluster.remove(one)
+                ours.remove(one)
         told = f"{number} objects {'removed from the cluster' if self.removes else 'in the cluster would be removed'}"
         log.info("%s", told)
-        return f"{told}; {super().clean(context)}"
+        return f"{told}; {self.carry_out(environment, self.order(environment, context), context)}"
+
+    def order(self, environment: Environment, context: Context) -> Order:
+        """`wmtp gc` as it is to run in a pod."""
+        return Order(
+            identity=self._identity_in(environment, context),
+            stage="gc",
+            key=None,
+            command=["wmtp", *self.command(ENVIRONMENT_FILE)],
+            variables={},
+            deadline_seconds=self.deadline_seconds,
+        )
 
 
-class Cluster:
+class Ours:
     """The objects of one deployment in its namespace."""
 
     def __init__(self, settings: Kubernetes, deployment: str) -> None:

@@ -80,7 +80,7 @@ class Shell:
         Raises:
             WmtpError: what Airflow is told.
         """
-        self.operator(kind)._run(load_environment(self.environment_file), self.order(line, **order), self.context)
+        self.operator(kind).carry_out(load_environment(self.environment_file), self.order(line, **order), self.context)
 
     def leave(self, kind: str, line: str, **order: Any) -> Any:
         """As a worker does that is killed once it has made something; returns that."""
@@ -116,7 +116,7 @@ def shell(
 ) -> Iterator[Shell]:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("wmtp.pods.SECONDS_BETWEEN_LOOKS", 0.3)
-    for module in ("manifest", "kubernetes"):
+    for module in ("manifest", "submission"):
         monkeypatch.setattr(f"wmtp.{module}.GRACE_SECONDS", 2.0)
     models.import_all_models()  # the provider's empty connection is one of them
     file = tmp_path / "environment.json"

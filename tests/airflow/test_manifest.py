@@ -312,7 +312,7 @@ def test_what_an_operator_asks_the_cluster_with_is_the_environment_files_busines
     def watch(client: object, namespace: str, label: str, start_seconds: float) -> None:
         raise Unavailable(f"{start_seconds:g} s")
 
-    monkeypatch.setattr("wmtp.kubernetes.Watch", watch)
+    monkeypatch.setattr("wmtp.submission.Watch", watch)
     file = changed(
         tmp_path, kubernetes__connection="far", kubernetes__tasks={}, kubernetes__profiles__gpu__start_seconds=7.0
     )
@@ -320,7 +320,7 @@ def test_what_an_operator_asks_the_cluster_with_is_the_environment_files_busines
     operator.__dict__["client"] = None  # would ask a cluster
     assert operator.kubernetes_conn_id == "far"
     with pytest.raises(Unavailable, match=r"^7 s$"):
-        operator._run(load_environment(file), SimpleNamespace(), {})  # type: ignore[arg-type]
+        operator.carry_out(load_environment(file), SimpleNamespace(), {})  # type: ignore[arg-type]
 
 
 def test_what_runs_at_one_time_is_the_environment_files_business_and_on_a_laptop_one_task(

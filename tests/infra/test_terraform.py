@@ -196,7 +196,8 @@ def test_the_chart_makes_the_accounts_that_roles_are_for_and_the_one_that_has_no
     accounts = (ROOT / "charts/ml-platform/templates/accounts.yaml").read_text()
     [made] = re.findall(r"range \$account := list (.*?) }}", accounts)
     stages = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
-    assert set(re.findall(r'"([\w-]+)"', made)) == {*re.findall(r"^    ([\w-]+) = \{", stages, re.M), "wmtp-judge"}
+    others = {"wmtp-judge", "wmtp-housekeeping"}  # which write no stage
+    assert set(re.findall(r'"([\w-]+)"', made)) == {*re.findall(r"^    ([\w-]+) = \{", stages, re.M), *others}
 
 
 def test_nodes_carry_the_tag_that_the_budget_goes_by() -> None:
@@ -227,13 +228,13 @@ def test_a_study_may_write_what_its_trials_learn_and_no_verdict() -> None:
 
 def test_in_the_example_each_task_runs_as_the_account_that_may_write_for_it() -> None:
     text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  stages = {")[1].split("\n  }\n")[0]
-    may = dict.fromkeys(SANDBOXED, "wmtp-judge")
+    may = {**dict.fromkeys(SANDBOXED, "wmtp-judge"), **dict.fromkeys(("look", "remove"), "wmtp-housekeeping")}
     for account, body in re.findall(r"^    ([\w-]+) = \{\n(.*?)^    \}", text, re.M | re.S):
         may |= dict.fromkeys(names_in("tasks", body), account)
     cluster = load_environment(ROOT / "configs/environments/eks.yaml").kubernetes
     assert cluster is not None
     accounts: dict[Any, str] = {**cluster.service_accounts}
-    for task in pipeline.every():
+    for task in [*pipeline.every(), "look", "remove"]:
         assert accounts.get(task, cluster.profiles[cluster.profile_of(task)].service_account) == may[task], task
     policies = (ROOT / "charts/ml-platform/templates/networkpolicies.yaml").read_text()
     reached = re.findall(r"key: wmtp.io/profile, operator: In, values: \[([^]]*)\]", policies)

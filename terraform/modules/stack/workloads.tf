@@ -111,6 +111,17 @@ locals {
     wmtp-train   = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-train"]), jsonencode(local.tag_checkpoints["wmtp-train"]), jsonencode(local.use_key)] }
     wmtp-tune    = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-tune"]), jsonencode(local.write_trials), jsonencode(local.tag_checkpoints["wmtp-tune"]), jsonencode(local.use_key)] }
     wmtp-promote = { namespace = "wmtp", statements = [jsonencode(local.read_store), jsonencode(local.write_stage["wmtp-promote"]), jsonencode(local.use_key)] }
+    wmtp-housekeeping = {
+      namespace = "wmtp"
+      statements = [jsonencode(local.read_store), jsonencode([
+        # What nobody needs any more, and uploads that never ended.
+        { Sid = "CollectGarbage", Effect = "Allow", Action = ["s3:DeleteObject", "s3:AbortMultipartUpload"], Resource = [for folder in concat(local.folders, ["runs"]) : "${local.store}/${folder}/*"] },
+        { Sid = "ListUploads", Effect = "Allow", Action = ["s3:ListBucketMultipartUploads"], Resource = [module.artifacts.arn] },
+        # A manifest goes first, and aside. The store asks once a process whether the server honours conditions.
+        { Sid = "Quarantine", Effect = "Allow", Action = ["s3:PutObject"], Resource = ["${local.store}/*/quarantine/*"] },
+        { Sid = "AskForConditions", Effect = "Allow", Action = local.write, Resource = ["${local.store}/.probe/*"] },
+      ]), jsonencode(local.use_key)]
+    }
     mlflow = {
       namespace = "mlflow"
       statements = [jsonencode([
@@ -125,9 +136,6 @@ locals {
         # What `force` takes away: a manifest and checkpoints, under the lease of the key. Results it can neither make nor change.
         { Sid = "LeaseAndQuarantine", Effect = "Allow", Action = ["s3:PutObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/quarantine/*"] },
         { Sid = "TakeAwayForced", Effect = "Allow", Action = ["s3:DeleteObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/manifest.json", "${local.store}/*/checkpoints/*"] },
-        # `housekeeping`: what nobody needs any more, by stage, and uploads that never ended.
-        { Sid = "CollectGarbage", Effect = "Allow", Action = ["s3:DeleteObject", "s3:AbortMultipartUpload"], Resource = [for folder in local.folders : "${local.store}/${folder}/*"] },
-        { Sid = "ListUploads", Effect = "Allow", Action = ["s3:ListBucketMultipartUploads"], Resource = [module.artifacts.arn] },
       ]), jsonencode(local.read_sources), jsonencode(local.write_logs), jsonencode(local.use_key)]
     }
     airflow-triggerer  = { namespace = "airflow", statements = [jsonencode(local.write_logs), jsonencode(local.use_key)] }

@@ -80,7 +80,7 @@ run "pods_may_do_their_own_work_only" {
 
   assert {
     condition = toset(keys(module.workloads)) == toset([
-      "wmtp-data", "wmtp-train", "wmtp-tune", "wmtp-promote", "mlflow", "airflow-worker", "airflow-triggerer", "airflow-api-server",
+      "wmtp-data", "wmtp-train", "wmtp-tune", "wmtp-promote", "wmtp-housekeeping", "mlflow", "airflow-worker", "airflow-triggerer", "airflow-api-server",
     ])
     error_message = "These service accounts have a role; wmtp-judge has none."
   }
@@ -141,7 +141,10 @@ run "pods_may_do_their_own_work_only" {
   assert {
     condition = [
       for account, one in module.workloads : account
-      if anytrue([for statement in jsondecode(one.policy).Statement : contains(flatten([statement.Resource]), "arn:aws:s3:::A/wmtp/judge/*")])
+      if anytrue([
+        for statement in jsondecode(one.policy).Statement :
+        contains(flatten([statement.Resource]), "arn:aws:s3:::A/wmtp/judge/*") && strcontains(jsonencode(statement.Action), "s3:Put")
+      ])
     ] == ["airflow-worker"]
     error_message = "The worker commits what the sandbox made; a training that writes its own verdict promotes itself."
   }
@@ -156,12 +159,30 @@ run "pods_may_do_their_own_work_only" {
 
   assert {
     condition = {
-      for one in jsondecode(module.workloads["airflow-worker"].policy).Statement : one.Sid => toset(one.Resource) if contains(["CollectGarbage", "ListUploads"], one.Sid)
+      for one in jsondecode(module.workloads["wmtp-housekeeping"].policy).Statement : one.Sid => toset(one.Resource) if contains(["CollectGarbage", "ListUploads"], one.Sid)
       } == {
-      CollectGarbage = toset([for stage in ["fit_critic", "generate", "judge", "pull", "reward", "score", "score_shard", "select", "train"] : "arn:aws:s3:::A/wmtp/${stage}/*"])
+      CollectGarbage = toset([for stage in ["fit_critic", "generate", "judge", "pull", "reward", "runs", "score", "score_shard", "select", "train"] : "arn:aws:s3:::A/wmtp/${stage}/*"])
       ListUploads    = toset(["arn:aws:s3:::A"])
     }
-    error_message = "Housekeeping takes away what is below a stage, and nothing of MLflow's or of the registry's."
+    error_message = "Housekeeping takes away what is below a stage and old runs, and nothing of MLflow's or of the registry's."
+  }
+
+  assert {
+    condition = toset(flatten([
+      for one in jsondecode(module.workloads["wmtp-housekeeping"].policy).Statement : one.Resource if strcontains(jsonencode(one.Action), "s3:Put")
+    ])) == toset(["arn:aws:s3:::A/wmtp/*/quarantine/*", "arn:aws:s3:::A/wmtp/.probe/*"])
+    error_message = "What takes away makes nothing."
+  }
+
+  assert {
+    condition = toset([
+      for account, one in module.workloads : account
+      if anytrue([
+        for statement in jsondecode(one.policy).Statement :
+        contains(flatten([statement.Resource]), "arn:aws:s3:::A/wmtp/pull/*") && strcontains(jsonencode(statement.Action), "s3:DeleteObject")
+      ])
+    ]) == toset(["wmtp-data", "wmtp-housekeeping"])
+    error_message = "Data is removed by who pulls it and by housekeeping: the worker, which runs everybody's tasks, cannot."
   }
 
   assert {
