@@ -64,13 +64,17 @@ def _require_no_programs(recipe: Recipe, tuning: Tuning) -> None:
     """A trial is one pod, with the credentials of a training: what a model wrote is not run there."""
     scorer = tuning.space.get("scoring.scorer")
     scorers = {recipe.scoring.scorer, *(scorer.choices if isinstance(scorer, Choice) else ())}
-    what = "tuning.objectives has pass_at_1" if "pass_at_1" in tuning.objectives else "scoring.scorer is critic"
-    if "pass_at_1" in tuning.objectives or "critic" in scorers:
-        raise UserError(
-            f"{what}, so trials would run what a model wrote, and with executor kubernetes they would do so beside the credentials of a training. "
-            "Tune by validation_loss or tokens_per_second with another scorer than critic, or run the study where executor is local, on the same store: "
-            "what it adopts is tuned:NAME on the cluster too."
-        )
+    if "pass_at_1" in tuning.objectives:
+        what = "tuning.objectives has pass_at_1, so trials would run programs that a model wrote"
+    elif "critic" in scorers:
+        what = "scoring.scorer is critic, so trials would reward candidates"
+    else:
+        return
+    raise UserError(
+        f"{what}. With executor kubernetes only pods without credentials do that, and a trial is one pod with those of a training. Tune by validation_loss or "
+        "tokens_per_second with another scorer than critic, or run the study where executor is local, on the same store: what it adopts is tuned:NAME on the "
+        "cluster too."
+    )
 
 
 def _require_free(name: str) -> None:

@@ -127,7 +127,9 @@ def test_on_a_cluster_no_trial_runs_what_a_model_wrote(
 ) -> None:
     require_space(Recipe.model_validate(tree), CLUSTER)
     recipe = changed(Recipe.model_validate(tree), changes, "the test")
-    with pytest.raises(UserError, match=f"{what}, so trials would run what a model wrote, .* beside the credentials"):
+    with pytest.raises(
+        UserError, match=rf"{what}, so trials would .*\. With executor kubernetes only pods without credentials do that"
+    ):
         require_space(recipe, CLUSTER)
     require_space(recipe, ENVIRONMENT)
 
