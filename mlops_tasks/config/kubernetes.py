@@ -139,10 +139,11 @@ class Kubernetes(Settings):
     @model_validator(mode="after")
     def _folders_apart(self) -> Self:
         for folder in self.config_maps:
-            if hidden := [own for own in (SCRATCH, SHARED_MEMORY, SETTINGS) if f"{own}/".startswith(f"{folder}/")]:
-                raise ValueError(
-                    f"config_maps: {folder} would hide {hidden[0]}, which a pod needs; take another folder"
-                )
+            for own in (SCRATCH, SHARED_MEMORY, SETTINGS):
+                if f"{own}/".startswith(f"{folder}/") or folder.startswith(f"{own}/"):
+                    raise ValueError(
+                        f"config_maps: {folder} and {own}, which a pod has of its own, lie in one another; take another folder"
+                    )
         return self
 
     @model_validator(mode="after")

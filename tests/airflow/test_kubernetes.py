@@ -85,6 +85,30 @@ def test_a_pod_whose_worker_was_killed_is_found_again(toys_in_pods: Toys, rig: R
     assert log.count("pull_data works") == 1
 
 
+def test_a_pod_sees_the_files_of_a_config_map_beside_its_environment(toys_in_pods: Toys, rig: Rig) -> None:
+    certificate = {"metadata": {"name": "database-ca"}, "data": {"ca.pem": "a certificate"}}
+    rig.core.create_namespaced_config_map(rigs.NAMESPACE, certificate)
+    given = json.loads(toys_in_pods.environment_file.read_text())
+    given["kubernetes"]["config_maps"] = {"/etc/database-ca": "database-ca"}
+    toys_in_pods.environment_file.write_text(json.dumps(given))
+    toys_in_pods.tell("pull_data.waits")
+    process = toys_in_pods.start("pull_data")
+    toys_in_pods.wait_until(lambda: working(toys_in_pods), seconds=120)
+
+    (root,) = working(toys_in_pods)
+    assert (root / "etc/database-ca/ca.pem").read_text() == "a certificate"
+    assert (root / "etc/wmtp/environment.json").is_file()
+    Path(f"{root}{toys_in_pods.folder}/pull_data.waits").unlink()
+    told, log = ended(process)
+    assert told[-1]["told"]["state"] == "success", log
+
+
+def working(toys: Toys) -> list[Path]:
+    """The files that pods see."""
+    found = [one for one in psutil.process_iter(["cmdline"]) if is_toy(one, toys.folder.name)]
+    return [Path(f"/proc/{one.pid}/root") for one in found]
+
+
 def is_training(pod: Any) -> bool:
     return pod.status.phase == "Running" and "job-name" in pod.metadata.labels
 
@@ -105,8 +129,8 @@ def test_the_task_survives_an_api_server_that_ends_and_starts_again(toys_in_pods
     toys_in_pods.wait_until(rig.answers)
     assert [one.metadata.uid for one in rig.pods()] == [pod.metadata.uid]
     # Where the pod sees it: it has a copy of the files of this machine, made as it is written to.
-    (works,) = [one for one in psutil.process_iter(["cmdline"]) if is_toy(one, toys_in_pods.folder.name)]
-    Path(f"/proc/{works.pid}/root{toys_in_pods.folder}/train.waits").unlink()
+    (root,) = working(toys_in_pods)
+    Path(f"{root}{toys_in_pods.folder}/train.waits").unlink()
 
     told, log = ended(process)
     assert told[-1]["told"]["state"] == "success", log
