@@ -95,6 +95,28 @@ class Cluster:
         else:
             yield "ok", f"{len(self._settings.secrets)} variables come from Secrets that are there"
 
+    def config_maps(self) -> Answers:
+        """Are the ConfigMaps there that pods are given?"""
+        names, namespace = sorted(set(self._settings.config_maps.values())), self._settings.namespace
+        read = self._core.read_namespaced_config_map
+        there = {
+            name: self._ask(lambda name=name: bool(read(name, namespace)), {403: None, 404: False})  # type: ignore[misc]
+            for name in names
+        }
+        if lacking := [name for name in names if there[name] is False]:
+            raise UserError(
+                f"In the namespace {namespace} there is no ConfigMap {', '.join(lacking)}. Install charts/ml-platform whole, or mend "
+                "kubernetes.config_maps: a pod that names one that is not there never starts."
+            )
+        if hidden := [name for name in names if there[name] is None]:
+            yield (
+                "warn",
+                f"{', '.join(hidden)}: this account may not read ConfigMaps. Let an administrator run `kubectl get configmap "
+                f"{' '.join(hidden)} -n {namespace}`",
+            )
+        elif names:
+            yield "ok", f"{len(names)} ConfigMaps that pods see as files are there"
+
     def nodes(self) -> Answers:
         """Is there a node, or something that makes one, for each profile that a task has?"""
         lacking = []

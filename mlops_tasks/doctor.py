@@ -230,6 +230,7 @@ def _checks_of(kubernetes: Kubernetes) -> dict[str, Callable[[Environment], Answ
         "cluster": lambda environment: cluster.server(),
         "rights": lambda environment: cluster.rights(),
         "secrets": lambda environment: cluster.secrets(),
+        "files": lambda environment: cluster.config_maps(),
         "nodes": lambda environment: cluster.nodes(),
         "pools": _pools,
     }

@@ -206,7 +206,7 @@ def test_a_cluster_that_does_not_answer_is_told_and_torch_is_not_asked_for_where
 
 def test_where_stages_are_pods_the_cluster_is_asked_and_this_machine_is_not() -> None:
     environment = load_environment(Path(__file__).resolve().parents[1] / "configs" / "environments" / "eks.yaml")
-    asked = ["versions", "disk", "store", "mlflow", "cluster", "rights", "secrets", "nodes", "pools"]
+    asked = ["versions", "disk", "store", "mlflow", "cluster", "rights", "secrets", "files", "nodes", "pools"]
     assert list(doctor._checks_of(_kubernetes(environment))) == asked
 
 

@@ -33,6 +33,7 @@ PARTING_SECONDS = 5.0
 REQUEST_SECONDS = 5.0
 _AWAY = {401, 408, 429, 500, 502, 503, 504}
 _NUM_LAST_LINES = 20
+_BEING_MADE = "its container is being made"
 # Between the server's clock of a line and ours of a request.
 _OVERLAP_SECONDS = 10
 
@@ -98,7 +99,7 @@ def waits_for(pod: k8s.V1Pod) -> str | None:
     for condition in pod.status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False" and condition.message:
             return str(condition.message)
-    return "its container is being made" if pod.spec.node_name else "it has no node yet"
+    return _BEING_MADE if pod.spec.node_name else "it has no node yet"
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ class Watch:
         self._told = text
 
     def _wait(self, pods: Sequence[k8s.V1Pod]) -> None:
-        reasons = [reason for pod in pods if (reason := waits_for(pod))]
+        reasons = [reason for pod in pods if (reason := self._why(pod))]
         if not reasons:
             self._waits_since = None
             return
@@ -249,6 +250,14 @@ class Watch:
             raise Unavailable(
                 f"{self.label} has waited {self.start_seconds:.0f} s (start_seconds of its profile) and could not start: {reasons[0]}"
             )
+
+    def _why(self, pod: k8s.V1Pod) -> str | None:
+        reason = waits_for(pod)
+        if reason != _BEING_MADE:
+            return reason
+        # Volumes that cannot be mounted are told of in events only; before its node was found there were others.
+        warning = last_warning(self.client, pod)
+        return reason if not warning or warning.startswith("FailedScheduling") else f"{reason}. {warning}"
 
     def _listen(self, pod: k8s.V1Pod, *, num_lines: int | None = None) -> None:
         if pod.status.phase == "Pending":

@@ -122,6 +122,25 @@ def test_a_secret_that_is_not_there_is_named_with_its_variable(rig: Rig) -> None
     assert (status, text) == ("ok", "1 variables come from Secrets that are there")
 
 
+@pytest.mark.usefixtures("administrator")
+def test_a_config_map_that_is_not_there_is_named(rig: Rig) -> None:
+    rig.core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": "ca"}, "data": {"ca.pem": "x"}})
+    maps = {"/etc/ca": "ca", "/etc/other": "other-ca"}
+    with pytest.raises(UserError, match=r"In the namespace wmtp there is no ConfigMap other-ca\. .* never starts"):
+        list(Cluster(settings(config_maps=maps)).config_maps())
+
+    told = list(Cluster(settings(config_maps={"/etc/ca": "ca"})).config_maps())
+    assert told == [("ok", "1 ConfigMaps that pods see as files are there")]
+    assert list(Cluster(settings()).config_maps()) == []
+
+
+def test_config_maps_that_an_account_may_not_read_are_not_taken_for_missing(
+    account: client.RbacAuthorizationV1Api,
+) -> None:
+    ((status, text),) = Cluster(settings(config_maps={"/etc/ca": "ca"})).config_maps()
+    assert status == "warn" and "ca: this account may not read ConfigMaps" in text
+
+
 DEVICE = "wmtp.io~1device"
 
 

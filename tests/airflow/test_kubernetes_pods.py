@@ -28,6 +28,7 @@ from s3_server import S3Server
 from test_kubernetes_training import at_once, wait_until
 from wmtp.kubernetes import JobStage, PodStage
 from wmtp.manifest import Identity, Order, variables_of_ranks
+from wmtp.pods import Watch
 
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import DataError, Interrupted, Unavailable, UserError, WmtpError
@@ -152,6 +153,25 @@ def test_what_waits_says_why_and_gives_up_after_its_time(
         shell.run(kind, "true")
 
     assert f"train[0] waits: {reason}" in caplog.text
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_of_by_its_event(
+    shell: Shell, rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    mounts = [{"name": "data", "mountPath": "/data"}]
+    container = {"name": "stage", "image": IMAGE, "command": ["true"], "volumeMounts": mounts}
+    volume = {"name": "data", "nfs": {"server": "nowhere", "path": "/"}}  # a kind that this kubelet does not know
+    body = {"metadata": {"name": "unmounted"}, "spec": {"containers": [container], "volumes": [volume]}}
+    rig.core.create_namespaced_pod(NAMESPACE, body)
+    watch = Watch(rig.core, NAMESPACE, "train[0]", start_seconds=60.0)
+
+    def told() -> bool:
+        watch.look([rig.core.read_namespaced_pod("unmounted", NAMESPACE)])
+        return "type not supported by the rig" in caplog.text
+
+    wait_until(told)
+    assert "train[0] waits: its container is being made. Failed: volume data: type not supported" in caplog.text
+    rig.core.delete_namespaced_pod("unmounted", NAMESPACE, grace_period_seconds=0)
 
 
 @contextmanager
