@@ -119,9 +119,13 @@ class Cluster:
 
     def nodes(self) -> Answers:
         """Is there a node, or something that makes one, for each profile that a task has?"""
+        nodes = self._ask(lambda: self._core.list_node().items, {403: None})
+        if nodes is None:
+            yield "warn", "this account may not see nodes. Let an administrator run `wmtp doctor`"
+            return
         lacking = []
         for name in sorted({self._settings.profile_of(task) for task in get_args(TaskId)}):
-            answer = self._place_for(name, self._settings.profiles[name])
+            answer = self._place_for(name, self._settings.profiles[name], nodes)
             if isinstance(answer, str):
                 lacking.append(answer)
             else:
@@ -131,43 +135,29 @@ class Cluster:
                 f"{' '.join(lacking)} Add nodes, start the device plugin on those that there are, or mend the profile."
             )
 
-    def _place_for(self, name: str, profile: Profile) -> Answer | str:
+    def _place_for(self, name: str, profile: Profile, nodes: Sequence[Any]) -> Answer | str:
         """What is said of a profile; a text alone: there is no place for its pods."""
-        asked = f"{', '.join(f'{resource}: {one}' for resource, one in profile.requests.items())}"
-        nodes = self._ask(lambda: self._core.list_node().items, {403: None})
-        if nodes is None:
-            return (
-                "warn",
-                f"profile {name} asks for {asked}, and this account may not see nodes. Let an administrator run `wmtp doctor`",
-            )
-        places = [Place.of_node(one, profile) for one in nodes]
-        if fitting := [one for one in places if one.refusal is None]:
-            return "ok", f"profile {name}: {len(fitting)} of {len(nodes)} nodes take pods with {asked}"
+        asked = ", ".join(f"{resource}: {one}" for resource, one in profile.requests.items())
+        here = [Place.of_node(one, profile) for one in nodes]
+        if num_fitting := sum(one.refusal is None for one in here):
+            return "ok", f"profile {name}: {num_fitting} of {len(nodes)} nodes take pods with {asked}"
+        told = f"profile {name}: no node takes pods with {asked} now"
         pools = self._node_pools()
-        places += [Place.of_pool(one, profile) for one in pools or []]
-        makers = [one for one in places if one.refusal is None]
-        if sure := [one.name for one in makers if one.is_sure]:
-            return "ok", f"profile {name}: no node takes pods with {asked} now, and Karpenter's {sure[0]} makes some"
-        if makers:
-            return (
-                "warn",
-                f"profile {name}: no node takes pods with {asked} now, and Karpenter's {makers[0].name} does not say what it buys. Name "
-                "instance families in it, or a limit for the device, if it is meant for them",
-            )
-        return self._without_pool(f"profile {name}: no node takes pods with {asked} now", pools, places)
+        made = [Place.of_pool(one, profile) for one in pools or []]
+        return _made_by(made, told) or self._without_pool(told, [*made, *here], may_see_pools=pools is not None)
 
-    def _without_pool(self, told: str, pools: list[Any] | None, places: Sequence[Place]) -> Answer | str:
+    def _without_pool(self, told: str, places: Sequence[Place], *, may_see_pools: bool) -> Answer | str:
         read = self._core.read_namespaced_config_map
         is_there = self._ask(lambda: bool(read("cluster-autoscaler-status", "kube-system")), {403: None, 404: False})
         if is_there:
             return "warn", f"{told}. A cluster-autoscaler is there; whether it can make one, only it knows"
-        if pools is None or is_there is None:
-            hidden = [*(["NodePools"] * (pools is None)), *(["the cluster-autoscaler"] * (is_there is None))]
+        hidden = ["NodePools"] * (not may_see_pools) + ["the cluster-autoscaler"] * (is_there is None)
+        if hidden:
             return (
                 "warn",
                 f"{told}, and this account may not see {' and '.join(hidden)}. Let an administrator run `wmtp doctor`",
             )
-        reasons = "; ".join(f"{one.name} {one.refusal}" for one in places[:_NUM_REASONS])
+        reasons = "; ".join(f"{one.name}: {one.refusal}" for one in places[:_NUM_REASONS])
         return f"{told}, and neither Karpenter nor a cluster-autoscaler makes one: {reasons or 'there is no node'}."
 
     def _node_pools(self) -> list[Any] | None:
@@ -271,6 +261,20 @@ class Cluster:
     @cached_property
     def _core(self) -> Any:
         return self._client.CoreV1Api(self._api)
+
+
+def _made_by(pools: Iterable[Place], told: str) -> Answer | None:
+    """Who makes a node; None: nobody."""
+    makers = sorted((one for one in pools if one.refusal is None), key=lambda one: not one.is_sure)
+    if not makers:
+        return None
+    if makers[0].is_sure:
+        return "ok", f"{told}, and Karpenter's {makers[0].name} makes some"
+    return (
+        "warn",
+        f"{told}, and Karpenter's {makers[0].name} does not say what it buys. Name instance families in it, or a limit for the device, if it "
+        "is meant for them",
+    )
 
 
 def _refused(host: str, status: int, reason: str) -> WmtpError:

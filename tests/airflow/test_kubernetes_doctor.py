@@ -99,7 +99,7 @@ def test_the_account_of_tasks_may_do_what_they_do_once_the_role_is_bound(
     assert [status for status, _ in cluster.rights()] == ["ok"]
     ((status, text),) = cluster.secrets()
     assert status == "warn" and "mlflow: this account may not read Secrets" in text
-    assert {status for status, _ in cluster.nodes()} == {"warn"}
+    assert [status for status, _ in cluster.nodes()] == ["warn"]
 
 
 @pytest.mark.usefixtures("administrator")
@@ -161,7 +161,7 @@ def node(rig: Rig) -> Iterator[str]:
 @pytest.mark.usefixtures("administrator")
 def test_a_profile_whose_device_no_node_has_and_nobody_brings_is_told(rig: Rig) -> None:
     cluster = Cluster(settings())
-    told = r"profile gpu: no node takes pods with cpu: 1, wmtp.io/device: 2 now, .*node \S+ offers wmtp.io/device: 0\. .*device plugin"
+    told = r"profile gpu: no node takes pods with cpu: 1, wmtp.io/device: 2 now, .*node \S+: offers wmtp.io/device: 0\. .*device plugin"
     answers = cluster.nodes()
     assert next(answers)[1].startswith("profile cpu: 1 of 1 nodes take pods"), "what is well is told too"
     with pytest.raises(UserError, match=told):
@@ -174,12 +174,12 @@ def test_a_node_counts_only_while_pods_may_run_on_it(rig: Rig, node: str) -> Non
     assert gpu == "profile gpu: 1 of 1 nodes take pods with cpu: 1, wmtp.io/device: 2"
 
     rig.core.patch_node(node, {"spec": {"unschedulable": True}})
-    with pytest.raises(UserError, match=rf"profile gpu: .*node {node} is cordoned"):
+    with pytest.raises(UserError, match=rf"profile gpu: .*node {node}: is cordoned"):
         list(Cluster(settings()).nodes())
 
     taints = [{"key": "team", "value": "other", "effect": "NoSchedule"}]
     rig.core.patch_node(node, {"spec": {"unschedulable": None, "taints": taints}})
-    with pytest.raises(UserError, match=rf"profile gpu: .*node {node} has the taint team:NoSchedule"):
+    with pytest.raises(UserError, match=rf"profile gpu: .*node {node}: has the taint team:NoSchedule"):
         list(Cluster(settings()).nodes())
 
 
@@ -199,7 +199,7 @@ def test_a_node_pool_of_karpenter_counts_if_it_makes_nodes_for_the_profile(rig: 
         )
 
     pool("cpu", "c")
-    with pytest.raises(UserError, match=r"profile gpu: .*NodePool cpu what it buys has no nvidia.com/gpu"):
+    with pytest.raises(UserError, match=r"profile gpu: .*NodePool cpu: what it buys has no nvidia.com/gpu"):
         list(Cluster(wanted).nodes())
 
     pool("gpu", "g")
