@@ -1,12 +1,12 @@
 """Training checkpoints: small commits of their own below a training's prefix, so that an interrupted one goes on exactly.
 
-    <prefix>/checkpoints/step-00000100/   rank-00000.pt, …: what each rank has of the tensors; the first file also has the rest
+    <prefix>/checkpoints/step-00000100/   rank-00000.pt, …: what each rank has of the tensors; index.pt: which rows lie where, what has none, and the rest
     <prefix>/checkpoints/latest.json      the last step, and the token of the lease under which it was written
 
 Owns how a state gets into the store while the training goes on, which steps are there, which of them are whole, and which are kept. What
 has to be in a state is `training`'s, which rank has what of a tensor `parallel`'s; removing all of them after the training is committed is
 the runtime's. Every rank writes its own file; rank 0 alone commits, and only as long as nobody took over: `latest.json` moves under its
-lease alone, and a step beyond it counts for nothing.
+lease alone, and a step beyond it counts for nothing. Whoever goes on reads the index and the files with rows that it needs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -34,13 +33,15 @@ R = TypeVar("R")
 Slab = tuple[int, Tensor]
 """Some rows of a tensor, and which is the first of them."""
 
+INDEX = "index.pt"
+
 
 @dataclass(frozen=True)
 class Part:
     """What one rank adds to a checkpoint."""
 
     slabs: Mapping[str, Slab]
-    """By name of the tensor; on the CPU, and changed by nobody any more."""
+    """By name of the tensor; on the CPU, and changed by nobody any more. Of those without rows rank 0 has all."""
     rest: Mapping[str, Any]
     """Numbers, strings, and lists and dicts of them; rank 0's counts."""
 
@@ -111,20 +112,24 @@ class Saver:
         if told is None or distributed.rank() > 0:
             return
         if self._store.find(draft.prefix) is None:
-            draft.streamed[:] = told
+            draft.streamed[:] = [entry for entry, _ in told]
+            with draft.stream(INDEX) as stream:
+                rows = {entry["name"]: rows for entry, rows in told}
+                torch.save({"rows": rows, "scalars": _scalars(part), "rest": dict(part.rest)}, stream)
             self._store.commit(draft, record)
         else:
             self._store.abandon(draft)
         lease.point(self._store, self._prefix, {"step": record["step"]}, token=self._token)
         prune(self._store, self._prefix, keep_last=self._keep_last)
 
-    def _write(self, draft: Draft, part: Part) -> dict[str, Any]:
-        """Put this rank's file into the store; returns its entry in the manifest."""
+    def _write(self, draft: Draft, part: Part) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+        """Put this rank's file into the store; returns its entry in the manifest, and first and number of the rows in it."""
         if distributed.rank() == 0:
             lease.require(self._store, self._prefix, self._token)
         with draft.stream(f"rank-{distributed.rank():05d}.pt") as stream:
-            torch.save({"slabs": dict(part.slabs), "rest": dict(part.rest)}, stream)
-        return draft.streamed[-1]
+            slabs = {name: slab for name, slab in part.slabs.items() if slab[1].ndim}
+            torch.save({name: value for name, (_, value) in slabs.items()}, stream)
+        return draft.streamed[-1], {name: (first, len(value)) for name, (first, value) in slabs.items()}
 
     def _together(self, action: Callable[[], R]) -> list[R] | None:
         """What an action gave on each rank; None where it failed on another one, which will end this one too."""
@@ -137,38 +142,53 @@ class Saver:
         return [one for one, _ in told] if all(is_done for _, is_done in told) else None
 
 
+def _scalars(part: Part) -> dict[str, Tensor]:
+    return {name: value for name, (_, value) in part.slabs.items() if not value.ndim}
+
+
 class Saved:
-    """A checkpoint to go on from; tensors are read by rows, and only those that are asked for.
+    """A checkpoint to go on from; tensors are read by rows, and of the files only those with rows that are asked for.
 
     Args:
         artifact: whole.
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        paths = artifact.paths(artifact.names)
-        self._files = [torch.load(path, map_location="cpu", mmap=True, weights_only=True) for path in paths]
-        self.rest: dict[str, Any] = self._files[0]["rest"]
-
-    @cached_property
-    def _slabs(self) -> dict[str, list[Slab]]:
-        found: dict[str, list[Slab]] = {}
-        for file in self._files:
-            for name, slab in file["slabs"].items():
-                found.setdefault(name, []).append(slab)
-        return {name: sorted(slabs, key=lambda slab: slab[0]) for name, slabs in found.items()}
+        self._artifact = artifact
+        self._files: dict[str, dict[str, Tensor]] = {}
+        index = torch.load(artifact.path(INDEX), weights_only=True)
+        self.rest: dict[str, Any] = index["rest"]
+        self._scalars: dict[str, Tensor] = index["scalars"]
+        self._places: dict[str, list[tuple[int, int, str]]] = {}
+        """First row, number of rows and file, in order, by name of the tensor."""
+        for file, rows in index["rows"].items():
+            for name, (first, num) in rows.items():
+                self._places.setdefault(name, []).append((first, num, file))
+        for places in self._places.values():
+            places.sort()
 
     @property
     def names(self) -> list[str]:
         """Of all tensors."""
-        return list(self._slabs)
+        return [*self._places, *self._scalars]
 
     def rows(self, name: str, first: int = 0, num: int | None = None) -> Tensor:
         """Some rows of a tensor, or all of it; a copy of no more than these."""
-        slabs = self._slabs[name]
-        if slabs[0][1].ndim == 0 or (num is None and len(slabs) == 1):
+        if name in self._scalars:
+            return self._scalars[name]
+        places = self._places[name]
+        end = places[-1][0] + places[-1][1] if num is None else first + num
+        needed = [(start, file) for start, count, file in places if start < end and first < start + count]
+        slabs = [(start, self._file(file)[name]) for start, file in needed or [(first, places[0][2])]]
+        if num is None and len(slabs) == 1:
             return slabs[0][1]
-        end = slabs[-1][0] + len(slabs[-1][1]) if num is None else first + num
         return torch.cat([rows[max(0, first - start) : max(0, end - start)] for start, rows in slabs])
+
+    def _file(self, name: str) -> dict[str, Tensor]:
+        if name not in self._files:
+            path = self._artifact.path(name)
+            self._files[name] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return self._files[name]
 
 
 def steps(store: Store, prefix: str) -> list[int]:
@@ -191,17 +211,26 @@ def load(store: Store, prefix: str, step: int) -> Saved:
 
 
 def newest(store: Store, prefix: str) -> int | None:
-    """The last step whose checkpoint, and the best one that it needs, are there byte for byte; broken ones are passed over."""
-    for step in reversed(steps(store, prefix)):
-        try:
-            artifact = _verified(store, _prefix(prefix, step))
-            if (best_step := artifact.manifest["best_step"]) is not None:
-                _verified(store, _prefix(prefix, best_step))
-        except DataError as error:
-            log.warning("the checkpoint of step %d cannot be used: %s", step, error)
-        else:
-            return step
-    return None
+    """The last step whose checkpoint, and the best one that it needs, are there byte for byte; broken ones are passed over.
+
+    All ranks call it, and each reads its share of the files: where as many go on in the same way, those that it needs.
+    """
+    there = distributed.broadcast(steps(store, prefix) if distributed.rank() == 0 else [])
+    return next((step for step in reversed(there) if _is_usable(store, prefix, step)), None)
+
+
+def _is_usable(store: Store, prefix: str, step: int) -> bool:
+    flaw = None
+    try:
+        artifact = _verified(store, _prefix(prefix, step))
+        if (best_step := artifact.manifest["best_step"]) is not None:
+            _verified(store, _prefix(prefix, best_step))
+    except DataError as error:
+        flaw = str(error)
+    flaws = [one for one in distributed.gather(flaw) if one is not None]
+    if flaws and distributed.rank() == 0:
+        log.warning("the checkpoint of step %d cannot be used: %s", step, flaws[0])
+    return not flaws
 
 
 def prune(store: Store, prefix: str, *, keep_last: int) -> None:
@@ -217,7 +246,8 @@ def _verified(store: Store, prefix: str) -> Artifact:
     artifact = store.find(prefix)
     if artifact is None:
         raise DataError(f"{store.uri}/{prefix} is not whole any more.")
-    artifact.paths(artifact.names)
+    of_ranks = [name for name in artifact.names if name != INDEX]
+    artifact.paths([INDEX, *of_ranks[distributed.rank() :: distributed.num_ranks()]])
     return artifact
 
 

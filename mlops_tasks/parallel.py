@@ -66,6 +66,11 @@ class Parallel:
         with self._module.no_sync() if without else nullcontext():  # type: ignore[operator]
             yield
 
+    def probe(self, name: str) -> None:
+        """`MtpModel.probe`; afterwards parameters are those that an optimiser has to know."""
+        self.loss.probe(name)
+        self._reshard()
+
     def clip(self, max_norm: float, *, scale: float = 1.0) -> float:
         """Take the loss's scale from the gradients, and scale them down to a norm over all ranks; returns what that was."""
         parameters = list(self.loss.model.parameters())
@@ -85,17 +90,20 @@ class Parallel:
     def state(self, optimizer: torch.optim.Optimizer) -> dict[str, Slab]:
         """This rank's part of what `load` goes on from: copies on the CPU, by name; all ranks call it.
 
-        What is spread is told by each rank's rows, and of the rest each tensor by one rank, so that all have as much to write.
+        What is spread is told by each rank's rows, and of the rest each tensor by one rank, so that all have as much to write; what has no
+        rows by rank 0.
         """
         self._reshard()
         found = {f"model/{name}": value for name, value in _kept(self.loss.model).items()}
         for name, parameter in _learnt(self.loss.model):
             found |= {f"{key}/{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
-        writers = _shared_out({name: value.nbytes for name, value in found.items() if not isinstance(value, DTensor)})
+        writers = _shared_out(
+            {name: value.nbytes for name, value in found.items() if value.ndim and not isinstance(value, DTensor)}
+        )
         return {
             name: (_first_row(value), _local(value).to("cpu", copy=True))
             for name, value in found.items()
-            if writers.get(name, distributed.rank()) == distributed.rank()
+            if writers.get(name, distributed.rank() if value.ndim else 0) == distributed.rank()
         }
 
     def _reshard(self) -> None:
@@ -105,6 +113,7 @@ class Parallel:
 
     def load(self, saved: Saved, optimizer: torch.optim.Optimizer) -> None:
         """Go on from what `state` gave on all ranks, whichever they were; all ranks call it with the same."""
+        self._reshard()
         model = self.loss.model
         kinds: dict[str, list[str]] = {}
         for kind, _, name in (one.partition("/") for one in saved.names):

@@ -112,6 +112,8 @@ class UnreadModel:
                 self.model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise _unreadable("causal language model", folder, error) from error
+        if not dict(self.model.named_parameters()).keys() <= self._files.keys():
+            self.model.tie_weights()  # only what has no numbers of its own, as `from_pretrained` does
         self._names = {id(parameter): name for name, parameter in self.model.named_parameters()}
 
     @property

@@ -164,7 +164,7 @@ class _Training:
             self.model.recompute_activations()
         self.parallel = self._in_parallel()
         if self.model.is_in_parts:
-            self.parallel.loss.probe(inputs["model"].uri)
+            self.parallel.probe(inputs["model"].uri)
         self.optimizer = adamw(self.model, self.lesson.train)
         # Everything weighs 1 in validation, whatever the training does.
         self.validation = self._share(self.corpus.validation, None) if self.corpus.validation else []
@@ -204,10 +204,14 @@ class _Training:
     def _load_model(self, folder: Path) -> tuple[MtpModel, adapters.Adapter | None]:
         train, method, seed = self.lesson.train, self.lesson.train.method, self.lesson.seed
         read: Callable[[Path], PreTrainedModel] = load_model
+        is_spread = self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1
         if isinstance(method, QLora):
-            is_spread = self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1
             read = adapters.quantized(self.device, is_spread=is_spread, precision=train.precision)
-        if self.resources.parallelism == "fsdp" and distributed.num_ranks() > 1 and not isinstance(method, LowRank):
+        if is_spread and isinstance(method, LowRank) and self.is_first:
+            log.warning(
+                "%s: each rank reads the whole model when it starts, for an adapter is put beside weights", method.kind
+            )
+        if is_spread and not isinstance(method, LowRank):
             model = MtpModel.load_in_parts(folder, num_heads=train.num_heads, seed=seed, head_kind=train.head_kind)
         else:
             model = MtpModel.load(folder, num_heads=train.num_heads, seed=seed, head_kind=train.head_kind, read=read)
@@ -434,8 +438,7 @@ class _Training:
 
     def _resume(self) -> int | None:
         """Go on from the newest checkpoint that is whole; returns its step."""
-        place = (self.attempt.store, self.attempt.prefix)
-        step = distributed.broadcast(checkpoint.newest(*place) if self.is_first else None)
+        step = checkpoint.newest(self.attempt.store, self.attempt.prefix)
         if step is None:
             return None
         self._load(step)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mlops_tasks import distributed, parallel
 from mlops_tasks.config.learning import Train
@@ -44,7 +45,8 @@ def start(folder: Path, in_parts: bool) -> list[tuple[float, float]]:
         train=Train(steps=1, num_heads=2), text=Text(), scoring=Scorer(scorer="uniform"), weighting=None, seed=0, fold=None
     )  # fmt: skip
     spread = parallel.Parallel(WeightedLoss(model, lesson, chunk_rows=8), "fsdp", rehearsal=None)  # type: ignore[arg-type]
-    spread.loss.probe("here")
+    spread.probe("here")
+    assert all(isinstance(one, DTensor) for one in model.parameters()), "an optimiser would learn copies"
     rows = {name: value.to_local() for name, value in model.state_dict().items()}
     torch.save(rows, folder.with_name(f"{folder.name}-{in_parts}-{distributed.rank()}.pt"))
     return distributed.gather((max(seen) - before, save(spread, folder.with_name(f"saved-{in_parts}"))))

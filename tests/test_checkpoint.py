@@ -80,18 +80,36 @@ def test_state_comes_back_as_it_was(store: Store) -> None:
 def test_rows_are_put_together_from_the_files_that_have_them(store: Store) -> None:
     draft = store.begin(f"{PREFIX}/checkpoints/step-00000001")
     table = torch.arange(14.0).view(7, 2)
+    rows = {}
     for number, (first, end) in enumerate([(0, 3), (3, 6), (6, 7), (7, 7)]):
-        slabs = {"table": (first, table[first:end].clone())} | (
-            {"count": (0, torch.tensor(5.0))} if number == 2 else {}
-        )
         with draft.stream(f"rank-{number:05d}.pt") as stream:
-            torch.save({"slabs": slabs, "rest": {}}, stream)
+            torch.save({"table": table[first:end].clone()}, stream)
+        rows[f"rank-{number:05d}.pt"] = {"table": (first, end - first)}
+    with draft.stream("index.pt") as stream:
+        torch.save({"rows": rows, "scalars": {"count": torch.tensor(5.0)}, "rest": {}}, stream)
     saved = Saved(store.commit(draft, {"step": 1, "best_step": None}))
     assert torch.equal(saved.rows("table"), table)
     for first in range(7):
         for end in range(first, 8):
             assert torch.equal(saved.rows("table", first, end - first), table[first:end])
     assert saved.rows("count").item() == 5
+
+
+def test_only_files_with_rows_that_are_needed_are_read_and_held_to_their_hashes(store: Store) -> None:
+    draft, rows = store.begin(f"{PREFIX}/checkpoints/step-00000001"), {}
+    for number in range(3):
+        with draft.stream(f"rank-{number:05d}.pt") as stream:
+            torch.save({"table": torch.full((2,), float(number))}, stream)
+        rows[f"rank-{number:05d}.pt"] = {"table": (2 * number, 2)}
+    with draft.stream("index.pt") as stream:
+        torch.save({"rows": rows, "scalars": {}, "rest": {}}, stream)
+    artifact = store.commit(draft, {"step": 1, "best_step": None})
+    broken = artifact.path("rank-00002.pt")
+    broken.write_bytes(bytes(len(broken.read_bytes())))
+    saved = checkpoint.load(store, PREFIX, 1)
+    assert saved.rows("table", 0, 4).tolist() == [0, 0, 1, 1]
+    with pytest.raises(DataError, match=r"rank-00002\.pt was committed with"):
+        saved.rows("table")
 
 
 class Slow(FolderBackend):
@@ -227,7 +245,7 @@ def test_on_s3_each_object_of_a_checkpoint_has_the_tag_of_the_lifecycle_rule_and
     assert {name: tag for name, tag in tags.items() if "/checkpoints/" in name and tag != CHECKPOINT_TAG} == {}
     assert {name: tag for name, tag in tags.items() if "/checkpoints/" not in name and tag} == {}
     assert sorted(Path(name).name for name in tags) == [
-        "latest.json", "manifest.json", "manifest.json", "model.safetensors", "rank-00000.pt",
+        "index.pt", "latest.json", "manifest.json", "manifest.json", "model.safetensors", "rank-00000.pt",
     ]  # fmt: skip
 
 

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, SHAPE, model_of
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from mlops_tasks.errors import UserError
 from mlops_tasks.model import MtpModel
@@ -60,6 +61,22 @@ def test_ranks_that_read_and_save_in_parts_have_the_same_rows_and_never_the_whol
 def test_a_model_that_is_read_part_by_part_is_the_one_that_transformers_loads(name: str, tmp_path: Path) -> None:
     model_of(CONFIGS[name]()).save(tmp_path)
     unread, loaded = UnreadModel(tmp_path / "model"), load_model(tmp_path / "model")
+    require_the_same(unread, loaded, tmp_path)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_what_is_tied_is_read_once(name: str, tied: bool, tmp_path: Path) -> None:
+    config = CONFIGS[name]()
+    config.tie_word_embeddings = tied
+    models: Any = AutoModelForCausalLM
+    models.from_config(config).save_pretrained(tmp_path / "model")
+    unread, loaded = UnreadModel(tmp_path / "model"), load_model(tmp_path / "model")
+    require_the_same(unread, loaded, tmp_path)
+    assert (unread.model.get_output_embeddings().weight is unread.model.get_input_embeddings().weight) is tied  # type: ignore[union-attr]
+
+
+def require_the_same(unread: UnreadModel, loaded: PreTrainedModel, tmp_path: Path) -> None:
     assert unread.is_readable
     assert all(parameter.is_meta for parameter in unread.model.parameters())
     for module in unread.model.modules():

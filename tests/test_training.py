@@ -26,7 +26,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from train_process import ClosedToRank1, SlowToCommit
+from train_process import ClosedToRank1, NotesReads, SlowToCommit
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -48,6 +48,7 @@ from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, Unavailable,
 from mlops_tasks.loss import at_tokens, token_losses
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
+from mlops_tasks.pretrained import UnreadModel
 from mlops_tasks.scoring.scorers import ScoreRow, write_scores
 from mlops_tasks.scoring.weights import document_weights
 from mlops_tasks.stage import Attempt
@@ -354,6 +355,8 @@ def test_two_ranks_equal_one_process(given: Given, processes: Processes) -> None
 
 @pytest.mark.parametrize("model", ["model", "gpt2"])
 def test_a_model_in_parts_on_two_ranks_equals_one_process(given: Given, processes: Processes, model: str) -> None:
+    # In parts from the start: an optimiser that is made behind a probe must not know copies.
+    assert UnreadModel(given.inputs[model].folder("model")).is_readable
     # Seven rows: four micro-batches for one rank, three and one without targets for the other.
     alone, parts = (
         given.attempt(
@@ -461,6 +464,32 @@ def test_a_checkpoint_that_one_rank_cannot_save_ends_all_with_its_error(given: G
     assert processes.end(processes.start(closed)) == Unavailable.exit_code
     assert attempt.folder.with_suffix(".error").read_text() == "Rank 1 of 2: The store is closed to rank 1."
     assert checkpoints(attempt) == []
+
+
+def test_ranks_that_go_on_read_their_own_parts_alone_and_pass_over_what_one_of_them_finds_broken(
+    given: Given, processes: Processes
+) -> None:
+    first, second = (
+        given.attempt(
+            "own-parts",
+            train={"steps": 12, "validate_every_steps": 6},
+            resources={"num_ranks": 2, "parallelism": "fsdp", "checkpoint_every_steps": 1},
+        )
+        for _ in range(2)
+    )
+    process = processes.start(first)
+    wait_for(lambda: len(checkpoints(first)) == 2)
+    os.kill(process, signal.SIGTERM)
+    assert processes.end(process) == Interrupted.exit_code
+    older, newest = checkpoints(first)
+    artifact = given.store.find(f"{first.prefix}/checkpoints/step-{newest:08d}")
+    assert artifact is not None
+    broken = artifact.path("rank-00001.pt")
+    broken.write_bytes(bytes(len(broken.read_bytes())))
+    assert processes.train(replace(second, store=Store(NotesReads(Path(given.store.uri)))))["resumed_from"] == older
+    for rank in range(2):
+        read = (Path(given.store.uri) / f"reads-{rank}").read_text().split()
+        assert set(read) == {"index.pt", f"rank-{rank:05d}.pt"}, rank
 
 
 def test_every_rank_finds_the_best_checkpoint_however_late_it_is_committed(given: Given, processes: Processes) -> None:

@@ -29,6 +29,16 @@ class ClosedToRank1(FolderBackend):
         return super().sink(name)
 
 
+class NotesReads(FolderBackend):
+    """A store that notes below itself which rank has read which file of a checkpoint."""
+
+    def local(self, name: str, *, anew: bool = False) -> Path:
+        if "/checkpoints/" in name:
+            with (self.root / f"reads-{distributed.rank()}").open("a", encoding="utf-8") as notes:
+                notes.write(f"{name.rpartition('/')[2]}\n")
+        return super().local(name, anew=anew)
+
+
 class SlowToCommit(FolderBackend):
     """A store that takes its time over each manifest of a checkpoint."""
 
