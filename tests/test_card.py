@@ -147,6 +147,25 @@ def test_what_nobody_knows_is_not_said(monday: Night, monkeypatch: pytest.Monkey
     assert row(text.replace("\\|", "/"), "train and evaluate")[1:3] == ["a/b c", "unknown"]
 
 
+def test_a_training_from_before_trainable_parameters_were_counted_has_a_card(
+    monday: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = monday.run(STRONG, WEAK)
+    assert row(card_of(run).readme(), "trainable")[1] == "full: 640 parameters, 100 % of all"
+    # What a training wrote then had all of today's metrics but these.
+    known = Artifact.metrics.fget  # type: ignore[attr-defined]
+    later = ("num_trainable", "trainable_share")
+    monkeypatch.setattr(
+        Artifact,
+        "metrics",
+        property(lambda one: {name: value for name, value in known(one).items() if name not in later}),
+    )
+    text = card_of(run).readme()
+    assert row(text, "trainable")[1] == "full"
+    assert row(text, "steps")[1] == "4 of 64 problems"
+    assert promote(run)["outcome"] == "promoted"
+
+
 def test_heads_are_loaded_only_where_there_are_some(monday: Night) -> None:
     run = monday.run(STRONG, WEAK)
     assert "MtpModel.with_saved_heads" in card_of(run).readme()

@@ -225,7 +225,7 @@ class Card:
             ("token weights", "all 1" if is_uniform else _settings(recipe.weighting)),
             *([("critic", verdict)] if verdict else []),
             ("heads", f"{train.num_heads}, {train.head_kind}, {train.head_balance}"),
-            ("trainable", f"{_settings(train.method)}: {metrics['num_trainable']:,} parameters, {100 * metrics['trainable_share']:.3g} % of all"),
+            ("trainable", f"{_settings(train.method)}{_trainable(metrics)}"),
             ("steps", f"{metrics['steps']:,} of {train.batch_size} problems{early}"),
             ("examples", f"{metrics['num_examples']:,}; {metrics['num_too_long']:,} of more than {recipe.text.max_length} tokens left out"),
             ("tokens", f"{metrics['train_tokens']:,}, prompts among them"),
@@ -377,6 +377,12 @@ def _settings(settings: Settings) -> str:
     tree = settings.model_dump(mode="json")
     kind = [str(tree.pop(name)) for name in ("scorer", "kind") if name in tree]
     return ", ".join([*kind, *(f"{name} {value}" for name, value in tree.items() if not isinstance(value, Mapping))])
+
+
+def _trainable(metrics: Mapping[str, Any]) -> str:
+    """How much of a model was learnt; nothing where the training is older than that number."""
+    number, share = metrics.get("num_trainable"), metrics.get("trainable_share")
+    return "" if number is None or share is None else f": {number:,} parameters, {100 * share:.3g} % of all"
 
 
 def _number(value: float | None) -> str:
