@@ -1,7 +1,7 @@
 """The stage `train`: a few named steps around one loop.
 
-Owns the optimiser, the schedule, what a step does, validation, early stopping, when a checkpoint is due, and what is written.
-What is learnt in which order is `corpus`'s, what a micro-batch adds to the loss `objective`'s, processes are `distributed`'s.
+Owns what a step does, validation, early stopping, when a checkpoint is due, and what is written. Optimiser and schedule are
+`optimization`'s, what is learnt in which order `corpus`'s, what a micro-batch adds to the loss `objective`'s, processes `distributed`'s.
 
 An exact resume needs the model, the optimiser and `Progress`: the schedule and the order of the problems are functions of seed and
 step, and so are dropout's masks.
@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,23 +23,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mlops_tasks import adapters, checkpoint, distributed, precision
-from mlops_tasks.calibration import Bin, bins_of, no_sums
 from mlops_tasks.checkpoint import Saver
 from mlops_tasks.config.learning import LowRank, QLora, Train
 from mlops_tasks.corpus import Lesson, MicroBatch, Values, load_corpus
-from mlops_tasks.data.tokens import Example, Row
+from mlops_tasks.data.tokens import Example
 from mlops_tasks.errors import Interrupted, NotFinite, OutOfMemory, Pruned, Unfit
 from mlops_tasks.logs import ProgressBar
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
+from mlops_tasks.optimization import adamw, rate_share
 from mlops_tasks.parallel import Parallel
+from mlops_tasks.portrait import Portrait, copy_tokenizer
 from mlops_tasks.precision import LossScale
 from mlops_tasks.pretrained import load_model
 from mlops_tasks.stage import Attempt
@@ -48,9 +46,6 @@ from mlops_tasks.stage import Attempt
 log = logging.getLogger(__name__)
 
 MAX_CURVE_POINTS = 500
-NUM_WEIGHED_EXAMPLES = 64
-NUM_CALIBRATED_EXAMPLES = 256
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
 class Overseer(Protocol):
@@ -499,7 +494,8 @@ class _Training:
 
     def _write(self, curves: Sequence[str]) -> None:
         # What every rank has to do: each may hold a part of the model.
-        folder, report, sureness = self.attempt.folder, self._weight_report(), self._calibration()
+        folder, portrait = self.attempt.folder, Portrait(self.parallel.loss, self.corpus)
+        report, sureness = portrait.weights(), portrait.calibration()
         state = self.parallel.weights()
         if self.adapter is not None:
             self.adapter.save(folder / adapters.FOLDER, state)
@@ -513,89 +509,6 @@ class _Training:
         (folder / "weights.json").write_text(text, encoding="utf-8")
         heads = json.dumps([[asdict(one) for one in bins] for bins in sureness], allow_nan=False)
         (folder / "calibration.json").write_text(heads, encoding="utf-8")
-
-    @torch.no_grad()
-    def _calibration(self) -> list[list[Bin]]:
-        """Of the model that is kept, on some validation problems."""
-        sums_H3N = no_sums(self.lesson.train.num_heads)
-        for example in self.corpus.validation[:NUM_CALIBRATED_EXAMPLES]:
-            micro = self.corpus.micro_batch([Row((example,))], None).to(self.device)
-            with self._autocast():
-                sums_H3N += self.parallel.loss.sureness_of(micro)
-        return bins_of(sums_H3N)
-
-    @torch.no_grad()
-    def _weight_report(self) -> dict[str, Any]:
-        """How the weights of some examples are spread with the final model, all of them token by token."""
-        examples = self.corpus.examples[:NUM_WEIGHED_EXAMPLES]
-        weights = {example.problem_id: self._weights_of(example) for example in examples}
-        of_targets = np.concatenate([weights[example.problem_id][example.is_target] for example in examples])
-        counts, edges = np.histogram(of_targets, bins=30, range=(0, max(1.0, float(of_targets.max()))))
-        return {
-            "histogram": {"edges": edges.round(4).tolist(), "counts": counts.tolist()},
-            "examples": [
-                {
-                    "problem_id": example.problem_id,
-                    "tokens": [self.corpus.tokenizer.decode([one]) for one in example.token_ids.tolist()],
-                    "weights": [
-                        round(float(weight), 4) if is_target else None
-                        for weight, is_target in zip(weights[example.problem_id], example.is_target, strict=True)
-                    ],
-                }
-                for example in examples
-            ],
-        }
-
-    def _weights_of(self, example: Example) -> npt.NDArray[np.float32]:
-        micro = self.corpus.micro_batch([Row((example,))], self.corpus.values).to(self.device)
-        with self._autocast():
-            found: npt.NDArray[np.float32] = self.parallel.loss.weights_of(micro)[0].cpu().numpy()
-        return found
-
-
-def adamw(model: MtpModel, train: Train) -> torch.optim.AdamW:
-    """The optimiser: trunk and heads each with their peak rate, decay on matrices only."""
-    heads_rate = train.learning_rate if train.new_head_learning_rate is None else train.new_head_learning_rate
-    groups = [
-        {
-            "params": [one for one in part.parameters() if one.requires_grad and (one.ndim >= 2) == is_matrix],
-            "peak_rate": rate,
-            "first_step": first_step,
-            "weight_decay": train.weight_decay if is_matrix else 0.0,
-        }
-        for part, rate, first_step in (
-            (model.base, train.learning_rate, train.head_warmup_steps),
-            (model.heads, heads_rate, 0),
-        )
-        for is_matrix in (True, False)
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=train.learning_rate,
-        betas=(train.beta1, train.beta2),
-        fused=True,
-    )
-
-
-def rate_share(step: int, *, num_steps: int, warmup_share: float, final_share: float) -> float:
-    """The rate of a step (from 0) as a share of the peak: a straight rise, then half a cosine down to `final_share`.
-
-    Example:
-        8 steps, half of them warm-up, final share 0: 0.25 0.5 0.75 1 | 0.85 0.5 0.15 0.
-    """
-    num_warmup = math.ceil(warmup_share * num_steps)
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    done = (step + 1 - num_warmup) / max(1, num_steps - num_warmup)
-    return final_share + (1 - final_share) * (1 + math.cos(math.pi * done)) / 2
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a model's folder holds beside weights and configuration, so that the tokenizer stays the same byte for byte."""
-    for file in sorted(source.iterdir()):
-        is_weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not is_weights and not (target / file.name).exists():
-            shutil.copyfile(file, target / file.name)
 
 
 def _require_learnable_heads(train: Train) -> None:

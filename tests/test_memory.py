@@ -14,7 +14,7 @@ from mlops_tasks.dropout import dropouts_of
 from mlops_tasks.loss import head_balance, mtp_loss, shifted_targets, shifted_weights
 from mlops_tasks.memory import PeakBytes, StepMemory
 from mlops_tasks.model import MtpModel
-from mlops_tasks.training import adamw
+from mlops_tasks.optimization import adamw
 
 FULL, LORA = {"kind": "full"}, {"kind": "lora", "rank": 8}
 SMALL = {"vocab_size": 2000, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "eos_token_id": None}

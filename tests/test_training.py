@@ -37,7 +37,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mlops_tasks import checkpoint, distributed, logs, precision, tracking, training
+from mlops_tasks import checkpoint, distributed, logs, optimization, precision, tracking, training
 from mlops_tasks.config.environment import Environment, TrainResources
 from mlops_tasks.config.learning import SoftWeights, Train
 from mlops_tasks.config.sources import Text
@@ -1100,16 +1100,16 @@ def test_terminal_gets_a_bar_and_a_log_a_line_now_and_then(
 
 
 def test_rate_rises_then_falls_by_a_cosine() -> None:
-    shares = [training.rate_share(step, num_steps=8, warmup_share=0.5, final_share=0) for step in range(8)]
+    shares = [optimization.rate_share(step, num_steps=8, warmup_share=0.5, final_share=0) for step in range(8)]
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0])
-    assert training.rate_share(7, num_steps=8, warmup_share=0.5, final_share=0.1) == pytest.approx(0.1)
-    assert training.rate_share(0, num_steps=1, warmup_share=0.0, final_share=0.1) == pytest.approx(0.1)
+    assert optimization.rate_share(7, num_steps=8, warmup_share=0.5, final_share=0.1) == pytest.approx(0.1)
+    assert optimization.rate_share(0, num_steps=1, warmup_share=0.0, final_share=0.1) == pytest.approx(0.1)
 
 
 def test_decay_is_on_matrices_only_and_heads_have_their_rate(given: Given) -> None:
     model = MtpModel.load(given.inputs["gpt2"].folder("model"), num_heads=2, seed=0)
     train = Train(steps=1, learning_rate=1e-3, new_head_learning_rate=1e-2, weight_decay=0.1)
-    groups = training.adamw(model, train).param_groups
+    groups = optimization.adamw(model, train).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for group in groups:
         assert {one.ndim >= 2 for one in group["params"]} == {group["weight_decay"] == 0.1}
