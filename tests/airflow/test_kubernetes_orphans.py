@@ -1,18 +1,15 @@
-"""A whole Airflow whose tasks are pods: whatever people do to a task, nothing of it is left; what a dead worker left, housekeeping removes."""
+"""A whole Airflow whose tasks are pods: whatever people do to a task, nothing of it is left."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import mlflow_server
 import psutil
 import pytest
 import rig as rigs
@@ -137,45 +134,3 @@ def test_a_run_that_is_deleted_leaves_nothing(airflow: Airflow) -> None:
     urllib.request.urlopen(delete, timeout=60).close()
 
     airflow.toys.wait_until(lambda: airflow.is_rid_of("deleted"))
-
-
-def test_housekeeping_shows_and_removes_what_a_dead_worker_left_and_nobody_comes_back_for(airflow: Airflow) -> None:
-    toys, rig = airflow.toys, airflow.rig
-    toys.tell("pull_data.takes", "600")
-    for run in ("gone", "ended", "marked-too", "kept"):
-        airflow.start(run)
-    airflow.die()
-    with closing(sqlite3.connect(toys.home / "airflow.db")) as database, database:
-        database.execute("DELETE FROM task_instance WHERE run_id = 'gone'")
-        database.execute("DELETE FROM dag_run WHERE run_id = 'gone'")
-        database.execute("UPDATE dag_run SET state = 'failed' WHERE run_id = 'ended'")
-        database.execute(
-            "UPDATE task_instance SET state = 'failed' WHERE run_id = 'marked-too' AND task_id = 'pull_data'"
-        )
-    assert len(rig.pods()) == 4
-
-    (toys.folder / "mlflow").mkdir()
-    with mlflow_server.serving(toys.folder / "mlflow", f"sqlite:///{toys.folder}/mlflow.db") as server:
-        tree = json.loads(toys.environment_file.read_text()) | {"mlflow_uri": server}
-        toys.environment_file.write_text(json.dumps(tree))
-        code, text = toys.place.airflow("housekeeping", {"delete": False})
-        assert code == 0 and "2 objects in the cluster would be removed" in text, text
-        assert "pull_data[0] of wmtp_daily/gone: this Airflow does not know the run" in text
-        assert "pull_data[0] of wmtp_daily/ended: the run is finished" in text
-        assert "pull_data[0] of wmtp_daily/marked-too: the task is failed" in text
-        assert len(of_stages(rig)) == 4, "shown only"
-        assert "look: Pod wmtp-look-0-" in text and "a dry run, nothing was removed" in text
-
-        code, text = toys.place.airflow("housekeeping", {"delete": True})
-        assert code == 0 and "2 objects removed from the cluster" in text, text
-
-    toys.wait_until(lambda: len(of_stages(rig)) == 2)
-    # Another Airflow may know the run, and go on with it.
-    assert {pod.metadata.labels["wmtp.io/run"] for pod in of_stages(rig)} == {"kept", "gone"}
-    assert all(pod.metadata.deletion_timestamp is None for pod in of_stages(rig))
-    toys.wait_until(lambda: len(rig.pods()) == 2)
-
-
-def of_stages(rig: Rig) -> list[Any]:
-    """Pods but for those of housekeeping itself."""
-    return [one for one in rig.pods() if one.metadata.labels["wmtp.io/stage"] != "gc"]
