@@ -238,10 +238,14 @@ def _images(folder: Path) -> dict[str, Any]:
 
 
 class Relay:
-    """Stands before the API server, so that it can be away for a while: it refuses what comes and cuts what is there, or lets nothing through."""
+    """Stands before a server, so that it can be away for a while: it refuses what comes and cuts what is there, or lets nothing through.
 
-    def __init__(self, port: int) -> None:
-        self._server = port
+    Args:
+        server: a port of this machine, or a socket in its file system, which pods cannot reach otherwise.
+    """
+
+    def __init__(self, server: int | Path) -> None:
+        self._server = server
         self._open: list[socket.socket] = []
         self._is_through = threading.Event()
         self._is_through.set()
@@ -269,10 +273,17 @@ class Relay:
         with suppress(OSError):
             while True:
                 near, _ = listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._server))
+                far = self._connect()
                 self._open += [near, far]
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._server, int):
+            return socket.create_connection(("127.0.0.1", self._server))
+        found = socket.socket(socket.AF_UNIX)
+        found.connect(str(self._server))
+        return found
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):

@@ -29,6 +29,7 @@ from test_demo import TINY
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 
 from mlops_tasks import pipeline, stage
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import UserError, WmtpError
 from mlops_tasks.stage import Run
@@ -56,14 +57,17 @@ class Night:
         environment = load_environment(self.environment_file)
         recipe = self.folder / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(RECIPE))
-        # Nobody is champion yet, which a tracking server that is not there cannot say.
-        planner = environment.model_copy(update={"mlflow_uri": f"sqlite:///{self.folder}/mlflow.db"})
+        planner = self.planner(environment)
         run = pipeline.plan(
             planner, Run.prefix_of(environment, "adhoc_airflow", name), recipe=recipe, overrides=overrides
         )
         for task in ("pull_data", "pull_model", "pull_reference", "reference", "score_shard", "score"):
             stage.execute(run, pipeline.TASKS[task], tasks=pipeline.TASKS)
         return run
+
+    def planner(self, environment: Environment) -> Environment:
+        """Nobody is champion yet, which a tracking server that is not there cannot say."""
+        return environment.model_copy(update={"mlflow_uri": f"sqlite:///{self.folder}/mlflow.db"})
 
     def operator(self, task: str) -> Any:
         kind = KINDS.get(task, PodStage)
@@ -188,24 +192,6 @@ def test_a_pod_that_is_deleted_in_mid_training_is_replaced_and_the_training_resu
     artifact = run.artifact("train")
     assert artifact is not None and artifact.metrics["resumed_from"] is not None
     assert artifact.metrics["steps"] == 400
-
-
-def test_the_task_survives_an_api_server_that_is_away_for_a_while(
-    night: Night, caplog: pytest.LogCaptureFixture
-) -> None:
-    direct = Path(night.rig.kubeconfig).read_text()
-    (port,) = set(re.findall(r"https://127\.0\.0\.1:(\d+)", direct))
-    relay = rigs.Relay(int(port))
-    (night.folder / "kubeconfig").write_text(direct.replace(f":{port}", f":{relay.port}"))
-    night.kubeconfig = str(night.folder / "kubeconfig")
-    _, found, thread = training(night, "away", "train.steps=200")
-
-    relay.leave()
-    wait_until(lambda: "the API server does not answer" in caplog.text)
-    relay.come_back()
-    thread.join()
-
-    assert found[0]["cache"] == "run", found
 
 
 def test_five_runs_of_different_recipes_at_once_are_fine(night: Night) -> None:
