@@ -94,13 +94,13 @@ def test_a_pod_whose_worker_was_killed_is_found_again(toys_in_pods: Toys, rig: R
     first.kill()
     first.communicate()
 
-    second, lines = toys_in_pods.start("pull_data"), []
-    assert second.stdout is not None
-    for line in second.stdout:
-        lines.append(line)
-        if f"Pod {pod.metadata.name} is there already; attached" in line:
-            let_go(toys_in_pods, "pull_data")
-    second.wait()
+    lines = []
+    with toys_in_pods.start("pull_data") as second:
+        assert second.stdout is not None
+        for line in second.stdout:
+            lines.append(line)
+            if f"Pod {pod.metadata.name} is there already; attached" in line:
+                let_go(toys_in_pods, "pull_data")
 
     (told,) = [json.loads(line) for line in lines if line.startswith('{"task"')]
     assert told["told"]["state"] == "success", lines
