@@ -1,7 +1,7 @@
-"""What is left in the cluster of tasks that nobody goes on with: found by the task that it was made for, told, and removed.
+"""Housekeeping where stages are pods: `wmtp gc` in a pod, and before it what is left in the cluster of tasks that nobody goes on with.
 
 A task removes what it made, however it ends, and its retry finds again what a killed worker left. What no retry comes for, because its run
-was deleted or its task marked meanwhile, is found here. Which runs and tasks there are is Airflow's to say.
+was deleted or its task marked meanwhile, is found here by the task that it names. Which runs and tasks there are is Airflow's to say.
 """
 
 from __future__ import annotations
