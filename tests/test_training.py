@@ -1124,3 +1124,39 @@ def test_spread_of_weights_by_hand() -> None:
     assert metrics["weight_ess"] == pytest.approx(0.5)
     assert metrics["weight_entropy"] == pytest.approx(0.5)
     assert metrics["head_nats"] == [1.5, None]
+
+
+# What only a GPU can show: its owner runs `pytest -m gpu`.
+
+
+def num_gpus_at_least(count: int) -> Callable[[Any], Any]:
+    is_missing = torch.cuda.device_count() < count
+    return lambda test: pytest.mark.gpu(pytest.mark.skipif(is_missing, reason=f"needs {count} CUDA devices")(test))
+
+
+@num_gpus_at_least(1)
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.05), ("float16", 0.02)])
+def test_a_gpu_learns_what_a_cpu_learns(
+    given: Given, monkeypatch: pytest.MonkeyPatch, kind: str, tolerance: float
+) -> None:
+    there, here = (
+        given.attempt(f"gpu-{one}", train={**DROPOUT, "precision": one}, **RHO1) for one in (kind, "float32")
+    )
+    training.train(there)
+    monkeypatch.setattr(distributed, "accelerator", lambda: "cpu")
+    training.train(here)
+    for mine, other in zip(curves(there), curves(here), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=tolerance)
+
+
+@num_gpus_at_least(2)
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_gpus_learn_what_one_learns(given: Given, processes: Processes, way: str) -> None:
+    one, two = (
+        given.attempt(f"gpus-{n}", resources={"num_ranks": n, "parallelism": way, "micro_batch_rows": 1}, **RHO1)
+        for n in (1, 2)
+    )
+    for attempt in (one, two):
+        processes.train(attempt)
+    for mine, other in zip(curves(two), curves(one), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3)
