@@ -434,7 +434,7 @@ def execute(
             )
         )
     if expect_key and decision.outcome != "skipped":
-        _require_key(run, task, index, decision, expect_key)
+        require_key(run, task, index, decision, expect_key)
     artifact = decision.artifact
     if decision.outcome == "run":
         decision, artifact = _run_leased(run, task, index, decision, tasks=tasks, call=call)
@@ -455,7 +455,7 @@ def accompany(
     decision = decide(run, task, index, tasks=tasks)
     if decision.outcome != "run":
         return
-    _require_key(run, task, index, decision, expect_key)
+    require_key(run, task, index, decision, expect_key)
     assert isinstance(task.run, Stage)
     require_locked(decision.components["packages"])
     prefix = artifact_prefix(task.run.name, decision.key)
@@ -527,7 +527,13 @@ def _note_name(run: Run, task: Task, index: int) -> str:
     return f"{run.prefix}/expected/{task.id}.{index}.json"
 
 
-def _require_key(run: Run, task: Task, index: int, decision: Decision, expected: str) -> None:
+def require_key(run: Run, task: Task, index: int, decision: Decision, expected: str) -> None:
+    """Refuse to work on another key than whoever asks for it has found.
+
+    Raises:
+        Unavailable: they are of different builds.
+        UserError: they read different things.
+    """
     if decision.key == expected:
         return
     expected_components = run.store.read_json(_note_name(run, task, index)) or {}

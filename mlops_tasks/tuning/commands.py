@@ -16,6 +16,7 @@ from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
+from mlops_tasks.tuning.space import require_no_sandbox
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -42,6 +43,8 @@ def _run(options: argparse.Namespace, environment: Environment, out: TextIO) -> 
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     prefix = Run.prefix_of(environment, _DAG, name)
     run = pipeline.plan(environment, prefix, recipe=options.recipe, overrides=options.overrides, is_study=True)
+    if environment.executor == "kubernetes":
+        require_no_sandbox(run.spec.recipe)
     for task, index in pipeline.places(run.spec):
         stage.execute(run, task, index, tasks=pipeline.every())
     out.writelines(f"{line}\n" for line in in_words(run))

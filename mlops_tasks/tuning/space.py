@@ -49,8 +49,6 @@ def require_space(recipe: Recipe, environment: Environment) -> None:
             "tune.storage of the environment file is empty, so there is no database for the study. Set it to sqlite:///… for one worker, or to "
             "env:NAME, a variable with the address of a PostgreSQL."
         )
-    if environment.executor == "kubernetes":
-        _require_no_programs(recipe, tuning)
     for name, parameter in tuning.space.items():
         _require_free(name)
         _require_same_measure(name, tuning)
@@ -60,20 +58,24 @@ def require_space(recipe: Recipe, environment: Environment) -> None:
     default_point(recipe)
 
 
-def _require_no_programs(recipe: Recipe, tuning: Tuning) -> None:
-    """A trial is one pod, with the credentials of a training: what a model wrote is not run there."""
+def require_no_sandbox(recipe: Recipe) -> None:
+    """Refuse a study of which some is done in pods without credentials, where no pods are started.
+
+    Raises:
+        UserError: it is such a study.
+    """
+    tuning = tuning_of(recipe)
     scorer = tuning.space.get("scoring.scorer")
     scorers = {recipe.scoring.scorer, *(scorer.choices if isinstance(scorer, Choice) else ())}
     if "pass_at_1" in tuning.objectives:
-        what = "tuning.objectives has pass_at_1, so trials would run programs that a model wrote"
+        what = "tuning.objectives has pass_at_1, so trials run programs that a model wrote"
     elif "critic" in scorers:
-        what = "scoring.scorer is critic, so trials would reward candidates"
+        what = "scoring.scorer is critic, so trials reward candidates"
     else:
         return
     raise UserError(
-        f"{what}. With executor kubernetes only pods without credentials do that, and a trial is one pod with those of a training. Tune by validation_loss or "
-        "tokens_per_second with another scorer than critic, or run the study where executor is local, on the same store: what it adopts is tuned:NAME on the "
-        "cluster too."
+        f"{what}. With executor kubernetes pods without credentials do that, and this process starts none. Run the study by the DAG wmtp_tune, or where "
+        "executor is local, on the same store: what it adopts is tuned:NAME on the cluster too."
     )
 
 

@@ -19,6 +19,7 @@ from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.kubernetes import SANDBOXED, Kubernetes
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Stage
+from mlops_tasks.tuning.asks import ASKERS
 from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS
 from wmtp.local import LocalCleaning, LocalComparisonPlan, LocalPlan, LocalRollback, LocalStage
@@ -138,7 +139,10 @@ def _kind_of(task_id: str) -> type[BaseOperator]:
     if _cluster() is None:
         return LocalStage
     from wmtp.kubernetes import JobStage, PodStage, SandboxStage
+    from wmtp.study import StudyStage
 
+    if task_id in ASKERS:
+        return StudyStage
     what = pipeline.task_named(task_id).run
     if not isinstance(what, Stage):
         return PodStage

@@ -46,7 +46,9 @@ class Identity:
     map_index: int = -1
     """Airflow's own number, by which it knows the task; -1: the task is not mapped."""
     cell: str | None = None
-    """Of a comparison; None: it is a task of the run itself."""
+    """Of a comparison or of a study; None: it is a task of the run itself."""
+    asked_by: str | None = None
+    """The task of Airflow that has it done for the pod it watches; None: it is a task of Airflow itself."""
 
     @property
     def digest(self) -> str:
@@ -58,6 +60,11 @@ class Identity:
     def name(self) -> str:
         """Of the object; short enough for a host name with the number of a pod."""
         return f"wmtp-{self.task.replace('_', '-')[:20]}-{self.index}-{self.digest}"
+
+    @property
+    def airflow_task(self) -> str:
+        """The task by which Airflow knows it."""
+        return self.asked_by or self.task
 
     @property
     def labels(self) -> dict[str, str]:

@@ -80,8 +80,8 @@ class SubmittedTask(KubernetesPodOperator):
 
     def _identity_in(self, environment: Environment, context: Context) -> Identity:
         run, number = context["run_id"], context["ti"].map_index
-        mapped = {} if number is None else {"map_index": number}
-        return Identity(environment.deployment, self.dag_id, run, self.task_id, self.index, cell=self.cell, **mapped)
+        mapped = -1 if number is None else number
+        return Identity(environment.deployment, self.dag_id, run, self.task_id, self.index, mapped, cell=self.cell)
 
     def carry_out(self, environment: Environment, order: Order, context: Context) -> str:
         """Submit an order, or find it again, and follow it to its end; returns the last line that its first pod said.
@@ -98,7 +98,7 @@ class SubmittedTask(KubernetesPodOperator):
             self._attach_or_create(self.request(environment, order, context), order)
             while not patiently(lambda: self._is_done(order.identity.name, watch)):
                 self._end_if_stopped()  # what `on_kill` raised may have been caught: a handler of logging does
-                time.sleep(pods.SECONDS_BETWEEN_LOOKS)
+                self._pause()
             return watch.last_line
         except KeyboardInterrupt:
             stopped.set()
@@ -107,6 +107,10 @@ class SubmittedTask(KubernetesPodOperator):
             self._is_following = False
             # Airflow calls `on_kill` neither on Ctrl-C nor after a failure.
             self._part_with(order.identity)
+
+    def _pause(self) -> None:
+        """What is done between two looks."""
+        time.sleep(pods.SECONDS_BETWEEN_LOOKS)
 
     def _attach_or_create(self, wanted: Any, order: Order) -> None:
         name, what = wanted.metadata.name, f"{type(wanted).__name__[2:]} {wanted.metadata.name}"

@@ -1,0 +1,135 @@
+"""What the pod of a study may not run itself, for a model wrote it and the pod has credentials: it asks, and whoever watches the pod has it run.
+
+Owns how an ask and its refusal lie in the store. What was made is no answer of its own but the artifact under its key, by whomever it was made.
+
+    <place>/<ask>.json            what is wanted; there until it was answered, so that a watcher who is started anew finds it
+    <place>/refused/<ask>.json    why there is no artifact
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from mlops_tasks import stage
+from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.kubernetes import TaskId
+from mlops_tasks.config.settings import Settings
+from mlops_tasks.errors import BY_EXIT_CODE, DataError, UserError, WmtpError
+from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
+from mlops_tasks.store import Store
+
+log = logging.getLogger(__name__)
+
+ASKERS: tuple[TaskId, ...] = ("search", "select")
+"""Tasks of a study that have trials in them."""
+PLACE = "WMTP_ASKS"
+"""Variable of the pod: where in the store it asks."""
+SECONDS_BETWEEN_LOOKS = 5.0
+"""Of either end: a request to S3 each."""
+
+
+class Ask(Settings):
+    """A task of a study's cell whose result is wanted."""
+
+    # A pod with credentials of a study wrote it, so it can name nothing but a cell and what its programs come to.
+    cell: str = Field(pattern=r"^select/[0-9a-f]{64}/cells/[0-9a-f]{16}$")
+    """Prefix of the cell's run in the store."""
+    task: Literal["reward", "judge"]
+    index: int = Field(ge=0)
+    key: str
+    """Of the result, as the pod makes it."""
+
+    def run(self, environment: Environment) -> Run:
+        """The cell's run, in which nothing is forced.
+
+        Raises:
+            UserError: there is none, or it is of another version.
+        """
+        found = Run.open(environment, self.cell)
+        return Run(found.store, found.environment, found.prefix, found.spec.model_copy(update={"force": ()}))
+
+
+class _Refusal(Settings):
+    exit_code: int
+    message: str
+
+
+def place_of(run: Run, task: str, index: int) -> str:
+    """Where the pod of a task asks."""
+    return f"{run.prefix}/asks/{task}.{index}"
+
+
+def fetch(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) -> Pointer:
+    """Have one task of a cell done by whoever watches this process, and record what it came to; what is there is a hit.
+
+    Raises:
+        WmtpError: it was refused, with the exit code of what went wrong there.
+        UserError: nobody watches.
+    """
+    started = time.monotonic()
+    while (decision := stage.decide(run, task, index, tasks=tasks)).outcome == "run":
+        _wait_for(run, task, index, decision)
+    return stage.settle(run, task, index, decision, decision.artifact, seconds=time.monotonic() - started)
+
+
+def _wait_for(run: Run, task: Task, index: int, decision: Decision) -> None:
+    assert isinstance(task.run, Stage)
+    place, name = os.environ.get(PLACE), uuid.uuid4().hex
+    if place is None:
+        raise UserError(
+            f"{task.id} of {run.name} runs what a model wrote, and with executor kubernetes that is done in a pod of its own, for which the DAG "
+            "wmtp_tune asks. Run the study by that DAG, or where executor is local."
+        )
+    # By this a watcher of another build says what differs.
+    stage.note_key(run, task, index, decision)
+    ask = Ask.model_validate({"cell": run.prefix, "task": task.id, "index": index, "key": decision.key})
+    run.store.write_json(f"{place}/{name}.json", ask.model_dump())
+    log.info("%s[%d]: waits for a pod without credentials", task.id, index)
+    while run.store.find(stage.artifact_prefix(task.run.name, decision.key)) is None:
+        if (told := run.store.read_json(f"{place}/refused/{name}.json")) is not None:
+            refusal = _Refusal.model_validate(told)
+            raise BY_EXIT_CODE.get(refusal.exit_code, WmtpError)(refusal.message)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """What one pod has asked for."""
+
+    store: Store
+    place: str
+
+    def names(self) -> list[str]:
+        """Those that nobody has answered."""
+        return [name.removesuffix(".json") for name in self.store.children(self.place) if name.endswith(".json")]
+
+    def read(self, name: str) -> Ask:
+        """What is wanted.
+
+        Raises:
+            DataError: it is no ask of this version.
+        """
+        tree = self.store.read_json(f"{self.place}/{name}.json")
+        try:
+            return Ask.model_validate(tree)
+        except ValidationError as error:
+            raise DataError(
+                f"{self.store.uri}/{self.place}/{name}.json asks for nothing that is known here ({error}). Airflow and the pod must be of one build."
+            ) from error
+
+    def refuse(self, name: str, error: WmtpError) -> None:
+        """Tell the pod why there is no artifact."""
+        refusal = _Refusal(exit_code=error.exit_code, message=str(error))
+        self.store.write_json(f"{self.place}/refused/{name}.json", refusal.model_dump())
+
+    def close(self, name: str) -> None:
+        """It was answered: the artifact is there, or a refusal."""
+        self.store.backend.delete(f"{self.place}/{name}.json")
