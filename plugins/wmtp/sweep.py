@@ -150,10 +150,9 @@ def _why_left(owner: Identity, airflow: Any, *, is_young: bool) -> str | None:
         return None if is_young else f"{task}: the run is gone"
     if not airflow.get_dr_count(dag_id=owner.dag, run_ids=[owner.run], states=_UNFINISHED_RUN):
         return f"{task}: the run is finished"
-    states = airflow.get_task_states(dag_id=owner.dag, task_ids=[owner.airflow_task], run_ids=[owner.run]).get(
-        owner.run, {}
-    )
-    name = owner.airflow_task if owner.map_index < 0 else f"{owner.airflow_task}_{owner.map_index}"
+    known = owner.airflow_task
+    states = airflow.get_task_states(dag_id=owner.dag, task_ids=[known], run_ids=[owner.run]).get(owner.run, {})
+    name = known if owner.map_index < 0 else f"{known}_{owner.map_index}"
     if name not in states:
         return f"{task}: the run has no such task any more"
     return f"{task}: the task is {states[name]}" if states[name] in _FINISHED_TASK else None

@@ -45,6 +45,14 @@ def test_somebody_goes_on_unless_airflow_says_that_nobody_does(
     assert found == (why and f"generate[1] of wmtp_daily/a run: {why}")
 
 
+def test_what_a_pod_has_asked_for_goes_on_with_the_task_that_watches_the_pod() -> None:
+    verdict = Identity("toys", "wmtp_tune", "a run", "judge", 0, map_index=1, cell="c", asked_by="search")
+    assert _why_left(verdict, Airflow(run="running", tasks={"search_1": "running"}), is_young=False) is None
+    told = _why_left(verdict, Airflow(run="running", tasks={"search_1": "failed"}), is_young=False)
+    assert told == "judge[0] of wmtp_tune/a run: the task is failed"
+    assert Identity.of(SimpleNamespace(metadata=SimpleNamespace(annotations=verdict.annotations))) == verdict
+
+
 @pytest.mark.parametrize("told", [None, "{", "[]", '{"deployment": "toys"}', '{"a": 1}'])
 def test_an_object_that_does_not_say_whose_it_is_in_todays_words_is_nobodys(told: str | None) -> None:
     annotations = None if told is None else {TASK_INSTANCE: told}
