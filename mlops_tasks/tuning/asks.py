@@ -85,8 +85,8 @@ def _wait_for(run: Run, task: Task, index: int, decision: Decision) -> None:
     place, name = os.environ.get(PLACE), uuid.uuid4().hex
     if place is None:
         raise UserError(
-            f"{task.id} of {run.name} runs what a model wrote, and with executor kubernetes that is done in a pod of its own, for which the DAG "
-            "wmtp_tune asks. Run the study by that DAG, or where executor is local."
+            f"{task.id} of {run.name} is not done beside credentials: with executor kubernetes it has a pod of its own, which only the tasks of the DAG "
+            "wmtp_tune can start. Run the study by that DAG, or where executor is local."
         )
     # By this a watcher of another build says what differs.
     stage.note_key(run, task, index, decision)

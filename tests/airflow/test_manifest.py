@@ -18,6 +18,7 @@ from kubernetes.client import models as k8s
 from wmtp import limits, manifest, pods, stage
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 from wmtp.manifest import Identity
+from wmtp.study import StudyStage
 from wmtp.trigger import Trigger
 
 from mlops_tasks import pipeline
@@ -28,6 +29,7 @@ from mlops_tasks.config.loading import load_environment, load_recipe
 from mlops_tasks.errors import Unavailable, UserError
 from mlops_tasks.stage import Decision, Run, Spec, Stage
 from mlops_tasks.store import Store
+from mlops_tasks.tuning.asks import ASKERS
 from scripts.chart_policy import violations
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,8 @@ def submitted(task_id: str, environment_file: Path = EKS) -> list[dict[str, Any]
     spec = Spec(recipe=load_recipe(Trigger(recipe="demo").recipe_file), pins={}, champion=None, created="")
     run = Run(Store.open("/nowhere"), environment, "runs/a/b/c", spec)
     task = pipeline.every()[task_id]
-    kind = {"train": JobStage, "reference": JobStage, **dict.fromkeys(SANDBOXED, SandboxStage)}.get(task_id, PodStage)
+    kinds = {**dict.fromkeys(("train", "reference"), JobStage), **dict.fromkeys(SANDBOXED, SandboxStage)}
+    kind: type[PodStage] = {**kinds, **dict.fromkeys(ASKERS, StudyStage)}.get(task_id, PodStage)
     operator = kind(task_id=task_id, environment_file=str(environment_file), execution_timeout=timedelta(hours=1))
     operator.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)  # all that would ask a cluster
     instance = SimpleNamespace(

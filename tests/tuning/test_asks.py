@@ -79,7 +79,12 @@ def is_answered(run: Run) -> str:
 
 
 def test_rewards_and_verdicts_of_a_trial_are_made_by_whoever_watches(run: Run) -> None:
-    cell = cell_of(run, **{"scoring.scorer": "critic"})
+    few = {
+        "scoring.candidates.num_samples": 0,
+        "scoring.candidates.num_problems": 10,
+        "scoring.value_head.max_epochs": 2,
+    }
+    cell = cell_of(run, **{"scoring.scorer": "critic", **few})
     with measuring(cell) as found:
         asked = [is_answered(run), is_answered(run)]
     judged = cell.run.artifact("judge", CANDIDATE)

@@ -57,17 +57,17 @@ locals {
   # Of all stages, with those whose result the worker commits for a pod without credentials.
   folders = concat(sort(flatten([for stage in local.stages : stage.folders])), ["judge", "reward"])
 
-  # A trial is a run of these stages in the pod of its worker. Verdicts and rewards are not among them: `plan` refuses a study that
-  # would need them there.
+  # A trial is a run of these stages in the pod of its worker. Verdicts and rewards are not among them: the pod asks for those, in
+  # runs/…/asks/search.0/… or select.0, which is below what it may write already, for `*` crosses `/`.
   write_trials = [{
     Sid      = "WriteTrials"
     Effect   = "Allow"
     Action   = local.write
-    Resource = [for folder in ["generate", "score", "score_shard", "train"] : "${local.store}/${folder}/*"]
+    Resource = [for folder in ["fit_critic", "generate", "score", "score_shard", "train"] : "${local.store}/${folder}/*"]
   }]
 
   tag_checkpoints = {
-    for account, folders in { wmtp-train = ["train", "generate", "fit_critic"], wmtp-tune = ["train", "generate"] } : account => [{
+    for account, folders in { wmtp-train = ["train", "generate", "fit_critic"], wmtp-tune = ["train", "generate", "fit_critic"] } : account => [{
       Sid       = "TagCheckpoints"
       Effect    = "Allow"
       Action    = ["s3:PutObjectTagging"]
@@ -133,6 +133,8 @@ locals {
       namespace = "airflow"
       statements = [jsonencode(local.read_store), jsonencode([
         { Sid = "WriteRunsAndVerdicts", Effect = "Allow", Action = local.write, Resource = ["${local.store}/judge/*", "${local.store}/reward/*", "${local.store}/runs/*", "${local.store}/registry/*", "${local.store}/.probe/*"] },
+        # What a trial has asked for is recorded in its cell.
+        { Sid = "AnswerTrials", Effect = "Allow", Action = ["s3:PutObject"], Resource = [for task in ["judge.*", "reward"] : "${local.store}/select/*/cells/*/${task}.json"] },
         # What `force` takes away: a manifest and checkpoints, under the lease of the key. Results it can neither make nor change.
         { Sid = "LeaseAndQuarantine", Effect = "Allow", Action = ["s3:PutObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/quarantine/*"] },
         { Sid = "TakeAwayForced", Effect = "Allow", Action = ["s3:DeleteObject"], Resource = ["${local.store}/*/lease.json", "${local.store}/*/manifest.json", "${local.store}/*/checkpoints/*"] },

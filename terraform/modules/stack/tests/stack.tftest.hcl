@@ -110,6 +110,7 @@ run "pods_may_do_their_own_work_only" {
       "arn:aws:s3:::A/wmtp/runs/*/select.json", "arn:aws:s3:::A/wmtp/runs/*/select.*.json",
       "arn:aws:s3:::A/wmtp/generate/*", "arn:aws:s3:::A/wmtp/score/*", "arn:aws:s3:::A/wmtp/score_shard/*", "arn:aws:s3:::A/wmtp/train/*",
       "arn:aws:s3:::A/wmtp/generate/*/checkpoints/*", "arn:aws:s3:::A/wmtp/train/*/checkpoints/*",
+      "arn:aws:s3:::A/wmtp/fit_critic/*", "arn:aws:s3:::A/wmtp/fit_critic/*/checkpoints/*",
     ])
     error_message = "A study writes itself and what its trials learn: no data, no verdict, and not what `tuned` stands for."
   }
@@ -155,6 +156,13 @@ run "pods_may_do_their_own_work_only" {
       !contains(flatten([statement.Resource]), "arn:aws:s3:::A/wmtp/*") || !strcontains(jsonencode(statement.Action), "Put")
     ])
     error_message = "The worker may read the whole store, not write it."
+  }
+
+  assert {
+    condition = flatten([
+      for one in jsondecode(module.workloads["airflow-worker"].policy).Statement : one.Resource if strcontains(jsonencode(one.Resource), "/wmtp/select/")
+    ]) == ["arn:aws:s3:::A/wmtp/select/*/cells/*/judge.*.json", "arn:aws:s3:::A/wmtp/select/*/cells/*/reward.json"]
+    error_message = "The worker records a trial's verdict in its cell and changes nothing else of the study."
   }
 
   assert {
