@@ -40,8 +40,7 @@ def require_space(recipe: Recipe, environment: Environment) -> None:
     """Hold a space against the recipe whose settings it changes: each bound and each choice is tried on it.
 
     Raises:
-        UserError: no space or no database, programs to run where they would be beside credentials, an unknown setting, a value that the
-            setting refuses, or a space without the recipe's own value.
+        UserError: no space or no database, an unknown setting, a value that the setting refuses, or a space without the recipe's own value.
     """
     tuning = tuning_of(recipe)
     if environment.tune.storage is None:

@@ -127,9 +127,7 @@ def test_a_trial_ends_with_the_exit_code_of_what_it_asked_for(
 
 def test_nothing_is_run_where_nobody_watches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(asks.PLACE)
-    with pytest.raises(
-        UserError, match=r"judge of .*cells/\w+ runs what a model wrote.*by that DAG, or where executor"
-    ):
+    with pytest.raises(UserError, match=r"judge of .*cells/\w+ is not done beside credentials.*by that DAG, or where"):
         cell_of(run).measure(["pass_at_1"])
 
 
