@@ -222,8 +222,8 @@ def test_each_stage_and_each_task_is_written_by_one_role() -> None:
 
 def test_a_study_may_write_what_its_trials_learn_and_no_verdict() -> None:
     text = HCL[TERRAFORM / "modules/stack/workloads.tf"].split("  write_trials = ")[1].split("\n  }]\n")[0]
-    # What is pulled is pinned for all trials, and critics and their rewards are no cluster's study: see `require_space`.
-    assert {*names_in("folder", text)} == STAGES - {"pull", "select", "fit_critic", *SANDBOXED}
+    # What is pulled is pinned for all trials, and verdicts and rewards are asked for.
+    assert {*names_in("folder", text)} == STAGES - {"pull", "select", *SANDBOXED}
 
 
 def test_in_the_example_each_task_runs_as_the_account_that_may_write_for_it() -> None:
