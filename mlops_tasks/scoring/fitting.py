@@ -250,11 +250,16 @@ def _pass(
 
 def value_loss(head: ValueNetwork, episodes: Episodes, *, lam: float) -> Tensor:
     """Mean square of A_j, which is target minus value, over all states; the target is held fixed."""
-    values_CS = head.values(episodes.states)
+    values_N = cast(Tensor, head(torch.cat(episodes.states)))
+    return (values_N - _value_targets(values_N.detach(), episodes, lam=lam)).square().mean()
+
+
+def _value_targets(values_N: Tensor, episodes: Episodes, *, lam: float) -> Tensor:
+    """A + V of each state; behind a candidate's end nothing is valued, so only here are candidates padded."""
     is_state_CS = is_state([len(one) for one in episodes.states])
-    with torch.no_grad():
-        targets_CS = values_CS + gae(td_errors(values_CS, episodes.rewards_C, is_state_CS=is_state_CS), lam=lam)
-    return (values_CS - targets_CS)[is_state_CS].square().mean()
+    values_CS = values_N.new_zeros(is_state_CS.shape).masked_scatter_(is_state_CS, values_N)
+    errors_CS = td_errors(values_CS, episodes.rewards_C, is_state_CS=is_state_CS)
+    return (values_CS + gae(errors_CS, lam=lam))[is_state_CS]
 
 
 @torch.no_grad()

@@ -24,10 +24,10 @@ def comparison(algorithms: dict[str, Any], *, baseline: str = "uniform", recipe:
     return Comparison.model_validate(tree)
 
 
-def test_the_demo_is_five_algorithms_with_three_seeds(tmp_path: Path) -> None:
+def test_the_demo_is_six_algorithms_with_three_seeds(tmp_path: Path) -> None:
     environment = Environment(store=str(tmp_path), mlflow_uri="sqlite:///x.db")
     _, specs = resolve(environment, CONFIGS / "comparisons/demo.yaml")
-    assert len(specs) == 15
+    assert len(specs) == 18
     assert [cell.name for cell in specs][:2] == ["uniform-seed-0", "ntp-seed-0"]
     assert {spec.recipe.seed for spec in specs.values()} == {0, 1, 2}
     assert all(spec.recipe.train.steps == 120 and spec.only_candidate for spec in specs.values())

@@ -107,7 +107,7 @@ def test_a_state_knows_nothing_of_the_token_that_it_comes_before() -> None:
 
 def test_a_new_head_values_everything_at_nothing() -> None:
     head = ValueNetwork(6)
-    assert head.values([drawn(4, 6), drawn(2, 6)]).tolist() == [[0.0] * 4] * 2
+    assert head(drawn(4, 6)).tolist() == [0.0] * 4
 
 
 def test_features_are_standardised_and_one_that_never_changes_does_no_harm() -> None:
