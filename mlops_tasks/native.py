@@ -3,7 +3,7 @@
     consolidated.pth   Llama's own names: tok_embeddings, layers.N, norm, output; heads 2..H are extra_heads.N, one layer each
     params.json        n_layers (trunk and all heads), n_heads, n_future_tokens (H), …
 
-Head 1 is the last of `layers`. Owns names and rotary order; the result is a plain Llama, and the other heads in a file in its folder.
+Head 1 is the last of `layers`; all heads share norm and output. Owns names and rotary order; the result is a plain Llama, and the other heads in a file in its folder.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Params(BaseModel, extra="ignore"):
 
 
 def convert(source: Path, target: Path, *, max_positions: int) -> int:
-    """Write a folder with the plain model, its other heads and whatever tokenizer files lie beside it.
+    """Write a folder with the plain model, its other heads and its tokenizer files.
 
     Args:
         source: a folder with both files of the layout.
@@ -89,9 +89,14 @@ def convert(source: Path, target: Path, *, max_positions: int) -> int:
     model.save_pretrained(target, state_dict=base)
     if heads:
         safetensors.torch.save_file(heads, target / HEADS_FILE)
-    for file in source.glob("tokenizer*"):
+    for file in _tokenizer_files(source):
         shutil.copyfile(file, target / file.name)
     return params.n_future_tokens
+
+
+def _tokenizer_files(source: Path) -> list[Path]:
+    """Those beside the weights; several published models share those in the folder above."""
+    return list(source.glob("tokenizer*")) or list(source.resolve().parent.glob("tokenizer*"))
 
 
 def _read_params(source: Path) -> _Params:

@@ -19,7 +19,7 @@ from mlops_tasks.data.pins import model_files
 from mlops_tasks.errors import UserError
 from mlops_tasks.model import HEADS_FILE, MtpModel
 from mlops_tasks.native import convert
-from mlops_tasks.pretrained import load_model
+from mlops_tasks.pretrained import load_model, load_tokenizer
 
 # Three layers of trunk with head 1, and two more heads.
 PARAMS: dict[str, Any] = {
@@ -133,6 +133,14 @@ def test_a_converted_folder_is_read_part_by_part_too_and_all_of_it_is_pulled(tmp
     assert all(torch.equal(value, stored[name]) for name, value in model.heads.state_dict().items())
     pulled = {file.name for file in model_files(tmp_path / "model")}
     assert {"config.json", "model.safetensors", HEADS_FILE, "tokenizer.json"} <= pulled
+
+
+def test_a_tokenizer_that_models_share_in_the_folder_above_is_taken_along(tmp_path: Path) -> None:
+    published(tmp_path / "source")
+    for file in (tmp_path / "source").glob("tokenizer*"):
+        file.rename(tmp_path / file.name)
+    convert(tmp_path / "source", tmp_path / "made/model", max_positions=32)
+    assert load_tokenizer(tmp_path / "made/model")("ab").input_ids == bytes_tokenizer()("ab").input_ids
 
 
 def test_a_model_with_one_head_has_no_file_of_heads(tmp_path: Path) -> None:
