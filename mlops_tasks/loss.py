@@ -1,7 +1,7 @@
 """The weighted multi-token loss, in chunks: targets and weights of each head, losses per token, the training loss.
 
 Owns the alignment of heads and targets, and the bound on memory: logits exist for one head and one chunk of rows at a time,
-and activations of one head that is a layer.
+their gradient in the same place, and activations of one head that is a layer.
 Leaves scores and weights to `scoring`, and sums over micro-batches and ranks to whoever knows them.
 
 Shapes: B batch, S position, H head, V vocabulary, D width, N rows. Head k is index k-1 of a dimension H.
@@ -9,13 +9,14 @@ Shapes: B batch, S position, H head, V vocabulary, D width, N rows. Head k is in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
 
 from mlops_tasks.heads import LayerCall
 from mlops_tasks.model import MtpModel
@@ -105,8 +106,9 @@ def token_losses(model: MtpModel, hidden_BSD: Tensor, *, targets_BS: Tensor, chu
     nats_N = torch.zeros(targets_BS.numel(), device=targets_BS.device)
     hidden_ND = hidden_BSD.detach().flatten(0, 1)
     for rows in torch.split(_rows_with_target(targets_BS), chunk_rows):
-        log_probabilities = _log_softmax(model.head_logits(hidden_ND[rows], 1))
-        nats_N[rows] = -_of_targets(log_probabilities, targets_BS.flatten()[rows]).float()
+        logits = model.head_logits(hidden_ND[rows], 1)
+        nats, _ = _softmax_in_place(_widened(logits), targets_BS.flatten()[rows])
+        nats_N[rows] = nats.float()
     return nats_N.view_as(targets_BS)
 
 
@@ -238,6 +240,7 @@ class _Sums:
     def __init__(self, work: _Work, hidden_BSD: Tensor) -> None:
         self.work = work
         self.gradients = [torch.zeros_like(each) for each in work.parameters] if work.wants_gradient else []
+        self.products = _ProductsIntoSums(zip(work.parameters, self.gradients, strict=False))
         dtype = torch.promote_types(hidden_BSD.dtype, torch.float32)
         self.loss = torch.zeros((), dtype=dtype, device=hidden_BSD.device)
         self.head_nats_H = torch.zeros(len(work.targets_HBS), dtype=dtype, device=hidden_BSD.device)
@@ -265,18 +268,19 @@ class _Sums:
     def _add_chunk(self, chunk: _Chunk, seen: _Seen) -> None:
         head, rows, targets, weights = chunk
         leaf = seen.hidden_ND[rows].requires_grad_(seen.gradient_ND is not None)
-        with torch.set_grad_enabled(self.work.wants_gradient):
+        with torch.set_grad_enabled(self.work.wants_gradient), self.products:
             logits = self.work.model.head_logits(leaf, head)
-        log_probabilities = _log_softmax(logits.detach())
-        nats = -_of_targets(log_probabilities, targets)
+        edge = get_gradient_edge(logits) if logits.requires_grad else None
+        dtype, logits = logits.dtype, logits.detach()
+        exponentials = _widened(logits)
+        del logits  # where they have 16 bits, before their gradient takes the same room again
+        nats, sums = _softmax_in_place(exponentials, targets)
         self.head_nats_H[head - 1] += nats.sum()
         self.loss += (weights * nats).sum()
-        if logits.requires_grad:
-            edge, dtype = get_gradient_edge(logits), logits.dtype
-            del logits  # before its gradient takes the same room again
-            gradient = log_probabilities.exp_()
-            gradient.scatter_add_(1, targets[:, None], torch.full_like(targets[:, None], -1, dtype=gradient.dtype))
-            found = self._add_gradients(leaf, edge, gradient.mul_(weights[:, None]).to(dtype))
+        if edge is not None:
+            gradient = exponentials.mul_((weights / sums)[:, None])
+            gradient.scatter_add_(1, targets[:, None], -weights[:, None].to(gradient.dtype))
+            found = self._add_gradients(leaf, edge, gradient.to(dtype))
             if seen.gradient_ND is not None and found is not None:
                 seen.gradient_ND[rows] += found
 
@@ -291,13 +295,84 @@ class _Sums:
         return of_leaf
 
 
+class _ProductsIntoSums(TorchFunctionMode):
+    """Linear layers whose weight's gradient is added to its sum by the product that makes it, and whose results lie in one place.
+
+    As a tensor of its own, which autograd would make of it, the gradient of a whole vocabulary's weight takes as much memory as the sum, and its
+    adding up as much time as a product with a hundred rows.
+
+    Args:
+        sums: weights, and the sums of their gradients.
+    """
+
+    def __init__(self, sums: Iterable[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.sums = {id(weight): total for weight, total in sums}
+        self.rooms: dict[int, Tensor] = {}
+        self.used: set[int] = set()
+
+    def __enter__(self) -> Self:
+        self.used.clear()
+        return cast(Self, super().__enter__())  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if function is not nn.functional.linear or kwargs or not self._is_plain(*args[:2]):
+            return function(*args, **(kwargs or {}))
+        rows, weight, *bias = args
+        self.used.add(id(weight))
+        into = _Into(self.sums[id(weight)], self._room(rows, weight))
+        product = _ProductIntoSum.apply(rows, weight, into)  # type: ignore[no-untyped-call]
+        return product if not bias or bias[0] is None else product + bias[0]
+
+    def _is_plain(self, rows: Tensor, weight: Tensor) -> bool:
+        # A room holds one product of a chunk, and autocast makes products in another dtype than the sums'.
+        is_free = id(weight) in self.sums and id(weight) not in self.used
+        return is_free and rows.dtype == weight.dtype and not torch.is_autocast_enabled(rows.device.type)
+
+    def _room(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """The same for all chunks: to give memory back and get it anew takes longer than to write to it."""
+        size = (rows.numel() // rows.shape[-1], len(weight))
+        if id(weight) not in self.rooms or len(self.rooms[id(weight)]) < size[0]:
+            self.rooms[id(weight)] = rows.new_empty(size)
+        return self.rooms[id(weight)][: size[0]]
+
+
+class _Into(NamedTuple):
+    """Where a product and its weight's gradient go; not to be seen by autograd."""
+
+    total_VD: Tensor
+    room_NV: Tensor
+
+
+class _ProductIntoSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight_VD: Tensor, into: _Into) -> Tensor:
+        ctx.save_for_backward(rows, weight_VD)
+        ctx.total_VD = into.total_VD
+        torch.mm(rows.flatten(0, -2), weight_VD.T, out=into.room_NV)
+        return into.room_NV.view(*rows.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        rows, weight_VD = ctx.saved_tensors
+        ctx.total_VD.addmm_(gradient.flatten(0, -2).T, rows.flatten(0, -2))
+        return gradient @ weight_VD if ctx.needs_input_grad[0] else None, None, None
+
+
+def _softmax_in_place(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits into exponentials; returns nats of the targets, and the sums [N] that make probabilities of the exponentials."""
+    logits_NV.sub_(logits_NV.amax(1, keepdim=True))
+    of_targets_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
+    sums_N = logits_NV.exp_().sum(1)
+    return sums_N.log() - of_targets_N, sums_N
+
+
 def _rows_with_target(targets_BS: Tensor) -> Tensor:
     return (targets_BS.flatten() != NO_TARGET).nonzero().flatten()
 
 
-def _log_softmax(logits_NV: Tensor) -> Tensor:
-    return torch.log_softmax(logits_NV, dim=1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
-
-
-def _of_targets(log_probabilities_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return log_probabilities_NV.gather(1, targets_N[:, None])[:, 0]
+def _widened(logits_NV: Tensor) -> Tensor:
+    """In float32 or wider: themselves, or a copy."""
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))

@@ -136,12 +136,13 @@ class StepMemory:
         )
 
     def _logits(self, chunk: int, beside: int) -> int:
-        """Bytes of a chunk of so many logits: they and log-probabilities, or their gradient and a part of the parameters' gradients."""
+        """Bytes of a chunk of so many logits, in whose place their gradient is made."""
         if self._train.precision == "float32":
-            return max(8 * chunk, 4 * chunk + beside)
-        # In 16 bits logits are made into float32 first, gradients afterwards, and the output layer is there in both.
+            # A soft cap keeps what it was given and made, and what comes back through it has room of its own.
+            return 4 * chunk * (4 if getattr(self._text, "final_logit_softcapping", None) else 1)
+        # In 16 bits logits are made into float32 first and gradients back, parts of the parameters' gradients are there in both, and so is the output layer.
         output_layer: int = 2 * self._text.vocab_size * self._text.hidden_size
-        return max(10 * chunk, 6 * chunk + 3 * beside // 2) + output_layer
+        return 6 * chunk + 3 * beside // 2 + output_layer
 
     def _activations(self, rows: int) -> tuple[int, int]:
         """Bytes that the trunk's forward leaves, and the most that its backward holds."""

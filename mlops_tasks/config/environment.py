@@ -53,8 +53,8 @@ class TrainResources(Settings):
     """Pods that train together; more than one only with executor `kubernetes`."""
     micro_batch_rows: int = Field(8, ge=1)
     """Packed rows in one forward."""
-    loss_chunk_rows: int = Field(1024, ge=1)
-    """Token positions whose logits exist at one time."""
+    loss_chunk_rows: int = Field(256, ge=1)
+    """Token positions whose logits exist at one time. More take more memory and, on a CPU, save no time to speak of."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """Of several ranks each holds the whole model (`ddp`), or a part of weights, gradients and optimiser (`fsdp`)."""
     recompute_activations: bool = False
