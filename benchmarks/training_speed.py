@@ -12,6 +12,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from mlops_tasks.training import _Training
 HEADS = (2, 4, 8)
 
 
-def our_tokens_per_second(sizes: argparse.Namespace, folder: Path) -> float:
-    training = _Training(attempt(sizes, folder))
+def our_tokens_per_second(sizes: argparse.Namespace, folder: Path, **resources: Any) -> float:
+    training = _Training(attempt(sizes, folder, **resources))
     learn(training)  # the first step makes the optimiser's state
     tokens, started = training.progress.num_tokens, ready()
     for _ in range(sizes.steps):
@@ -66,8 +67,8 @@ def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     }
 
 
-def trainers_tokens_per_second(sizes: argparse.Namespace, folder: Path) -> float:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+def peers_tokens_per_second(sizes: argparse.Namespace, folder: Path, peer: Peer) -> float:
+    from transformers import TrainerCallback
 
     given = attempt(sizes, folder)
     data, ends = Padded(_Training(given)), list[float]()
@@ -79,19 +80,23 @@ def trainers_tokens_per_second(sizes: argparse.Namespace, folder: Path) -> float
     settings: dict[str, Any] = {
         "max_steps": sizes.steps + 1, "per_device_train_batch_size": sizes.batch, "learning_rate": 1e-3, "lr_scheduler_type": "constant",
         "optim": "adamw_torch_fused", "max_grad_norm": 1.0, "report_to": "none", "save_strategy": "no", "logging_strategy": "no",
-        "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 0,
+        "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 0, "output_dir": str(folder / "trainer"),
+        "bf16": sizes.precision == "bfloat16", "fp16": sizes.precision == "float16",
     }  # fmt: skip
-    trainer = Trainer(
-        model=load_model(given.inputs["model"].folder("model")),
-        args=TrainingArguments(output_dir=str(folder / "trainer"), **settings),
-        train_dataset=data,
-        data_collator=collate,
-        callbacks=[Clock()],
-    )
+    trainer = peer(given.inputs["model"].folder("model"), settings, data)
+    trainer.add_callback(Clock())
     trainer.train()
     # It shuffles, so a step has its share of all tokens.
     tokens = sum(map(len, data.examples)) * sizes.steps / (sizes.steps + 1)
     return float(tokens / (ends[-1] - ends[0]))
+
+
+def transformers_trainer(model: Path, settings: dict[str, Any], data: Padded) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    return Trainer(
+        model=load_model(model), args=TrainingArguments(**settings), train_dataset=data, data_collator=collate
+    )
 
 
 def seconds_a_step(sizes: argparse.Namespace, folder: Path, num_heads: int) -> float:
@@ -101,6 +106,10 @@ def seconds_a_step(sizes: argparse.Namespace, folder: Path, num_heads: int) -> f
     for _ in range(sizes.steps):
         learn(training)
     return float((seconds_so_far() - started) / sizes.steps)
+
+
+Peer = Callable[[Path, dict[str, Any], Padded], Any]
+"""Makes a trainer from a model's folder, settings and examples."""
 
 
 class FirstStep(Exception):
@@ -157,10 +166,10 @@ def beside_trainer(sizes: argparse.Namespace, folder: Path) -> list[Result]:
     """P3."""
     ways = {
         "ours": partial(our_tokens_per_second, sizes, folder),
-        "trainer": partial(trainers_tokens_per_second, sizes, folder),
+        "trainer": partial(peers_tokens_per_second, sizes, folder, transformers_trainer),
     }
     found = in_turns(ways, rounds=sizes.rounds)
-    peer = "transformers Trainer, same model, problems, batch, float32; padded"
+    peer = f"transformers Trainer, same model, problems, batch, {sizes.precision}; padded"
     return [paired("P3 training, one head", "tokens/s", found["ours"], found["trainer"], peer_is=peer, is_more_better=True, aim=1.2)]  # fmt: skip
 
 

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
-from benchmarks import pairs, run_all
+from benchmarks import large_step, pairs, run_all
 from benchmarks.pairs import Measured, Result
+from benchmarks.training_speed import transformers_trainer
 
 ROOT = Path(__file__).parents[1]
 GENEROUS = 1.3
@@ -57,6 +59,26 @@ def test_the_table_and_the_picture_have_every_result(tmp_path: Path) -> None:
     run_all.picture(results, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert b"#2a7f4f" in (tmp_path / "a.svg").read_bytes()
+
+
+def test_a_step_of_a_large_model_is_measured_beside_the_trainer_in_a_tiny_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(large_step, "peers", lambda: {"trainer": (transformers_trainer, "transformers Trainer")})
+    tiny = ["--width=64", "--layers=1", "--inner=64", "--vocabulary=640", "--batch=2", "--steps=1", "--rounds=1"]
+    lines = large_step.results(large_step.arguments([*tiny, "--precision=float32", "--peak-teraflops=1"]))
+    tokens, _, share = lines
+    assert [one.name for one in lines] == ["large step", "large step: memory", "large step: share of the device's peak"]
+    assert tokens.ours > 0 and tokens.peer > 0 and tokens.ratio == pytest.approx(share.ratio)
+
+
+def test_operations_of_a_token_are_six_a_weight_and_attention_to_half_a_document() -> None:
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, tie_word_embeddings=True
+    )  # fmt: skip
+    weights = 100 * 8 + 2 * (4 * 8 * 8 + 3 * 8 * 16 + 2 * 8) + 8
+    # Of each layer: 10 tokens before on average, a product of 8 with the keys and one with the values, forward and twice back.
+    assert large_step.operations(config, length=20) == 6 * weights + 2 * (10 * 8 * 2 * 2 * 3)
 
 
 @pytest.mark.perf
