@@ -466,7 +466,7 @@ class Span:
     start: float
     end: float
     kind: str
-    """Class in the style sheet: complete, pruned, fail or running."""
+    """Class in the style sheet: complete, pruned, fail, running or best."""
     detail: str
     """Told when it is pointed at."""
 

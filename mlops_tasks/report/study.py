@@ -321,7 +321,7 @@ def _time(trials: Trials, cost: str) -> Markup:
             str(row["worker"]),
             (datetime.fromisoformat(row["began"]) - start).total_seconds(),
             (datetime.fromisoformat(row["ended"] or row["began"]) - start).total_seconds(),
-            row["state"],
+            _kind(trials, row),
             trials.detail(row),
         )
         for row in begun

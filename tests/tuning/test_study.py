@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_a_recipe_that_is_better_beyond_chance_is_what_tuned_stands_for(place: P
         and "the seeds alone are new" in text
         and "no trial was measured by" not in text
     )
+    assert len(re.findall('<rect[^>]*class="trial best"', text)) == 1, "who tried the best one, and when"
 
     again = planned(place, "second", "train.learning_rate=1.0e-4", "train.steps=8", "train.validate_every_steps=4")
     assert {carried_out(again, last="select")[name] for name in ("search.0", "select.0")} == {"skipped", "hit"}
