@@ -6,6 +6,7 @@ The only place that configures logging.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,9 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def configure(*, verbose: bool = False) -> None:
-    """Send this process's log lines to standard error; libraries speak from WARNING on."""
+    """Send this process's log lines to standard error; libraries speak from WARNING on, and draw bars on a terminal alone."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers reads it when it is imported
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
