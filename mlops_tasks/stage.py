@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote
 
 from pydantic import Field, ValidationError
@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 Outcome = Literal["hit", "run", "skipped", "done"]
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+
+# What stands in a store may be forged by whoever writes to a part of it: a name is one folder, and leads nowhere else.
+_Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 def artifact_prefix(stage: str, key: str) -> str:
@@ -63,7 +66,7 @@ class Champion(Settings):
     """The product line."""
     version: str
     """Version in the registry."""
-    key: str
+    key: _Part
     """Names the artifact of `train` in the store."""
     digest: str
     """Digest of that artifact."""
@@ -79,7 +82,7 @@ class Tuned(Settings):
 
     name: str
     """Of the recipe that was tuned."""
-    key: str
+    key: _Part
     """Names the artifact of `select` in the store."""
     digest: str
     """Digest of that artifact."""
@@ -123,10 +126,10 @@ class Pointer(Settings):
 
     task: str
     index: int
-    stage: str
+    stage: _Part
     outcome: Outcome
     seconds: float
-    key: str | None = None
+    key: _Part | None = None
     """None: no artifact, for it was skipped or is an action."""
     digest: str | None = None
     detail: dict[str, Any] = Field(default_factory=dict)

@@ -230,6 +230,19 @@ def test_a_pointer_of_another_version_says_what_to_do(environment: Environment, 
         run.pointer("make")
 
 
+@pytest.mark.parametrize("part", ["stage", "key"])
+def test_a_pointer_that_leads_out_of_the_store_is_refused(
+    environment: Environment, stages: ModuleType, part: str
+) -> None:
+    run = planned(environment, stages)
+    made = execute(run, stages.TASKS["make"], tasks=stages.TASKS).model_dump(mode="json")
+    run.store.write_json(f"{run.prefix}/make.json", {**made, part: "../../elsewhere"})
+    with pytest.raises(
+        UserError, match=rf"(?s)make\.json was written by another version.*{part}\n.*should match pattern"
+    ):
+        run.pointer("make")
+
+
 def test_a_store_that_was_moved_is_as_good_as_before(
     environment: Environment, stages: ModuleType, tmp_path: Path
 ) -> None:

@@ -6,13 +6,14 @@ import errno
 import json
 import multiprocessing
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlops_tasks.config.environment import S3Access
-from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.store import Artifact, Store, canonical_json
 from mlops_tasks.store.backend import Backend, FolderBackend
 from mlops_tasks.store.s3 import S3Backend
@@ -191,6 +192,23 @@ def test_a_missing_or_truncated_file_is_no_hit_and_is_quarantined(store: Store, 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"attempt": 1, "files": 3}'])
 def test_a_broken_manifest_is_quarantined(store: Store, text: str) -> None:
     store.backend.write("make/k1/manifest.json", text.encode())
+    assert store.find("make/k1") is None
+    assert len(store.children("make/k1/quarantine")) == 1
+
+
+@pytest.mark.parametrize(
+    ("attempt", "name"), [("..", "a.txt"), ("../../k2", "a.txt"), ("one", "../../k2/a.txt"), ("one", "/a.txt")]
+)
+def test_a_manifest_that_leads_out_of_its_artifact_is_no_hit_though_the_bytes_are_there(
+    store: Store, attempt: str, name: str
+) -> None:
+    forged = json.loads(json.dumps(committed(store, **{"a.txt": "alpha"}).manifest)) | {"attempt": attempt}
+    forged["files"][0]["name"] = name
+    store.backend.write("make/k1/attempts/one/a.txt", b"alpha")
+    with suppress(Unavailable):  # a server may refuse such a name by itself
+        store.backend.write(f"make/k1/attempts/{attempt}/{name}", b"alpha")
+    store.write_json("make/k1/manifest.json", forged)
+
     assert store.find("make/k1") is None
     assert len(store.children("make/k1/quarantine")) == 1
 

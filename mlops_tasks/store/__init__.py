@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar, cast
 
 from mlops_tasks.config.environment import Environment, S3Access
@@ -147,7 +147,7 @@ class Artifact:
     @property
     def names(self) -> list[str]:
         """Relative names of all files."""
-        return [file["name"] for file in self.manifest["files"]]
+        return _names_in(self.manifest)
 
     def digest_of(self, *patterns: str) -> str:
         """SHA-256 over the names and contents of the files that match a glob (`*` crosses `/`); of none: of nothing."""
@@ -419,6 +419,9 @@ class Store:
             return {}, f"the manifest cannot be read: {error!r}"
 
     def _flaw(self, prefix: str, manifest: dict[str, Any]) -> str | None:
+        # Whoever may write to the store writes manifests too, and what they name is fetched into a folder of this machine.
+        if outside := [one for one in (manifest["attempt"], *_names_in(manifest)) if not _is_below(one)]:
+            return f"{outside[0]} is no place below an artifact"
         base = f"{prefix}/attempts/{manifest['attempt']}"
         sizes = self.backend.sizes(base)
         for file in manifest["files"]:
@@ -433,9 +436,7 @@ class Store:
         if (digest := manifest.get("digest")) != _digest(manifest["files"]):
             return f"the manifest has the digest {digest}, which is not that of the files that it lists"
         base = f"{prefix}/attempts/{manifest['attempt']}"
-        found = _side_by_side(
-            lambda name: self._sha256_of(f"{base}/{name}"), [one["name"] for one in manifest["files"]]
-        )
+        found = _side_by_side(lambda name: self._sha256_of(f"{base}/{name}"), _names_in(manifest))
         for file, sha256 in zip(manifest["files"], found, strict=True):
             if sha256 != file["sha256"]:
                 return f"{file['name']} was committed with SHA-256 {file['sha256']} and now has {sha256}"
@@ -469,6 +470,16 @@ class Store:
                 manifest["digest"][:12],
             )
         self.abandon(draft)
+
+
+def _names_in(manifest: dict[str, Any]) -> list[str]:
+    return [file["name"] for file in manifest["files"]]
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name stays in the folder that it is joined to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _names_below(folder: Path) -> list[str]:
