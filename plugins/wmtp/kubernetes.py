@@ -195,8 +195,8 @@ class JobStage(PodStage, KubernetesJobOperator):
             name, self.namespace, propagation_policy="Foreground", _request_timeout=REQUEST_SECONDS
         )
 
-    def _attach_or_create(self, wanted: k8s.V1Job, order: Order) -> None:
-        super()._attach_or_create(wanted, order)
+    def _attach_or_create(self, wanted: k8s.V1Job, order: Order, watch: Watch) -> None:
+        super()._attach_or_create(wanted, order, watch)
         try:
             job = patiently(lambda: self._present(wanted.metadata.name))
             patiently(lambda: self.client.create_namespaced_service(self.namespace, manifest.service(job)))

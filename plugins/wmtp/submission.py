@@ -95,7 +95,7 @@ class SubmittedTask(KubernetesPodOperator):
         watch = Watch(self.client, cluster.namespace, self.label, profile.start_seconds)
         self._is_following = True
         try:
-            self._attach_or_create(self.request(environment, order, context), order)
+            self._attach_or_create(self.request(environment, order, context), order, watch)
             while not patiently(lambda: self._is_done(order.identity.name, watch)):
                 self._end_if_stopped()  # what `on_kill` raised may have been caught: a handler of logging does
                 self._pause()
@@ -112,7 +112,7 @@ class SubmittedTask(KubernetesPodOperator):
         """What is done between two looks."""
         time.sleep(pods.SECONDS_BETWEEN_LOOKS)
 
-    def _attach_or_create(self, wanted: Any, order: Order) -> None:
+    def _attach_or_create(self, wanted: Any, order: Order, watch: Watch) -> None:
         name, what = wanted.metadata.name, f"{type(wanted).__name__[2:]} {wanted.metadata.name}"
         while True:
             try:
@@ -133,8 +133,20 @@ class SubmittedTask(KubernetesPodOperator):
                 log.info("%s: %s is there already; attached", self.label, what)
                 return
             self._delete(order.identity)
-            while self._found(name) is not None:
-                time.sleep(0.5)
+            self._await_removal(name, what, watch)
+
+    def _await_removal(self, name: str, what: str, watch: Watch) -> None:
+        started = time.monotonic()
+        while (found := self._found(name)) is not None:
+            self._end_if_stopped()
+            held = ", ".join(found.metadata.finalizers or []) or "its node"
+            watch.tell(f"{what} of an earlier try is being removed; {held} holds it")
+            if time.monotonic() - started > watch.start_seconds:
+                raise Unavailable(
+                    f"{what} of an earlier try is not gone after {watch.start_seconds:.0f} s (start_seconds of its profile); {held} holds it. If "
+                    "its node is lost, `kubectl delete --force` it; a finalizer is its controller's to take away."
+                )
+            time.sleep(0.5)
 
     def _is_of_use(self, found: Any, order: Order) -> bool:
         """Whether it still works on what is wanted; what has ended is made anew, and so is what works on another key."""

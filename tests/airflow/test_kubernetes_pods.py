@@ -87,7 +87,7 @@ class Shell:
         """As a worker does that is killed once it has made something; returns that."""
         operator, wanted = self.operator(kind), self.order(line, **order)
         submitted = operator.request(load_environment(self.environment_file), wanted, self.context)
-        operator._attach_or_create(submitted, wanted)
+        operator._attach_or_create(submitted, wanted, Watch(operator.client, NAMESPACE, "train[0]", start_seconds=60.0))
         return operator._read(wanted.identity.name)
 
     @property
@@ -366,6 +366,28 @@ def test_what_works_on_another_key_is_ended_and_made_anew(
     shell.run(kind, "echo today", key="today")
 
     assert said(caplog) == ["today"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_removed_is_told_once_and_given_up_after_the_time_to_start(
+    kind: str, shell: Shell, rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = shell.leave(kind, STAYS, key="yesterday")
+    patch = rig.core.patch_namespaced_pod if kind == "Pod" else rig.batch.patch_namespaced_job
+    patch(left.metadata.name, NAMESPACE, {"metadata": {"finalizers": ["kueue.test/held"]}})
+    shell.change("kubernetes.profiles.gpu.start_seconds", 3)
+
+    sentence = (
+        rf"{kind} {left.metadata.name} of an earlier try is not gone after 3 s .*; \S*kueue.test/held\S* holds it"
+    )
+    try:
+        with pytest.raises(Unavailable, match=sentence):
+            shell.run(kind, "echo today", key="today")
+    finally:
+        patch(left.metadata.name, NAMESPACE, {"metadata": {"finalizers": None}})
+
+    told = [text for record in caplog.records if "is being removed" in (text := record.getMessage())]
+    assert told[-1].endswith("kueue.test/held holds it") and len(set(told)) == len(told)
 
 
 def test_the_service_of_a_job_is_made_with_it_and_goes_with_it(shell: Shell, rig: Rig) -> None:
