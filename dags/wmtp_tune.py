@@ -53,6 +53,7 @@ with DAG(
     select = stage(
         "select",
         execution_timeout=timedelta(days=1),
+        retries=50,  # each costs a training's start at most: those that ended are hits
         trigger_rule="all_done",  # the others do a lost worker's trials; what is not done `select` finds out
         doc_md="Holds the best recipe against this one.",
     )

@@ -181,11 +181,12 @@ def cleaning(task_id: str, *, removes: bool, **operator: Any) -> BaseOperator:
         removes: whether it may remove anything.
         operator: anything that an operator takes, such as `execution_timeout`.
     """
+    settings = {"task_id": task_id, **_common(), **_pool(task_id), "removes": removes, **operator}
     if _cluster() is None:
-        return LocalCleaning(task_id=task_id, **_common(), removes=removes, **operator)
+        return LocalCleaning(**settings)
     from wmtp.sweep import ClusterCleaning
 
-    return ClusterCleaning(task_id=task_id, **_common(), removes=removes, **operator)
+    return ClusterCleaning(**settings)
 
 
 def cleaning_params() -> dict[str, Param]:

@@ -15,7 +15,7 @@ import yaml
 from airflow.sdk import DAG
 from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
-from wmtp import limits, manifest, pods, stage
+from wmtp import cleaning, limits, manifest, pods, stage
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 from wmtp.manifest import Identity
 from wmtp.study import StudyStage
@@ -331,12 +331,14 @@ def test_what_runs_at_one_time_is_the_environment_files_business_and_on_a_laptop
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"kubernetes__max_runs": 3, "kubernetes__max_tasks": 4, "kubernetes__profiles__gpu__pool": "gpus"}
+    changes["kubernetes__profiles__cpu__pool"] = "sweeps"
     monkeypatch.setenv("WMTP_ENVIRONMENT", str(changed(tmp_path, **changes)))
     assert limits() == {"max_active_runs": 3, "max_active_tasks": 4}
     with DAG("d", schedule=None):
         found = [stage("score_shard", index=[0, 1]), stage("generate"), stage("score"), stage("plan")]
+        found.append(cleaning("look", removes=False))
     pools = [getattr(one, "pool", None) for one in found]
-    assert pools == ["gpus", "gpus", "default_pool", "default_pool"]
+    assert pools == ["gpus", "gpus", "sweeps", "default_pool", "sweeps"]
 
     monkeypatch.setenv("WMTP_ENVIRONMENT", str(EKS.with_name("laptop.yaml")))
     assert limits() == {"max_active_runs": 1, "max_active_tasks": 1}
