@@ -377,7 +377,7 @@ class Collector:
 
     def _is_young(self, prefix: str, content: _Content, piece: str) -> bool:
         at = _time(content.trees.get(piece, {}).get("created")) or content.stamps.get(piece)
-        at = at or self.backend.modified(f"{prefix}/{piece}")
+        at = at or self.backend.newest(f"{prefix}/{piece}")
         return at is None or at >= self.cutoff  # of what nobody can tell the age, nothing is taken
 
     def _has_lease(self, prefix: str, sizes: Mapping[str, int] | None = None) -> bool:

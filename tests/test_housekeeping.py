@@ -284,6 +284,33 @@ def test_a_prefix_that_somebody_may_be_at_work_on_is_left_alone(environment: Env
     assert not lease.exists()
 
 
+def test_a_lease_that_is_not_there_is_asked_for_with_one_request(s3: S3Server, tmp_path: Path) -> None:
+    place = Environment.model_validate(
+        {
+            "store": f"s3://{BUCKET}/{tmp_path.name}",
+            "s3": s3.access(tmp_path / "cache"),
+            "mlflow_uri": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        }
+    )
+    for number in range(3):
+        Store.of(place).backend.write(f"train/k/attempts/20200101T000000-{number}/x", b"x")
+    collector = Collector(place, now=LATER)
+    garbage = collector.garbage()
+    assert isinstance(collector.backend, S3Backend)
+    asked: list[str] = []
+    for operation in ("ListObjectsV2", "HeadObject"):
+        collector.backend.client.meta.events.register(
+            f"before-parameter-build.s3.{operation}",
+            lambda params, **_: asked.append(params.get("Key") or params["Prefix"]),
+        )
+    (gone,) = collector.remove(garbage)
+    assert len(gone.names) == 3
+    # Before anything goes, and before each of the three names.
+    assert [name.removeprefix(f"{tmp_path.name}/") for name in asked if "lease.json" in name] == [
+        "train/k/lease.json"
+    ] * 4
+
+
 def test_what_was_committed_anew_after_it_was_found_stays(place: Environment) -> None:
     store = Store.of(place)
     committed(store, "make/k1")

@@ -92,6 +92,15 @@ def test_sizes_are_of_all_files_below(backend: Backend) -> None:
     assert backend.sizes("a") == {"b/c": 3, "d": 0}
 
 
+def test_only_the_newest_below_is_asked_of_a_folder(backend: Backend) -> None:
+    backend.write("a/b", b"1")
+    backend.write("ab", b"1")
+    at, newest = backend.modified("a/b"), backend.newest("a")
+    assert at is not None and newest is not None
+    assert at == backend.newest("a/b") <= newest
+    assert (backend.modified("a"), backend.modified("a/c"), backend.newest("a/c"), backend.newest("b")) == (None,) * 4
+
+
 def test_what_goes_through_a_sink_is_there_when_it_is_closed(backend: Backend) -> None:
     data = os.urandom(2**20 + 1)
     with backend.sink("a/b/big") as stream:

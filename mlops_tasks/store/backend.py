@@ -100,6 +100,9 @@ class Backend(Protocol):
         """
 
     def modified(self, name: str) -> datetime | None:
+        """When a file was last written; None where no file is."""
+
+    def newest(self, name: str) -> datetime | None:
         """When a file, or the newest one below a folder, was last written; None where nothing is."""
 
     def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
@@ -238,6 +241,11 @@ class FolderBackend:
                 yield piece
 
     def modified(self, name: str) -> datetime | None:
+        path = self.root / name
+        with self._explained(path):
+            return _written(path) if path.is_file() else None
+
+    def newest(self, name: str) -> datetime | None:
         path = self.root / name
         with self._explained(path):
             times = [one for file in (path, *path.rglob("*")) if (one := _written(file)) is not None]

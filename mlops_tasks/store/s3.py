@@ -272,8 +272,12 @@ class S3Backend:
             raise FileNotFoundError(f"{self.uri}/{name}")
 
     def modified(self, name: str) -> datetime | None:
-        if (found := self._head(name)) is not None:
-            return cast("datetime", found["LastModified"])
+        found = self._head(name)
+        return None if found is None else cast("datetime", found["LastModified"])
+
+    def newest(self, name: str) -> datetime | None:
+        if (at := self.modified(name)) is not None:
+            return at
         return max((entry["LastModified"] for entry in self._entries(self._key(f"{name}/"))), default=None)
 
     def abort_uploads(self, older_than: datetime, *, dry_run: bool = False) -> int:
