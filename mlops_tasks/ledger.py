@@ -91,17 +91,26 @@ def _parts(run: Run, made: Sequence[Pointer]) -> list[_Part]:
     is_found = selected and selected.outcome == "hit" and not _is_of(run, {run.name}, _manifest(run, selected))
     if key is None or is_found:
         return [_Part(run, made, places(run.spec))]
-    trials = [
-        Run.open(run.environment, prefix) for prefix in cell_prefixes(run.store, artifact_prefix(SELECT.name, key))
-    ]
+    trials = list(_trials(run, key))
+    if not trials:  # not begun, or `gc` took them away
+        return [_Part(run, made, places(run.spec))]
     # What `select` has cost, its trainings have.
     rest = _Part(
         run,
         [pointer for pointer in made if pointer.task != SELECT.name],
         [place for place in places(run.spec) if place[0].id != SELECT.name],
     )
-    train = [(TASKS["train"], 0)]
-    return [rest, *(_Part(one, [told for told in one.pointers() if told.prefix], train) for one in trials)]
+    return [rest, *trials]
+
+
+def _trials(run: Run, key: str) -> Iterator[_Part]:
+    for prefix in cell_prefixes(run.store, artifact_prefix(SELECT.name, key)):
+        try:
+            trial = Run.open(run.environment, prefix)
+            made = [pointer for pointer in trial.pointers() if pointer.prefix]
+        except UserError:  # it was not begun, or by another version
+            continue
+        yield _Part(trial, made, [(TASKS["train"], 0)])
 
 
 def _manifest(run: Run, pointer: Pointer) -> Mapping[str, Any]:

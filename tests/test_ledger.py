@@ -129,6 +129,28 @@ def test_a_study_pays_for_its_trials_and_once_for_what_they_share(run: Run) -> N
     assert ledger.of_run(later, later.pointers()).saved == Amount(500, 5.0)
 
 
+def test_a_trial_that_cannot_be_read_any_more_leaves_the_others_counted(run: Run) -> None:
+    study = replace(run, spec=run.spec.model_copy(update={"is_study": True}))
+    study.write("study", b"s")
+    one, *older = (trial(study, name) for name in ("one", "older-spec", "older-pointer"))
+    point(one, "train", "run", made(study, "train/a", 100, 1.0, by="select/s/cells/one"))
+    study.store.write_json(f"{older[0].prefix}/spec.json", {"setting": "of another version"})
+    study.store.write_json(f"{older[1].prefix}/train.json", {"setting": "of another version"})
+    study.store.write_json("select/s/cells/no-spec/trial.json", {"slot": 3})
+    assert ledger.of_run(study, study.pointers()).spent == Amount(100, 1.0)
+
+
+def test_of_a_study_whose_trials_were_collected_the_selection_still_counts(run: Run) -> None:
+    study = replace(run, spec=run.spec.model_copy(update={"is_study": True}))
+    study.write("study", b"s")
+    point(study, "pull_data", "run", made(study, "pull/d", 10, 0.1))
+    point(study, "select", "run", made(study, "select/s", 500, 5.0))
+    point(trial(study, "one"), "train", "run", made(study, "train/a", 100, 1.0, by="select/s/cells/one"))
+    assert ledger.of_run(study, study.pointers()).spent == Amount(10 + 100, pytest.approx(0.1 + 1.0))
+    study.store.backend.delete("select/s/cells")  # as `gc` does
+    assert ledger.of_run(study, study.pointers()).spent == Amount(10 + 500, pytest.approx(0.1 + 5.0))
+
+
 def test_a_stage_costs_its_own_price_or_the_default_one(environment: Environment) -> None:
     priced = environment.model_copy(update={"prices": {"default": 0.5, "train": 3.0, "judge": 0.0}})
     assert priced.cost("train", 1800) == 1.5
