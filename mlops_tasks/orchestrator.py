@@ -43,15 +43,25 @@ def _told(*arguments: str) -> list[dict[str, Any]]:
             f"Airflow is not installed here, so `{' '.join(command[:3])}` cannot be asked. Run this in Airflow's image, such as with "
             "`kubectl exec` into its scheduler."
         )
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    # Warnings come before the answer; what is told of a connection may be secret.
+    asked = f"`{' '.join(command[:-2])}`"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(
+            f"{asked} had not ended after {_SECONDS} s. Run this where Airflow's database is reached, or later."
+        ) from None
+    # Warnings come before the answer.
     last = (done.stdout.strip().splitlines() or [""])[-1]
     try:
         found: list[dict[str, Any]] = json.loads(last)
     except ValueError:
+        if done.returncode == 0:  # what is told of a connection may be secret
+            raise Unavailable(
+                f"{asked} ended well, and its last line is no JSON. Run it yourself to see why; nothing else may write to its output."
+            ) from None
         why = (done.stdout + done.stderr).strip().splitlines() or ["it says nothing"]
         raise Unavailable(
-            f"`{' '.join(command[:-2])}` ended with {done.returncode}: {why[-1]} Mend the name in the environment file, or run this where "
-            "Airflow's database is reached."
+            f"{asked} ended with {done.returncode}: {why[-1]} Mend the name in the environment file, or run this where Airflow's database is "
+            "reached."
         ) from None
     return found
