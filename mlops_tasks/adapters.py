@@ -72,7 +72,7 @@ class Adapter:
         frozen = {name.replace(_FROZEN, "."): name for name in state if ".lora_" not in name}
         adapted = {f"{name.removesuffix(_A)}.weight": name.removesuffix(_A) for name in state if name.endswith(_A)}
         # Scales of 4 bits are no weights.
-        names = {name for name in frozen if not any(name.startswith(f"{weight}.") for weight in in_four_bits)}
+        names = [name for name in frozen if not any(name.startswith(f"{weight}.") for weight in in_four_bits)]
 
         def make(name: str) -> Tensor:
             weight = in_four_bits[name]() if name in in_four_bits else state[frozen[name]]
@@ -84,8 +84,10 @@ class Adapter:
         a, b = state[f"{layer}{_A}"], state[f"{layer}{_B}"]
         if distributed.rank() > 0:
             return weight
-        added = (b.cpu().float() @ a.cpu().float()).mul_(self._scale)
-        return (added.T if self._is_transposed else added).add_(weight.cpu()).to(weight.dtype)
+        a, b = a.cpu().float(), b.cpu().float()
+        # As the weight lies, for a transposed one would be copied when it is written.
+        added = a.T @ b.T if self._is_transposed else b @ a
+        return added.mul_(self._scale).add_(weight.cpu()).to(weight.dtype)
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write what `PeftModel.from_pretrained` reads, without what the base has already; all ranks call it.
@@ -161,14 +163,15 @@ def _in_four_bits(model: MtpModel) -> dict[str, Callable[[], Tensor]]:
     from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
 
     return {
-        f"{name}.weight".replace(_FROZEN, "."): partial(_on_cpu, dequantize_module_weight, module)
+        f"{name}.weight".replace(_FROZEN, "."): partial(_numbers, dequantize_module_weight, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and get_bnb_param_type(cast(nn.Parameter, module.weight))
     }
 
 
-def _on_cpu(make: Callable[[nn.Module], Tensor], module: nn.Module) -> Tensor:
-    return make(module).cpu()
+def _numbers(dequantize: Callable[[nn.Module], Tensor], module: nn.Module) -> Tensor:
+    """Of a 4-bit weight: on the CPU, and in float32 in whatever format they come."""
+    return dequantize(module).cpu().float()
 
 
 def _peft_name(name: str) -> str:

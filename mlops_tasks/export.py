@@ -115,7 +115,8 @@ def save_pretrained(
         log.warning(
             "%s names its weights otherwise in files, so rank 0 puts the whole model together", type(model).__name__
         )
-        whole = {name: values[name] for name in shapes}
+        asked_for = ((name, values[name]) for name in shapes)
+        whole = {name: one for name, one in asked_for if distributed.rank() == 0}
         if distributed.rank() == 0:
             model.save_pretrained(folder, state_dict=whole)
         return

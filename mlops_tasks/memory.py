@@ -45,7 +45,8 @@ class Footprint:
     loss: int
     """Logits of a chunk, and gradients on their way, beyond activations."""
     merging: int = 0
-    """When all steps are done, in their place: one matrix while an adapter is merged into it."""
+    """When all steps are done, in their place: one matrix. On a CPU an adapter is merged into it; on a GPU, which merges on the host, it is
+    made of 4 bits or put together from the ranks' rows."""
 
     @property
     def total(self) -> int:
@@ -131,8 +132,7 @@ class StepMemory:
             moments=8 * found.trainable,
             activations=saved,
             loss=max(saved + hidden + beside + logits, highest + beside) - saved,
-            # What is added, and the weight itself where it has to be made of 4 bits.
-            merging=4 * found.adapted * (2 if in_four_bits else 1),
+            merging=4 * found.adapted,
         )
 
     def _logits(self, chunk: int, beside: int) -> int:
@@ -232,7 +232,7 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count what an operation made."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
                 self._count(tensor.untyped_storage())
         return result
 

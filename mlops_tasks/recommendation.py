@@ -92,7 +92,7 @@ class Case:
     """Bytes of one device."""
     length: int
     """Tokens in a row."""
-    chunk_rows: int = 1024
+    chunk_rows: int
     """Positions whose logits exist at one time."""
 
     @cached_property

@@ -22,7 +22,7 @@ def kept(tokens: torch.Tensor, share: float = 0.25, layer: str = "a") -> torch.T
     """1 where an input stays: [S, D]."""
     dropout = Dropout(share, layer=layer)
     dropout.tokens_BS = tokens
-    return (dropout(torch.ones(*tokens.shape, WIDTH)) != 0)[0].float()
+    return (dropout(torch.ones(*tokens.shape, WIDTH, device=tokens.device)) != 0)[0].float()
 
 
 def test_numbers_are_mixed_as_the_published_function_mixes_them() -> None:
@@ -75,6 +75,12 @@ def test_a_token_has_its_mask_wherever_it_lies() -> None:
     dropout = Dropout(0.25, layer="a")
     dropout.tokens_BS = packed.view(2, 6)
     assert torch.equal(dropout(torch.ones(12, WIDTH)) != 0, kept(packed).bool())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_drops_what_a_cpu_drops() -> None:
+    assert torch.equal(kept(numbers().cuda()).cpu(), kept(numbers()))
 
 
 def test_a_layer_that_sees_some_of_the_tokens_only_is_refused() -> None:

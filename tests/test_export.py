@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 from test_model import ARCHITECTURES, SHAPE, tiny
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from mlops_tasks import export
+from mlops_tasks import distributed, export
 from mlops_tasks.export import Tensors, save_pretrained, write_tensors
 
 
@@ -90,14 +90,33 @@ def test_experts_are_written_under_the_names_of_their_files_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen3_moe", **SHAPE, num_experts=4, moe_intermediate_size=8, num_experts_per_tok=2)
     models: Any = AutoModelForCausalLM
-    model = models.from_config(config)
+    model = models.from_config(experts())
     model.save_pretrained(tmp_path / "other")
     with caplog.at_level(logging.WARNING):
         save_pretrained(model, tmp_path / "mine", weights(model), weights(model))
     assert "rank 0 puts the whole model together" in caplog.text
     assert files(tmp_path / "mine") == files(tmp_path / "other")
+
+
+def test_only_rank_0_keeps_what_has_to_be_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: Any = AutoModelForCausalLM
+    model = models.from_config(experts())
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def make(name: str) -> torch.Tensor:
+        assert sum(ref() is not None for ref in made) <= 1
+        value = weights(model)[name].clone()
+        made.append(weakref.ref(value))
+        return value
+
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    save_pretrained(model, tmp_path / "mine", weights(model), Tensors(weights(model), make))
+    assert len(made) == len(weights(model)) and not (tmp_path / "mine").exists()
+
+
+def experts() -> PretrainedConfig:
+    return AutoConfig.for_model("qwen3_moe", **SHAPE, num_experts=4, moe_intermediate_size=8, num_experts_per_tok=2)
 
 
 def test_a_tensor_of_another_shape_is_not_written(tmp_path: Path) -> None:

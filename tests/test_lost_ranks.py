@@ -152,3 +152,5 @@ def test_ranks_killed_at_random_instants_leave_the_weights_of_an_unbroken_traini
             f"\nseed {SEED}: {victims.total()} kills, by rank {dict(victims)}, exit codes {dict(codes)}, ended {len(resumed_from)} times with the same "
             f"bytes after going on from steps {resumed_from}, in {time.monotonic() - began:.0f} s; unbroken {seconds:.0f} s"
         )
+    # A few kills may all fall before the first checkpoint.
+    assert NUM_KILLS < 20 or any(resumed_from)

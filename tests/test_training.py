@@ -500,6 +500,21 @@ def test_every_rank_finds_the_best_checkpoint_however_late_it_is_committed(given
     assert metrics["kept_step"] < metrics["steps"] < 9
 
 
+def test_a_model_in_parts_ends_with_what_was_best_in_the_middle(given: Given, processes: Processes) -> None:
+    train = {"keep": "best", "patience": 3, "steps": 16, "learning_rate": 0.03, "validate_every_steps": 1}
+    alone, parts = (
+        given.attempt(f"middle-{len(ways)}", model="gpt2", train=train, resources=ways)
+        for ways in ({}, {"num_ranks": 2, "parallelism": "fsdp"})
+    )
+    expected, found = training.train(alone), processes.train(parts)
+    assert 0 < found["kept_step"] < found["steps"]
+    assert (found["kept_step"], found["steps"]) == (expected["kept_step"], expected["steps"])
+    require_close(parts, alone)
+    other = weights(alone)
+    for name, value in weights(parts).items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+
+
 def test_bad_scores_end_two_ranks_with_65_and_name_the_problem(
     given: Given, processes: Processes, store: Store
 ) -> None:
@@ -515,7 +530,7 @@ def test_bad_scores_end_two_ranks_with_65_and_name_the_problem(
 
 # Adapters
 
-LORA = {"method": {"kind": "lora", "rank": 4, "targets": ["q_proj", "up_proj"]}, "learning_rate": 0.05}
+LORA: dict[str, Any] = {"method": {"kind": "lora", "rank": 4, "targets": ["q_proj", "up_proj"]}, "learning_rate": 0.05}
 
 
 def test_an_adapter_is_all_of_the_base_that_is_learnt_and_kept(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,8 +556,12 @@ def test_an_adapter_is_all_of_the_base_that_is_learnt_and_kept(given: Given, mon
     assert metrics["trainable_share"] == pytest.approx(metrics["num_trainable"] / total)
 
 
-def test_a_stopped_adapter_goes_on_to_the_same_bytes(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
-    unbroken, first, second = (given.attempt(name, train=LORA, **RHO1) for name in ("unbroken", "broken", "broken"))
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["plain", "dropout"])
+def test_a_stopped_adapter_goes_on_to_the_same_bytes(
+    given: Given, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    train = {**LORA, "method": {**LORA["method"], "dropout": dropout}}
+    unbroken, first, second = (given.attempt(name, train=train, **RHO1) for name in ("unbroken", "broken", "broken"))
     training.train(unbroken)
     with stopping_at(monkeypatch, 3), pytest.raises(Interrupted):
         training.train(first)

@@ -26,7 +26,7 @@ class LowRank(Settings):
     targets: tuple[str, ...] | None = Field(None, min_length=1)
     """Last names of the linear layers that get one, such as `q_proj`; None: all in the decoder's layers."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of what the matrices see that is dropped while they learn; masks hang on seed, step, problem and token alone."""
+    """Share of what the matrices see that is dropped while they learn; masks hang on seed, step, problem, token and layer alone."""
 
 
 class Lora(LowRank):
