@@ -1,7 +1,8 @@
 """LoRA and QLoRA, through peft: small matrices A and B beside frozen linear layers, W + scale·B·A.
 
-Owns which layers get one, how they begin (B is zero, so that nothing changes), where dropout stands, and both forms of the result: the adapter alone, in peft's
-format, and a plain model with the adapter merged into it. Heads 2..H are `model`'s, and learn as they always do.
+Owns which layers get one, how they begin (B is zero, so that nothing changes), where dropout stands, and both forms of
+the result: the adapter alone, in peft's format, and a plain model with the adapter merged into it. Heads 2..H are
+`model`'s, and learn as they always do.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ class Adapter:
             _take_own_dropout(model.base, method.dropout)
 
     def merged(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A `state_dict` of the model as one of a model that has no adapter and gives the same logits; all ranks ask for the same tensors.
+        """A `state_dict` of the model as one of a model that has no adapter and gives the same logits.
 
-        A tensor is merged when it is asked for, on the CPU, for beside model and optimiser a device may have no room for it.
+        All ranks ask for the same tensors, in the same order. A tensor is merged when it is asked for, on the CPU, for
+        beside model and optimiser a device may have no room for it.
         """
         in_four_bits = _in_four_bits(self._model)
         frozen = {name.replace(_FROZEN, "."): name for name in state if ".lora_" not in name}
@@ -123,13 +125,13 @@ def quantized(device: torch.device, *, is_spread: bool, precision: Precision) ->
     """
     if device.type != "cuda":
         raise UserError(
-            f"train.method.kind is qlora, which holds the base in 4 bits on a GPU, but the device here is {device}. Train on a GPU, or set it to "
-            "lora in the recipe."
+            f"train.method.kind is qlora, which holds the base in 4 bits on a GPU, but the device here is {device}. "
+            "Train on a GPU, or set it to lora in the recipe."
         )
     if is_spread:
         raise UserError(
-            "train.method.kind is qlora, whose 4-bit weights are whole on each rank, but train.parallelism is fsdp. Set that to ddp in the "
-            "environment file, or the method to lora in the recipe."
+            "train.method.kind is qlora, whose 4-bit weights are whole on each rank, but train.parallelism is fsdp. "
+            "Set that to ddp in the environment file, or the method to lora in the recipe."
         )
     return partial(load_quantized, device=device, products_in=getattr(torch, precision))
 
@@ -152,8 +154,8 @@ def _targets(method: LowRank, linear: Mapping[str, nn.Module]) -> list[str]:
     unknown = [name for name in method.targets or () if name not in linear]
     if unknown:
         raise Unfit(
-            f"train.method.targets names {', '.join(unknown)}, which is no linear layer of this model's decoder. Take some of "
-            f"{', '.join(sorted(linear))}, or leave targets out for all of them."
+            f"train.method.targets names {', '.join(unknown)}, which is no linear layer of this model's decoder. "
+            f"Take some of {', '.join(sorted(linear))}, or leave targets out for all of them."
         )
     return sorted(set(method.targets or linear))
 

@@ -1,6 +1,7 @@
-"""Dropout whose masks are a function of seed, step, problem, token and layer, so that neither ranks nor micro-batches nor devices change them.
+"""Dropout whose masks are a function of seed, step, problem, token and layer: of no rank, micro-batch or device.
 
-Owns the numbers behind a mask and the module that makes it of them. Which tokens learn with it is `corpus`'s, where the modules stand `adapters`'.
+Owns the numbers behind a mask and the module that makes it of them. Which tokens learn with it is `corpus`'s, where the
+modules stand `adapters`'.
 
 Shape letters: B packed rows, S position, D width.
 """
@@ -26,7 +27,9 @@ def token_numbers(num_tokens: int, *, seed: int, step: int, problem_id: str) -> 
 
 
 class Dropout(nn.Module):
-    """Sets a share of a layer's input to zero and raises the rest, so that the mean stays; in evaluation mode too, if tokens are named.
+    """Sets a share of a layer's input to zero and raises the rest, so that the mean stays.
+
+    It does so in evaluation mode too, if tokens are named.
 
     Args:
         share: of the input that is dropped, in (0, 1).
@@ -38,7 +41,10 @@ class Dropout(nn.Module):
         self.share = share
         self.layer = layer
         self.tokens_BS: Tensor | None = None
-        """int32, see `token_numbers`; None: nothing is dropped. It stays until the next micro-batch, for a backward may compute activations again."""
+        """int32, see `token_numbers`; None: nothing is dropped.
+
+        It stays until the next micro-batch, for a backward may compute activations again.
+        """
         self._salt = int.from_bytes(hashlib.sha256(layer.encode()).digest()[:4], signed=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,8 +53,9 @@ class Dropout(nn.Module):
             return x
         if x.shape[:-1].numel() != self.tokens_BS.numel():
             raise Unfit(
-                f"train.method.dropout is {self.share}, but {self.layer} sees {x.shape[:-1].numel()} of {self.tokens_BS.numel()} tokens, so nobody knows "
-                "which mask is whose. Set it to 0, or name other layers in train.method.targets."
+                f"train.method.dropout is {self.share}, but {self.layer} sees {x.shape[:-1].numel()} of "
+                f"{self.tokens_BS.numel()} tokens, so nobody knows which mask is whose. "
+                "Set it to 0, or name other layers in train.method.targets."
             )
         return x.masked_fill(self._is_dropped(x.shape), 0) / (1 - self.share)
 
@@ -65,7 +72,9 @@ def dropouts_of(model: nn.Module) -> list[Dropout]:
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """Turn int32 numbers, in their place, into others of which each bit depends on all bits; they wrap as unsigned ones would.
+    """Turn int32 numbers, in their place, into others of which each bit depends on all bits.
+
+    They wrap as unsigned ones would.
 
     Reference:
         C. Wellons, "Prospecting for Hash Functions": lowbias32.

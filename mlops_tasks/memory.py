@@ -45,8 +45,10 @@ class Footprint:
     loss: int
     """Logits of a chunk, and gradients on their way, beyond activations."""
     merging: int = 0
-    """When all steps are done, in their place: one matrix. On a CPU an adapter is merged into it; on a GPU, which merges on the host, it is
-    made of 4 bits or put together from the ranks' rows."""
+    """When all steps are done, in their place: one matrix of an adapted layer.
+
+    On a CPU the adapter is merged into it. A GPU merges on the host: there it is what 4 bits or the ranks' rows become.
+    """
 
     @property
     def total(self) -> int:

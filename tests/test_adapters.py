@@ -12,7 +12,7 @@ from peft import PeftModel
 from tiny_models import CONFIGS, SHAPE, model_of
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from mlops_tasks.adapters import Adapter, linear_layers, quantized
+from mlops_tasks.adapters import Adapter, _numbers, linear_layers, quantized
 from mlops_tasks.config.learning import Lora, QLora
 from mlops_tasks.errors import UserError
 from mlops_tasks.model import MtpModel
@@ -62,6 +62,13 @@ def test_a_merged_model_gives_the_logits_of_the_adapted_one_to_plain_transformer
     again = MtpModel.load(tmp_path / "model", num_heads=3, seed=0)
     again.load_heads(tmp_path / "heads.safetensors")
     torch.testing.assert_close(logits(again, 3), logits(model, 3), rtol=1e-5, atol=1e-5)
+
+
+@EVERY
+def test_merged_tensors_are_asked_for_in_the_models_own_order_on_every_rank(name: str) -> None:
+    model, adapter = moved(name)
+    merged = adapter.merged(model.state_dict())
+    assert list(merged) == list(model_of(CONFIGS[name](), num_heads=3).state_dict())
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft 0.21 with transformers 5.23
@@ -126,6 +133,12 @@ def test_four_bits_are_refused_without_a_gpu_and_where_the_model_is_spread() -> 
         quantized(torch.device("cpu"), is_spread=False, precision="float32")
     with pytest.raises(UserError, match=r"whole on each rank, but train\.parallelism is fsdp"):
         quantized(torch.device("cuda"), is_spread=True, precision="float32")
+
+
+def test_four_bits_become_float32_in_whatever_format_they_come() -> None:
+    layer = torch.nn.Linear(2, 3, dtype=torch.bfloat16)
+    found = _numbers(lambda one: one.weight, layer)  # type: ignore[arg-type, return-value]
+    assert found.dtype == torch.float32 and torch.equal(found, layer.weight.float())
 
 
 @pytest.mark.gpu
