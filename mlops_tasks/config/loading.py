@@ -95,13 +95,18 @@ def value_of(setting: str, reference: str, *, form: str) -> str:
     kind, _, name = reference.partition(":")
     if kind != "env":
         return reference
-    found = os.environ.get(name)
+    found = variable(name)
     if not found:
         raise UserError(
             f"{setting} is {reference}, but the environment variable {name} is empty. Set it to {form}; pods get it from a Secret "
             "(kubernetes.secrets in the environment file)."
         )
     return found
+
+
+def variable(name: str) -> str | None:
+    """What whoever started this process tells it beside its arguments; None: nothing."""
+    return os.environ.get(name)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Owns how an ask and its refusal lie in the store. What was made is no answer of 
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -21,9 +20,10 @@ from pydantic import Field, ValidationError
 from mlops_tasks import stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.kubernetes import TaskId
+from mlops_tasks.config.loading import variable
 from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import BY_EXIT_CODE, DataError, UserError, WmtpError
-from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
+from mlops_tasks.stage import Decision, Pointer, Run, Task
 from mlops_tasks.store import Store
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,13 @@ class Ask(Settings):
 
         Raises:
             UserError: there is none, or it is of another version.
+            DataError: it has no such index.
         """
         found = Run.open(environment, self.cell)
+        if self.index >= (number := found.spec.fan_out.get(self.task, 1)):
+            raise DataError(
+                f"{self.task}[{self.index}] is asked for, of which {self.cell} has {number}. Airflow and the pod must be of one build."
+            )
         return Run(found.store, found.environment, found.prefix, found.spec.model_copy(update={"force": ()}))
 
 
@@ -76,13 +81,12 @@ def fetch(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) ->
     """
     started = time.monotonic()
     while (decision := stage.decide(run, task, index, tasks=tasks)).outcome == "run":
-        _wait_for(run, task, index, decision)
+        _have_done(run, task, index, decision)
     return stage.settle(run, task, index, decision, decision.artifact, seconds=time.monotonic() - started)
 
 
-def _wait_for(run: Run, task: Task, index: int, decision: Decision) -> None:
-    assert isinstance(task.run, Stage)
-    place, name = os.environ.get(PLACE), uuid.uuid4().hex
+def _have_done(run: Run, task: Task, index: int, decision: Decision) -> None:
+    place, name = variable(PLACE), uuid.uuid4().hex
     if place is None:
         raise UserError(
             f"{task.id} of {run.name} is not done beside credentials: with executor kubernetes it has a pod of its own, which only the tasks of the DAG "
@@ -93,11 +97,11 @@ def _wait_for(run: Run, task: Task, index: int, decision: Decision) -> None:
     ask = Ask.model_validate({"cell": run.prefix, "task": task.id, "index": index, "key": decision.key})
     run.store.write_json(f"{place}/{name}.json", ask.model_dump())
     log.info("%s[%d]: waits for a pod without credentials", task.id, index)
-    while run.store.find(stage.artifact_prefix(task.run.name, decision.key)) is None:
-        if (told := run.store.read_json(f"{place}/refused/{name}.json")) is not None:
-            refusal = _Refusal.model_validate(told)
-            raise BY_EXIT_CODE.get(refusal.exit_code, WmtpError)(refusal.message)
+    while run.store.read_json(f"{place}/{name}.json") is not None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
+    if (told := run.store.read_json(f"{place}/refused/{name}.json")) is not None:
+        refusal = _Refusal.model_validate(told)
+        raise BY_EXIT_CODE.get(refusal.exit_code, WmtpError)(refusal.message)
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,10 @@ class Inbox:
             ) from error
 
     def refuse(self, name: str, error: WmtpError) -> None:
-        """Tell the pod why there is no artifact."""
+        """Tell the pod why there is no artifact; with that it is answered."""
         refusal = _Refusal(exit_code=error.exit_code, message=str(error))
         self.store.write_json(f"{self.place}/refused/{name}.json", refusal.model_dump())
+        self.close(name)
 
     def close(self, name: str) -> None:
         """It was answered: the artifact is there, or a refusal."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from airflow.sdk import Context
+from kubernetes.client import models as k8s
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.errors import Unavailable, WmtpError
+from mlops_tasks.errors import Interrupted, Unavailable, WmtpError
 from mlops_tasks.stage import Decision, Run, Task
 from mlops_tasks.tuning import asks
 from wmtp.kubernetes import PodStage, SandboxStage
@@ -26,6 +29,11 @@ from wmtp.task import stopped
 
 log = logging.getLogger(__name__)
 
+_TIMEOUT = timedelta(hours=6)
+"""Of what is asked for, as of the night's longest without credentials; a study has days."""
+_MOST_TRIES = 5
+"""Of an ask that may end better another time, before its pod is told that it does not."""
+
 
 class TrialStage(SandboxStage):
     """What the pod of a study has asked for, in the name of the task that watches that pod."""
@@ -33,6 +41,23 @@ class TrialStage(SandboxStage):
     def __init__(self, *, asker: Identity, **operator: Any) -> None:
         super().__init__(**operator)
         self._asker = asker
+
+    def request(self, environment: Environment, order: Order, context: Context) -> k8s.V1Pod:
+        """The pod that is submitted."""
+        wanted, cluster = super().request(environment, order, context), environment.kubernetes
+        assert cluster is not None
+        # By that of the night it could have the very pod evicted that asks for it.
+        wanted.spec.priority_class_name = cluster.profiles[cluster.profile_of(self._asker.task)].priority_class
+        return wanted
+
+    def _pause(self) -> None:
+        super()._pause()
+        # Whoever follows that pod waits for this one.
+        asker = self._found(self._asker.name)
+        if asker is None or self._has_ended(asker):
+            raise Interrupted(
+                f"{self.label}: {self._asker.name}, which asked for it, is gone. Its next try asks again."
+            )
 
     def _identity_in(self, environment: Environment, context: Context) -> Identity:
         mine = self._asker
@@ -47,6 +72,10 @@ class StudyStage(PodStage):
     _reply: Callable[[str], None]
     """To an ask of this name."""
     _looked_at = 0.0
+
+    def __init__(self, **operator: Any) -> None:
+        super().__init__(**operator)
+        self._tries: Counter[str] = Counter()
 
     def make(self, run: Run, task: Task, decision: Decision, context: Context) -> None:
         """Run `wmtp` in a pod, and what it asks for in others."""
@@ -74,12 +103,19 @@ class StudyStage(PodStage):
         # The pod waits for it, so nothing is missed meanwhile.
         try:
             self._fulfil(self._inbox.read(name), environment, context)
-        except WmtpError as error:
+        except Exception as error:  # whatever it is: this process would find the ask again and end by it again
             if stopped.is_set():
                 raise
-            log.warning("%s: its pod is told that there is no result: %s", self.label, error)
-            self._inbox.refuse(name, error)
-        self._inbox.close(name)
+            self._tries[name] += 1
+            if isinstance(error, Interrupted | Unavailable) and self._tries[name] < _MOST_TRIES:
+                log.warning("%s: what its pod asks for is tried again: %s", self.label, error)
+                return
+            told = error if isinstance(error, WmtpError) else WmtpError(f"{type(error).__name__}: {error}")
+            unforeseen = None if told is error else error
+            log.warning("%s: its pod is told that there is no result: %s", self.label, told, exc_info=unforeseen)
+            self._inbox.refuse(name, told)
+        else:
+            self._inbox.close(name)
 
     def _fulfil(self, ask: asks.Ask, environment: Environment, context: Context) -> None:
         cell, task = ask.run(environment), pipeline.TASKS[ask.task]
@@ -94,6 +130,6 @@ class StudyStage(PodStage):
             cell=cell.prefix.rpartition("/")[2],
             environment_file=self.environment_file,
             config_file=self.config_file,
-            execution_timeout=self.execution_timeout,
+            execution_timeout=_TIMEOUT,
         )
         trial.make(cell, task, decision, context)

@@ -27,6 +27,7 @@ from rig import IMAGE, NAMESPACE, Rig
 from s3_server import S3Server
 from test_demo import TINY
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
+from wmtp.study import StudyStage
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config.environment import Environment
@@ -36,7 +37,7 @@ from mlops_tasks.stage import Run
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
-KINDS = {"train": JobStage, "judge": SandboxStage}
+KINDS = {"train": JobStage, "judge": SandboxStage, "search": StudyStage}
 RECIPE = {**TINY, "scoring": {"scorer": "uniform"}, "train": {"num_heads": 2, "steps": 60, "batch_size": 8}}
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kubernetes.client import ApiException
+from kubernetes.client import models as k8s
 from test_tune import TINY
 from wmtp import stage as operator_of
 from wmtp import task as stage_task
 from wmtp.kubernetes import PodStage
-from wmtp.manifest import Identity
+from wmtp.manifest import Identity, Order
 from wmtp.study import StudyStage, TrialStage
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.config.recipe import Recipe
-from mlops_tasks.errors import Unavailable
+from mlops_tasks.errors import DataError, Interrupted, Unavailable
 from mlops_tasks.stage import Decision, Pointer, Run, Spec
 from mlops_tasks.store import Store
 from mlops_tasks.tuning import asks
@@ -53,61 +57,180 @@ def key_of(cell: Run) -> str:
     return stage.decide(cell, JUDGE, 0, tasks=pipeline.TASKS).key
 
 
-def answered(cell: Run, key: str) -> tuple[list[str], str | None]:
-    """Asks that are left, and the refusal."""
+def watcher(cell: Run) -> StudyStage:
+    """Of a pod of the study."""
     study = Run(cell.store, cell.environment, "runs/x/wmtp_tune/week", cell.spec)
     operator = StudyStage(task_id="search", environment_file=str(EKS), index=1)
-    inbox = operator._inbox = Inbox(cell.store, asks.place_of(study, "search", 1))
-    ask = Ask(cell=cell.prefix, task="judge", index=0, key=key)
-    cell.store.write_json(f"{inbox.place}/one.json", ask.model_dump())
-    operator._answer("one", environment=cell.environment, context=CONTEXT)
-    refused = cell.store.read_json(f"{inbox.place}/refused/one.json")
-    return inbox.names(), refused and f"{refused['exit_code']}: {refused['message']}"
+    operator._inbox = Inbox(cell.store, asks.place_of(study, "search", 1))
+    operator._reply = partial(operator._answer, environment=cell.environment, context=CONTEXT)
+    return operator
+
+
+def ask(watcher: StudyStage, cell: Run, key: str) -> None:
+    wanted = Ask(cell=cell.prefix, task="judge", index=0, key=key)
+    cell.store.write_json(f"{watcher._inbox.place}/one.json", wanted.model_dump())
+
+
+def is_left(watcher: StudyStage) -> bool:
+    """Whether the ask waits for another look."""
+    return watcher._inbox.names() == ["one"]
+
+
+def refusal(watcher: StudyStage) -> str | None:
+    inbox = watcher._inbox
+    told = inbox.store.read_json(f"{inbox.place}/refused/one.json")
+    return told and f"{told['exit_code']}: {told['message']}"
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, *errors: Exception, then: Callable[[], None]) -> None:
+    """What becomes of the pods of an ask, one after the other."""
+    waiting = list(errors)
+
+    def make(operator: TrialStage, *given: object) -> None:
+        assert operator.deadline_seconds == 6 * 3600, "a study has days"
+        if waiting:
+            raise waiting.pop(0)
+        then()
+
+    monkeypatch.setattr(TrialStage, "make", make)
 
 
 def test_a_verdict_that_is_there_starts_no_pod(cell: Run) -> None:
     made(cell, "judge", "judge", key_of(cell))
-    assert answered(cell, key_of(cell)) == ([], None)
+    study = watcher(cell)
+    ask(study, cell, key_of(cell))
+    study._reply("one")
+    assert not is_left(study) and refusal(study) is None
 
 
 def test_a_pod_of_another_build_is_told_what_differs(cell: Run) -> None:
     decision = stage.decide(cell, JUDGE, 0, tasks=pipeline.TASKS)
     elsewhere = Decision("run", {**decision.components, "generation": 99})
     stage.note_key(cell, JUDGE, 0, elsewhere)
-    left, refusal = answered(cell, elsewhere.key)
-    assert left == [] and refusal is not None
-    assert refusal.startswith("75: judge: whoever started this process expected key") and "generation" in refusal
+    study = watcher(cell)
+    ask(study, cell, elsewhere.key)
+    while is_left(study):
+        study._reply("one")
+    told = refusal(study)
+    assert told is not None and "generation" in told
+    assert told.startswith("75: judge: whoever started this process expected key")
 
 
-def test_a_failure_is_told_and_an_end_from_outside_is_not(cell: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*given: object) -> None:
-        raise Unavailable("no node for it")
+def test_an_ask_outlives_pods_that_are_taken_away_and_what_does_not_answer(
+    cell: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, key = watcher(cell), key_of(cell)
+    errors = Interrupted("deleted from outside"), Unavailable("the store does not answer")
+    fails(monkeypatch, *errors, then=lambda: made(cell, "judge", "judge", key))
+    ask(study, cell, key)
+    for _ in errors:
+        study._reply("one")
+        assert is_left(study) and refusal(study) is None
+    study._reply("one")
+    assert not is_left(study) and refusal(study) is None
 
-    monkeypatch.setattr(TrialStage, "make", fails)
-    assert answered(cell, key_of(cell)) == ([], "75: no node for it")
 
+def test_a_pod_does_not_wait_for_ever_for_what_never_answers(cell: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*given: object, **more: object) -> Decision:
+        raise Unavailable("the store does not answer")
+
+    study = watcher(cell)
+    ask(study, cell, key_of(cell))
+    monkeypatch.setattr(stage, "decide", away)
+    tries = 0
+    while is_left(study):
+        study._reply("one")
+        tries += 1
+    assert (tries, refusal(study)) == (5, "75: the store does not answer")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DataError("the result is none"), "65: the result is none"),
+        (ApiException(status=403, reason="Forbidden"), "1: ApiException: (403)\nReason: Forbidden\n"),
+        (IndexError("tuple index out of range"), "1: IndexError: tuple index out of range"),
+    ],
+)
+def test_what_would_end_the_watcher_again_is_told_to_the_pod_at_once(
+    cell: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    study = watcher(cell)
+    fails(monkeypatch, error, then=lambda: None)
+    ask(study, cell, key_of(cell))
+    study._reply("one")
+    assert not is_left(study) and refusal(study) == told
+
+
+def test_a_watcher_that_is_stopped_leaves_the_ask_to_its_retry(cell: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = watcher(cell)
+    fails(monkeypatch, DataError("half a result"), then=lambda: None)
+    ask(study, cell, key_of(cell))
     stage_task.stopped.set()
     try:
-        with pytest.raises(Unavailable, match="no node for it"):
-            answered(cell, key_of(cell))
+        with pytest.raises(DataError, match="half a result"):
+            study._reply("one")
     finally:
         stage_task.stopped.clear()
-    place = "runs/x/wmtp_tune/week/asks/search.1"
-    assert Inbox(cell.store, place).names() == ["one"], "the retry finds it"
+    assert is_left(study) and refusal(study) is None
 
 
-def test_a_store_that_is_away_for_a_while_ends_no_trial(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_asks_that_cannot_be_listed_now_are_answered_at_a_later_look(
+    cell: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def away(self: Inbox) -> list[str]:
         raise Unavailable("the store does not answer")
 
-    monkeypatch.setattr(Inbox, "names", away)
     monkeypatch.setattr("wmtp.pods.SECONDS_BETWEEN_LOOKS", 0.0)
-    operator = StudyStage(task_id="search", environment_file=str(EKS))
-    operator._inbox = Inbox(Store.open("/nowhere"), "x")
-    operator._pause()
-    assert "cannot be seen to now: the store does not answer" in caplog.text
+    monkeypatch.setattr(asks, "SECONDS_BETWEEN_LOOKS", 0.0)
+    made(cell, "judge", "judge", key_of(cell))
+    study = watcher(cell)
+    ask(study, cell, key_of(cell))
+    with monkeypatch.context() as outage:
+        outage.setattr(Inbox, "names", away)
+        study._pause()
+    assert "cannot be seen to now: the store does not answer" in caplog.text and is_left(study)
+    study._pause()
+    assert not is_left(study) and refusal(study) is None
+
+
+ASKER = Identity("d", "wmtp_tune", "week", "search", 1, 1)
+
+
+def trial(cell: str = "a", **operator: Any) -> TrialStage:
+    return TrialStage(asker=ASKER, task_id="judge", environment_file=str(EKS), cell=cell, **operator)
+
+
+@pytest.mark.parametrize("phase", ["Failed", "Succeeded", None])
+def test_nothing_more_is_made_for_a_pod_that_is_gone(monkeypatch: pytest.MonkeyPatch, phase: str | None) -> None:
+    def pod(name: str, *given: object, **more: object) -> k8s.V1Pod:
+        assert name == ASKER.name
+        if phase is None:
+            raise ApiException(status=404)
+        return k8s.V1Pod(status=k8s.V1PodStatus(phase=now))
+
+    monkeypatch.setattr("wmtp.pods.SECONDS_BETWEEN_LOOKS", 0.0)
+    operator, now = trial(), "Running"
+    operator.__dict__["client"] = SimpleNamespace(read_namespaced_pod=pod)
+    if phase is not None:
+        operator._pause()
+        now = phase
+    with pytest.raises(Interrupted, match=r"wmtp-search-1-\w+, which asked for it, is gone"):
+        operator._pause()
+
+
+def test_what_a_study_asks_for_takes_no_room_from_it() -> None:
+    """A pod of the night's priority could evict the one that asked for it."""
+    environment = load_environment(EKS)
+    operator = trial()
+    operator.__dict__["hook"] = SimpleNamespace(is_in_cluster=True)
+    instance = SimpleNamespace(dag_id="wmtp_tune", task_id="search", map_index=1, try_number=1)
+    context: Any = {"ti": instance, "run_id": "week", "dag": None}
+    order = Order(operator._identity_in(environment, context), "judge", "0", [], {}, deadline_seconds=None)
+    wanted = operator.request(environment, operator.in_sandbox(order, "module:function", "addresses"), context)
+    cluster = environment.kubernetes
+    assert cluster is not None and cluster.profiles["sandbox"].priority_class == "wmtp-daily"
+    assert wanted.spec.priority_class_name == cluster.profiles["tuning"].priority_class == "wmtp-tuning"
 
 
 def test_a_pod_of_a_study_is_told_where_it_asks_and_what_it_asks_for_is_made_in_its_tasks_name(
@@ -122,10 +245,6 @@ def test_a_pod_of_a_study_is_told_where_it_asks_and_what_it_asks_for_is_made_in_
         assert order.variables[asks.PLACE] == f"runs/x/wmtp_tune/week/asks/{task}.0"
     assert type(operator_of("conclude")) is PodStage
 
-    asker = Identity("d", "wmtp_tune", "week", "search", 1, 1)
-    trials = [
-        TrialStage(asker=asker, task_id="judge", environment_file=str(EKS), index=0, cell=one) for one in ("a", "b")
-    ]
-    found = [one._identity_in(load_environment(EKS), CONTEXT) for one in trials]
+    found = [trial(one)._identity_in(load_environment(EKS), CONTEXT) for one in ("a", "b")]
     assert found[0] == Identity("d", "wmtp_tune", "week", "judge", 0, 1, "a", "search")
-    assert found[0].airflow_task == "search" and len({asker.name, *(one.name for one in found)}) == 3
+    assert found[0].airflow_task == "search" and len({ASKER.name, *(one.name for one in found)}) == 3

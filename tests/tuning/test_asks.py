@@ -42,7 +42,7 @@ def cell_of(run: Run, **changes: object) -> Cell:
 
 @contextmanager
 def measuring(cell: Cell) -> Iterator[list[Any]]:
-    """In a thread; what it returns or raises is in the list when the context has ended."""
+    """In a thread, which is left alone where nobody answers; what it returns or raises is in the list when the context has ended."""
     found: list[Any] = []
 
     def measure() -> None:
@@ -51,10 +51,11 @@ def measuring(cell: Cell) -> Iterator[list[Any]]:
         except WmtpError as error:
             found.append(error)
 
-    thread = threading.Thread(target=measure)
+    thread = threading.Thread(target=measure, daemon=True)
     thread.start()
     yield found
-    thread.join()
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "it waits for an answer"
 
 
 def next_ask(run: Run) -> tuple[Inbox, str]:
@@ -104,7 +105,7 @@ def test_an_ask_stays_until_it_is_answered_and_one_that_was_refused_may_be_asked
         again, same = next_ask(run)  # as a watcher that was killed finds it
         assert (again, same) == (inbox, name)
         inbox.refuse(name, DataError("the verdict is no verdict"))
-        inbox.close(name)
+    assert inbox.names() == []
     assert type(found[0]) is DataError and str(found[0]) == "the verdict is no verdict"
 
     with measuring(cell) as found:
@@ -123,6 +124,15 @@ def test_a_trial_ends_with_the_exit_code_of_what_it_asked_for(
         inbox, name = next_ask(run)
         inbox.refuse(name, given)
     assert type(found[0]) is raised
+
+
+def test_what_is_not_there_although_it_was_answered_is_asked_for_anew(run: Run) -> None:
+    cell = cell_of(run)
+    with measuring(cell) as found:
+        inbox, name = next_ask(run)
+        inbox.close(name)
+        assert is_answered(run) == "judge"
+    assert list(found[0]) == ["pass_at_1"]
 
 
 def test_nothing_is_run_where_nobody_watches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +166,13 @@ def test_a_pod_can_ask_for_nothing_but_what_programs_of_a_cell_come_to(run: Run,
     assert inbox.read("good").run(run.environment).prefix == cell.run.prefix
     with pytest.raises(DataError, match=r"forged\.json asks for nothing that is known here"):
         inbox.read("forged")
+
+
+def test_a_pod_can_ask_for_no_index_that_the_cell_has_not(run: Run) -> None:
+    cell = cell_of(run)
+    ask = asks.Ask(cell=cell.run.prefix, task="judge", index=99, key="0" * 64)
+    with pytest.raises(DataError, match=r"judge\[99\] is asked for, of which select/\S+ has \d\. Airflow and the pod"):
+        ask.run(run.environment)
 
 
 def test_a_cell_that_was_forged_forces_nothing(run: Run) -> None:
