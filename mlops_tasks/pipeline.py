@@ -532,7 +532,7 @@ def resolve(
             raise UserError(
                 f"force names {name!r}, which is an action and always runs. Stages are {', '.join(id for id, task in TASKS.items() if isinstance(task.run, Stage))}."
             )
-    asked, tuned = _asked_for(environment, recipe, overrides)
+    asked, tuned = asked_for(environment, recipe, overrides)
     if is_study:
         require_space(asked, environment)
     elif tuned is not None and asked.tuning is not None:
@@ -571,7 +571,16 @@ def resolve_candidates(environment: Environment, recipes: Sequence[Recipe]) -> l
     return specs
 
 
-def _asked_for(environment: Environment, recipe: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Tuned | None]:
+def asked_for(environment: Environment, recipe: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Tuned | None]:
+    """A recipe as it was asked for, with nothing pinned, and the study that it is the result of.
+
+    Args:
+        recipe: see `plan`.
+
+    Raises:
+        UserError: there is none, or an override does not fit it.
+    """
+
     def fill_in(train: dict[str, Any], rest: Recipe) -> dict[str, Any]:
         from mlops_tasks import recommendation  # loads transformers, which a plan without `auto` does not need
 

@@ -42,9 +42,9 @@ def add(command: argparse.ArgumentParser, common: argparse.ArgumentParser, recip
 def _run(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     prefix = Run.prefix_of(environment, _DAG, name)
+    if environment.executor == "kubernetes":  # before there is a run, which would be the last study for whoever asks
+        require_no_sandbox(pipeline.asked_for(environment, options.recipe, options.overrides)[0])
     run = pipeline.plan(environment, prefix, recipe=options.recipe, overrides=options.overrides, is_study=True)
-    if environment.executor == "kubernetes":
-        require_no_sandbox(run.spec.recipe)
     for task, index in pipeline.places(run.spec):
         stage.execute(run, task, index, tasks=pipeline.every())
     out.writelines(f"{line}\n" for line in in_words(run))

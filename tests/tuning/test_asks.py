@@ -196,3 +196,5 @@ def test_a_terminal_starts_no_study_that_needs_pods(
     arguments = ["tune", "run", f"--env={place}/environment.yaml", f"--recipe={place}/recipe.yaml"]
     assert main([*arguments, "--set=tuning.objectives=[pass_at_1]"]) == 64
     assert "Run the study by the DAG wmtp_tune" in capsys.readouterr().err
+    environment = load_environment(place / "environment.yaml")
+    assert list(stage.runs(environment)) == [], "it would be the last study"
