@@ -72,6 +72,8 @@ class StudyStage(PodStage):
     _reply: Callable[[str], None]
     """To an ask of this name."""
     _looked_at = 0.0
+    _trial: TrialStage | None = None
+    """The last that was asked for."""
 
     def __init__(self, **operator: Any) -> None:
         super().__init__(**operator)
@@ -123,7 +125,7 @@ class StudyStage(PodStage):
         stage.require_key(cell, task, ask.index, decision, ask.key)
         if decision.outcome != "run":
             return
-        trial = TrialStage(
+        self._trial = TrialStage(
             asker=self._identity_in(environment, context),
             task_id=ask.task,
             index=ask.index,
@@ -132,4 +134,11 @@ class StudyStage(PodStage):
             config_file=self.config_file,
             execution_timeout=_TIMEOUT,
         )
-        trial.make(cell, task, decision, context)
+        self._trial.make(cell, task, decision, context)
+
+    def _part_with(self, identity: Identity) -> None:
+        # Whoever stops this process waits 30 s for it, and a server that is silent takes 20 of them each time.
+        if stopped.is_set() and self._trial is not None and self._trial.has_left:
+            log.warning("%s: %s may be left too", self.label, identity.name)
+            return
+        super()._part_with(identity)

@@ -47,6 +47,8 @@ class SubmittedTask(KubernetesPodOperator):
         )
         self.environment_file = environment_file
         self._is_following = False
+        self.has_left = False
+        """Whether the API server did not answer when what was made was to be removed."""
 
     @property
     def label(self) -> str:
@@ -211,6 +213,7 @@ class SubmittedTask(KubernetesPodOperator):
         try:
             self._delete(identity, seconds=PARTING_SECONDS)
         except Unavailable as error:
+            self.has_left = True
             log.warning(
                 "%s: %s may be left; the next try or housekeeping finds it. %s", self.label, identity.name, error
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from kubernetes.client import ApiException
 from kubernetes.client import models as k8s
 from test_tune import TINY
+from urllib3.exceptions import HTTPError
 from wmtp import stage as operator_of
 from wmtp import task as stage_task
 from wmtp.kubernetes import PodStage
@@ -199,6 +201,38 @@ ASKER = Identity("d", "wmtp_tune", "week", "search", 1, 1)
 
 def trial(cell: str = "a", **operator: Any) -> TrialStage:
     return TrialStage(asker=ASKER, task_id="judge", environment_file=str(EKS), cell=cell, **operator)
+
+
+@pytest.mark.parametrize(("is_away", "is_stopped"), [(True, True), (True, False), (False, True)])
+def test_a_server_that_is_silent_is_waited_for_once_by_a_watcher_that_is_stopped(
+    cell: Run, monkeypatch: pytest.MonkeyPatch, is_away: bool, is_stopped: bool
+) -> None:
+    asked: list[str] = []
+
+    def read(name: str, *given: object, **more: object) -> None:
+        asked.append(name)
+        raise HTTPError("timed out") if is_away else ApiException(status=404)
+
+    def make(operator: TrialStage, *given: object) -> None:
+        operator._part_with(Identity("d", "wmtp_tune", "week", "judge", 0))
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr("wmtp.pods.PARTING_SECONDS", 0.0)
+    monkeypatch.setattr("wmtp.submission.PARTING_SECONDS", 0.0)
+    monkeypatch.setattr(StudyStage, "client", SimpleNamespace(read_namespaced_pod=read))
+    monkeypatch.setattr(TrialStage, "client", SimpleNamespace(read_namespaced_pod=read))
+    monkeypatch.setattr(TrialStage, "make", make)
+    study = watcher(cell)
+    ask(study, cell, key_of(cell))
+    if is_stopped:
+        stage_task.stopped.set()
+    try:
+        with pytest.raises(Interrupted) if is_stopped else nullcontext():
+            study._reply("one")
+        study._part_with(ASKER)
+    finally:
+        stage_task.stopped.clear()
+    assert [name for name in asked if name == ASKER.name] == ([] if is_away and is_stopped else [ASKER.name])
 
 
 @pytest.mark.parametrize("phase", ["Failed", "Succeeded", None])
