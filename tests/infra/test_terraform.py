@@ -241,6 +241,14 @@ def test_in_the_example_each_task_runs_as_the_account_that_may_write_for_it() ->
     assert {*", ".join(reached).split(", ")} == {*cluster.profiles}
 
 
+def test_a_pod_says_why_it_could_not_start_before_kueue_deletes_it() -> None:
+    cluster = load_environment(ROOT / "configs/environments/eks.yaml").kubernetes
+    values = (ROOT / "charts/upstream/kueue.values.yaml").read_text()
+    (minutes,) = re.findall(r"waitForPodsReady:\n\s+timeout: (\d+)m\n", values)
+    assert cluster is not None
+    assert 60 * int(minutes) > max(profile.start_seconds for profile in cluster.profiles.values())
+
+
 def test_pages_say_what_modules_and_prices_say() -> None:
     check_terraform.check_pages(ROOT)
     check_terraform.check_reasons(ROOT)
