@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
+import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from kubernetes.client import ApiException
 from kubernetes.client import models as k8s
+from s3_server import BUCKET, S3Server
 from test_tune import TINY
 from urllib3.exceptions import HTTPError
 from wmtp import stage as operator_of
@@ -38,7 +44,10 @@ CONTEXT: Any = {"run_id": "week", "ti": SimpleNamespace(map_index=1)}
 @pytest.fixture
 def cell(tmp_path: Path) -> Run:
     """A cell that has come to its verdict; a cluster it has none, so what would start a pod fails."""
-    environment = Environment.model_validate({"store": str(tmp_path), "mlflow_uri": "none"})
+    return cell_in(Environment.model_validate({"store": str(tmp_path), "mlflow_uri": "none"}))
+
+
+def cell_in(environment: Environment) -> Run:
     recipe = Recipe.model_validate({**TINY, "tuning": None})
     spec = Spec(recipe=recipe, pins={}, champion=None, created="", fan_out={"generate": 4, "judge": 4})
     run = Run(Store.of(environment), environment, f"select/{'0' * 64}/cells/{'a' * 16}", spec)
@@ -59,11 +68,11 @@ def key_of(cell: Run) -> str:
     return stage.decide(cell, JUDGE, 0, tasks=pipeline.TASKS).key
 
 
-def watcher(cell: Run) -> StudyStage:
+def watcher(cell: Run, task: str = "search") -> StudyStage:
     """Of a pod of the study."""
     study = Run(cell.store, cell.environment, "runs/x/wmtp_tune/week", cell.spec)
-    operator = StudyStage(task_id="search", environment_file=str(EKS), index=1)
-    operator._inbox = Inbox(cell.store, asks.place_of(study, "search", 1))
+    operator = StudyStage(task_id=task, environment_file=str(EKS), index=1)
+    operator._inbox = Inbox(cell.store, asks.place_of(study, task, 1))
     operator._reply = partial(operator._answer, environment=cell.environment, context=CONTEXT)
     return operator
 
@@ -201,6 +210,40 @@ ASKER = Identity("d", "wmtp_tune", "week", "search", 1, 1)
 
 def trial(cell: str = "a", **operator: Any) -> TrialStage:
     return TrialStage(asker=ASKER, task_id="judge", environment_file=str(EKS), cell=cell, **operator)
+
+
+def test_two_that_ask_for_one_verdict_have_one_pod(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their pods would have one name."""
+    store = {"store": f"s3://{BUCKET}/{tmp_path.name}", "s3": s3.access(tmp_path / "cache"), "mlflow_uri": "none"}
+    cell = cell_in(Environment.model_validate(store))
+    pods: list[Identity] = []
+
+    def as_a_pod(operator: TrialStage, environment: Environment, order: Order, context: object) -> None:
+        pods.append(order.identity)
+        back = tmp_path / "back.tar"
+        (tmp_path / "metrics.json").write_text("{}")
+        (tmp_path / "result").mkdir()
+        with tarfile.open(back, "w") as tar:
+            tar.add(tmp_path / "metrics.json", "metrics.json")
+            tar.add(tmp_path / "result", "result")
+        target = json.loads(str(order.addresses))["target"]
+        with urlopen(Request(target, data=back.read_bytes(), method="PUT")):
+            time.sleep(1)  # until the other one has come
+
+    monkeypatch.setattr(TrialStage, "carry_out", as_a_pod)
+    studies = [watcher(cell, "search"), watcher(cell, "select")]
+    for study in studies:
+        ask(study, cell, key_of(cell))
+    threads = [threading.Thread(target=study._reply, args=("one",), daemon=True) for study in studies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(pods) == 1 and pods[0].asked_by in ("search", "select")
+    assert [(is_left(study), refusal(study)) for study in studies] == [(False, None)] * 2
+    assert cell.artifact("judge") is not None
 
 
 @pytest.mark.parametrize(("is_away", "is_stopped"), [(True, True), (True, False), (False, True)])
