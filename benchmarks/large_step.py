@@ -56,21 +56,27 @@ def prepared(sizes: argparse.Namespace, folder: Path) -> float:
     """Make the inputs, in a process of its own; returns operations a token."""
     model = attempt(sizes, folder, write_model=large_llama).inputs["model"].folder("model")
     examples, _ = encode(problems(sizes), load_tokenizer(model), Text())
-    return operations(LlamaConfig.from_pretrained(model), sum(map(len, examples)) / len(examples))
+    num_tokens = sum(map(len, examples))
+    num_targets = sum(int(one.is_target[1:].sum()) for one in examples)
+    config = LlamaConfig.from_pretrained(model)
+    return operations(config, num_tokens / len(examples), target_share=num_targets / num_tokens)
 
 
-def operations(config: LlamaConfig, length: float) -> float:
-    """Of a token in a step: six a weight, and attention to half of a document on average.
+def operations(config: LlamaConfig, length: float, *, target_share: float) -> float:
+    """Of a token in a step: six a weight, and attention to half of a document on average; of the output layer where there is a target alone.
 
     Args:
+        config: of a model with tied weights.
         length: of a document, in tokens.
+        target_share: of the tokens, those that are predicted; ours makes no logits for the others.
 
     Reference:
         arXiv 2204.02311, appendix B; there attention is to all of a row.
     """
     with torch.device("meta"):
         num_weights = LlamaForCausalLM(config).num_parameters()
-    return float(6 * num_weights + 6 * config.num_hidden_layers * config.hidden_size * length)
+    without_target = (1 - target_share) * config.vocab_size * config.hidden_size
+    return float(6 * (num_weights - without_target) + 6 * config.num_hidden_layers * config.hidden_size * length)
 
 
 def trl_trainer(model: Path, settings: dict[str, Any], data: Padded) -> Any:

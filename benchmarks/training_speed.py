@@ -30,11 +30,17 @@ HEADS = (2, 4, 8)
 
 def our_tokens_per_second(sizes: argparse.Namespace, folder: Path, **resources: Any) -> float:
     training = _Training(attempt(sizes, folder, **resources))
-    learn(training)  # the first step makes the optimiser's state
-    tokens, started = training.progress.num_tokens, ready()
+    started, tokens = warmed_up(training), training.progress.num_tokens
     for _ in range(sizes.steps):
         learn(training)
     return (training.progress.num_tokens - tokens) / (seconds_so_far() - started)
+
+
+def warmed_up(training: _Training) -> float:
+    """Make a step, which makes the optimiser's state, and say that the set-up is over; returns the seconds so far."""
+    learn(training)
+    training.optimizer.zero_grad()  # or gradients would be held before memory counts; the Trainer frees them too
+    return ready()
 
 
 def learn(training: _Training) -> None:
@@ -101,8 +107,7 @@ def transformers_trainer(model: Path, settings: dict[str, Any], data: Padded) ->
 
 def seconds_a_step(sizes: argparse.Namespace, folder: Path, num_heads: int) -> float:
     training = _Training(attempt(sizes, folder, train={"num_heads": num_heads}))
-    learn(training)
-    started = ready()
+    started = warmed_up(training)
     for _ in range(sizes.steps):
         learn(training)
     return float((seconds_so_far() - started) / sizes.steps)

@@ -9,6 +9,7 @@ Head 1 is the last of `layers`; all heads share norm and output. Owns names and 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ValidationError
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,6 +26,9 @@ from mlops_tasks.errors import UserError
 from mlops_tasks.model import HEADS_FILE
 
 WEIGHTS_FILE, PARAMS_FILE = "consolidated.pth", "params.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+
+log = logging.getLogger(__name__)
 
 _OF_LAYER = {
     "attention.wq": "self_attn.q_proj",
@@ -78,7 +83,8 @@ def convert(source: Path, target: Path, *, max_positions: int) -> int:
     """
     if target.exists():
         raise UserError(f"{target} is there already. Give a folder that is not, or remove it.")
-    params, tensors = _read_params(source), _read_weights(source)
+    params, tokenizer = _read_params(source), _tokenizer_files(source)
+    tensors = _read_weights(source)
     base, heads = _renamed(tensors, params, source)
     _require_layers(base, heads, params, source)
     config = _config(base, params, max_positions)
@@ -86,17 +92,34 @@ def convert(source: Path, target: Path, *, max_positions: int) -> int:
         model = LlamaForCausalLM(config)
     config.dtype = base["model.norm.weight"].dtype
     _require_shapes(base, {name: value.shape for name, value in model.state_dict().items()}, source)
+    _require_tokens(tokenizer, config.vocab_size)
     model.save_pretrained(target, state_dict=base)
     if heads:
         safetensors.torch.save_file(heads, target / HEADS_FILE)
-    for file in _tokenizer_files(source):
+    for file in tokenizer:
         shutil.copyfile(file, target / file.name)
     return params.n_future_tokens
 
 
 def _tokenizer_files(source: Path) -> list[Path]:
     """Those beside the weights; several published models share those in the folder above."""
-    return list(source.glob("tokenizer*")) or list(source.resolve().parent.glob("tokenizer*"))
+    for folder in (source, source.resolve().parent):
+        if any((folder / name).is_file() for name in TOKENIZER_FILES if name.startswith("tokenizer")):
+            found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+            log.info("tokenizer of %s: %s", folder, ", ".join(file.name for file in found))
+            return found
+    log.info("no tokenizer in %s or in the folder above; the result has none", source)
+    return []
+
+
+def _require_tokens(files: list[Path], num_tokens: int) -> None:
+    """Refuse a tokenizer with tokens that the model does not have; fewer are what padding of the embeddings makes."""
+    readable = [file for file in files if file.name == "tokenizer.json"]
+    if readable and (num_known := Tokenizer.from_file(str(readable[0])).get_vocab_size()) > num_tokens:
+        raise UserError(
+            f"{readable[0]} has {num_known} tokens, but tok_embeddings in {WEIGHTS_FILE} has {num_tokens}. Put the model's own "
+            f"tokenizer beside {WEIGHTS_FILE}."
+        )
 
 
 def _read_params(source: Path) -> _Params:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from benchmarks import large_step, pairs, run_all
+from benchmarks import large_step, pairs, run_all, training_speed
 from benchmarks.pairs import Measured, Result
+from benchmarks.small_training import attempt, sized
 from benchmarks.training_speed import transformers_trainer
+from mlops_tasks.training import _Training
 
 ROOT = Path(__file__).parents[1]
 GENEROUS = 1.3
@@ -72,13 +74,24 @@ def test_a_step_of_a_large_model_is_measured_beside_the_trainer_in_a_tiny_form(
     assert tokens.ours > 0 and tokens.peer > 0 and tokens.ratio == pytest.approx(share.ratio)
 
 
+def test_no_gradient_is_held_when_memory_begins_to_count(tmp_path: Path) -> None:
+    sizes = sized(None, ["--width=32", "--layers=1", "--vocabulary=640", "--batch=2", "--steps=1"])
+    training = _Training(attempt(sizes, tmp_path))
+    assert training_speed.warmed_up(training) > 0
+    assert training.progress.step == 1
+    assert all(one.grad is None for one in training.model.parameters())
+
+
 def test_operations_of_a_token_are_six_a_weight_and_attention_to_half_a_document() -> None:
     config = LlamaConfig(
         vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, tie_word_embeddings=True
     )  # fmt: skip
     weights = 100 * 8 + 2 * (4 * 8 * 8 + 3 * 8 * 16 + 2 * 8) + 8
     # Of each layer: 10 tokens before on average, a product of 8 with the keys and one with the values, forward and twice back.
-    assert large_step.operations(config, length=20) == 6 * weights + 2 * (10 * 8 * 2 * 2 * 3)
+    attention = 2 * (10 * 8 * 2 * 2 * 3)
+    assert large_step.operations(config, length=20, target_share=1) == 6 * weights + attention
+    # The output layer of 100 x 8 is asked at every fourth token.
+    assert large_step.operations(config, length=20, target_share=0.25) == 6 * (weights - 600) + attention
 
 
 @pytest.mark.perf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mlops_tasks.pretrained import load_model, load_tokenizer
 PARAMS: dict[str, Any] = {
     "dim": 24, "n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "n_future_tokens": 3, "norm_eps": 1e-4, "rope_theta": 500.0,
 }  # fmt: skip
-NUM_TOKENS, HEAD_DIM, INNER = 50, 6, 40
+NUM_TOKENS, HEAD_DIM, INNER = 258, 6, 40
 
 
 def published(folder: Path, **changes: Any) -> dict[str, Tensor]:
@@ -141,6 +142,31 @@ def test_a_tokenizer_that_models_share_in_the_folder_above_is_taken_along(tmp_pa
         file.rename(tmp_path / file.name)
     convert(tmp_path / "source", tmp_path / "made/model", max_positions=32)
     assert load_tokenizer(tmp_path / "made/model")("ab").input_ids == bytes_tokenizer()("ab").input_ids
+
+
+def test_only_files_of_a_tokenizer_are_taken_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    published(tmp_path / "source")
+    for file in (tmp_path / "source").glob("tokenizer*"):
+        file.rename(tmp_path / file.name)
+    (tmp_path / "tokenizers").mkdir()
+    (tmp_path / "tokenizer.md").write_text("about another thing")
+    with caplog.at_level(logging.INFO):
+        convert(tmp_path / "source", tmp_path / "made/model", max_positions=32)
+    assert {file.name for file in (tmp_path / "made/model").glob("token*")} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert f"tokenizer of {tmp_path}: tokenizer.json, tokenizer_config.json" in caplog.text
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    published(tmp_path / "source")
+    tokenizer = bytes_tokenizer()
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(tmp_path / "source")
+    with pytest.raises(UserError, match=r"has 259 tokens, but tok_embeddings in consolidated\.pth has 258"):
+        convert(tmp_path / "source", tmp_path / "model", max_positions=32)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_model_with_one_head_has_no_file_of_heads(tmp_path: Path) -> None:

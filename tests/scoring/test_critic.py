@@ -66,6 +66,13 @@ def test_advantages_equal_the_double_sum(lam: float) -> None:
         assert found[c, length:].tolist() == [0.0] * (5 - length)
 
 
+def test_advantages_have_the_precision_of_the_differences() -> None:
+    errors = torch.zeros(1, 200, dtype=torch.float64)
+    errors[0, -1] = 1
+    # In float32 0.95 to the power of 199 has seven digits.
+    assert gae(errors, lam=0.95)[0, 0].item() == pytest.approx(0.95**199, rel=1e-12)
+
+
 def test_with_lambda_one_every_value_target_is_the_reward() -> None:
     values, rewards = drawn(3, 5), drawn(3, seed=1)
     targets = values + gae(td_errors(values, rewards, is_state_CS=IS_STATE), lam=1)
