@@ -240,7 +240,7 @@ class _Sums:
     def __init__(self, work: _Work, hidden_BSD: Tensor) -> None:
         self.work = work
         self.gradients = [torch.zeros_like(each) for each in work.parameters] if work.wants_gradient else []
-        self.products = _ProductsIntoSums(zip(work.parameters, self.gradients, strict=False))
+        self.products = ProductsIntoSums(zip(work.parameters, self.gradients, strict=False))
         dtype = torch.promote_types(hidden_BSD.dtype, torch.float32)
         self.loss = torch.zeros((), dtype=dtype, device=hidden_BSD.device)
         self.head_nats_H = torch.zeros(len(work.targets_HBS), dtype=dtype, device=hidden_BSD.device)
@@ -295,11 +295,12 @@ class _Sums:
         return of_leaf
 
 
-class _ProductsIntoSums(TorchFunctionMode):
+class ProductsIntoSums(TorchFunctionMode):
     """Linear layers whose weight's gradient is added to its sum by the product that makes it, and whose results lie in one place.
 
     As a tensor of its own, which autograd would make of it, the gradient of a whole vocabulary's weight takes as much memory as the sum, and its
-    adding up as much time as a product with a hundred rows.
+    adding up as much time as a product with a hundred rows. Only where rows and sums have one dtype, which is so in float32: under autocast
+    products are made as ever.
 
     Args:
         sums: weights, and the sums of their gradients.

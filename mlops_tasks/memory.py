@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -24,12 +25,15 @@ from transformers.pytorch_utils import Conv1D
 from mlops_tasks.adapters import Adapter
 from mlops_tasks.config.learning import LowRank, QLora, Train
 from mlops_tasks.dropout import dropouts_of
+from mlops_tasks.loss import ProductsIntoSums
 from mlops_tasks.model import MtpModel
 from mlops_tasks.precision import autocast
 
 # NF4 and, for 64 of them, one scale of 8 bits; the scales' own scales are a hundredth of that.
 _BYTES_OF_FOUR_BITS = 0.5 + 1 / 64
 _FEW_LAYERS, _MORE_LAYERS = 2, 4
+# So many that what does not grow with them is not the peak.
+_ROWS_OF_A_CHUNK = 2**14
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class StepMemory:
     def __init__(self, config: PretrainedConfig, train: Train, *, length: int, recompute: bool) -> None:
         self._text, self._train, self._length = config.get_text_config(), train, length
         self._parameters = count(config, train)
+        self._bytes_of_a_logit = _bytes_of_a_logit(_cut(config, _FEW_LAYERS), train)
         # Of one row and of two, for few layers and for more: rows are alike, and so are layers.
         self._runs = [
             [_run_without_contents(_cut(config, num_layers), train, (rows, length), recompute) for rows in (1, 2)]
@@ -140,11 +145,10 @@ class StepMemory:
     def _logits(self, chunk: int, beside: int) -> int:
         """Bytes of a chunk of so many logits, in whose place their gradient is made."""
         if self._train.precision == "float32":
-            # A soft cap keeps what it was given and made, and what comes back through it has room of its own.
-            return 4 * chunk * (4 if getattr(self._text, "final_logit_softcapping", None) else 1)
+            return self._bytes_of_a_logit * chunk
         # In 16 bits logits are made into float32 first and gradients back, parts of the parameters' gradients are there in both, and so is the output layer.
         output_layer: int = 2 * self._text.vocab_size * self._text.hidden_size
-        return 6 * chunk + 3 * beside // 2 + output_layer
+        return self._bytes_of_a_logit * chunk + 3 * beside // 2 + output_layer
 
     def _activations(self, rows: int) -> tuple[int, int]:
         """Bytes that the trunk's forward leaves, and the most that its backward holds."""
@@ -152,6 +156,32 @@ class StepMemory:
         few, more = ([a + (rows - 1) * (b - a) for a, b in zip(*run, strict=True)] for run in self._runs)
         saved, highest = (round(a + share * (b - a)) for a, b in zip(few, more, strict=True))
         return saved, highest
+
+
+def _bytes_of_a_logit(config: PretrainedConfig, train: Train) -> int:
+    """Those that live at once while a chunk is learnt from, with all that the architecture makes of the product (bias, scale, soft cap)."""
+    few, more = (_chunk_without_contents(config, train, times * _ROWS_OF_A_CHUNK) for times in (1, 2))
+    num_logits: int = _ROWS_OF_A_CHUNK * config.get_text_config().vocab_size
+    return round((more - few) / num_logits)
+
+
+def _chunk_without_contents(config: PretrainedConfig, train: Train, rows: int) -> int:
+    """The peak of a chunk's logits and their backward."""
+    model = _model(config, train)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _pretend_to_fill(model, frozen_linear=torch.float32)
+        hidden_ND = torch.zeros(rows, config.get_text_config().hidden_size, requires_grad=True)
+        parameters = [one for one in model.logit_parameters() if one.requires_grad]
+        sums = [torch.zeros_like(one) for one in parameters]
+        there = (*model.parameters(), *model.buffers(), *sums, hidden_ND)
+        with PeakBytes(*(one.untyped_storage() for one in there)) as counted:
+            with autocast(torch.device("cpu"), train.precision), ProductsIntoSums(zip(parameters, sums, strict=True)):
+                logits_NV = model.head_logits(hidden_ND, 1)
+            edge, dtype, logits_NV = get_gradient_edge(logits_NV), logits_NV.dtype, logits_NV.detach()
+            gradient_NV = logits_NV.float()
+            del logits_NV
+            torch.autograd.grad([edge], [hidden_ND, *parameters], [gradient_NV.to(dtype)], allow_unused=True)
+    return counted.peak
 
 
 def _run_without_contents(

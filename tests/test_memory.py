@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    PhiConfig,
+    PretrainedConfig,
+)
 
 from mlops_tasks.adapters import Adapter
 from mlops_tasks.config.learning import LowRank, Train
@@ -74,6 +82,11 @@ LLAMA = LlamaConfig(**SMALL, intermediate_size=128)
 GEMMA2 = Gemma2Config(**SMALL, intermediate_size=128, head_dim=16, num_key_value_heads=2, sliding_window=32)
 
 
+# Logits that are divided by a number, and logits with a bias; so many tokens that they are the most of the memory.
+GRANITE = GraniteConfig(**{**SMALL, "vocab_size": 20_000}, intermediate_size=128, logits_scaling=8.0)
+PHI = PhiConfig(**{**SMALL, "vocab_size": 20_000, "hidden_size": 16}, intermediate_size=128, tie_word_embeddings=False)
+
+
 @pytest.mark.parametrize(
     ("config", "method", "recompute", "precision"),
     [
@@ -84,9 +97,24 @@ GEMMA2 = Gemma2Config(**SMALL, intermediate_size=128, head_dim=16, num_key_value
         (LLAMA, FULL, True, "float32"),
         (GPT2Config(**SMALL, bos_token_id=None), FULL, False, "float32"),
         (GEMMA2, LORA, False, "float32"),
+        (GRANITE, LORA, False, "float32"),
+        (GRANITE, LORA, False, "bfloat16"),
+        (PHI, FULL, False, "float32"),
         (LlamaConfig(**MEDIUM), FULL, False, "float32"),
     ],
-    ids=["llama", "lora", "lora-bfloat16", "lora-dropout", "recomputed", "gpt2", "gemma2-lora", "llama-29M"],
+    ids=[
+        "llama",
+        "lora",
+        "lora-bfloat16",
+        "lora-dropout",
+        "recomputed",
+        "gpt2",
+        "gemma2-lora",
+        "scaled-logits",
+        "scaled-logits-bfloat16",
+        "logits-with-bias",
+        "llama-29M",
+    ],
 )
 def test_the_model_agrees_with_real_peaks(
     config: PretrainedConfig, method: dict[str, Any], recompute: bool, precision: str
