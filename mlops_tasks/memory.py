@@ -174,7 +174,8 @@ def _chunk_without_contents(config: PretrainedConfig, train: Train, rows: int) -
         parameters = [one for one in model.logit_parameters() if one.requires_grad]
         sums = [torch.zeros_like(one) for one in parameters]
         there = (*model.parameters(), *model.buffers(), *sums, hidden_ND)
-        with PeakBytes(*(one.untyped_storage() for one in there)) as counted:
+        counted = PeakBytes(*(one.untyped_storage() for one in there))
+        with counted:
             with autocast(torch.device("cpu"), train.precision), ProductsIntoSums(zip(parameters, sums, strict=True)):
                 logits_NV = model.head_logits(hidden_ND, 1)
             edge, dtype, logits_NV = get_gradient_edge(logits_NV), logits_NV.dtype, logits_NV.detach()
