@@ -48,6 +48,7 @@ RUNTIME = frozenset(
             "store",
             "summary",
             "tracking",
+            "tuning.asks",
         )
     }
 )
