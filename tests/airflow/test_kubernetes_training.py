@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -126,6 +127,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
         try:
             found[number] = calls[number]()
         except Exception as error:
+            traceback.print_exc()  # shown where a test fails by it
             found[number] = error
 
     threads = [threading.Thread(target=note, args=(number,)) for number in range(len(calls))]
