@@ -187,19 +187,20 @@ def checkout() -> str:
     return str(CHECKOUT)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def airflow_here() -> None:
-    """What a worker sets up and a library does not: all models, and loggers with a level.
-
-    A task loads a few of the models, and then SQLAlchemy refuses MLflow's for those that are missing.
-    """
-    import structlog
-
+def pytest_collection_finish() -> None:
+    """Load all of Airflow's models, as a worker does: what is collected loads a few, and SQLAlchemy then refuses MLflow's for those that are missing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from airflow.models import import_all_models
 
         import_all_models()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def airflow_here() -> None:
+    """What a worker sets up and a library does not: loggers with a level."""
+    import structlog
+
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
