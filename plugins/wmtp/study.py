@@ -102,7 +102,7 @@ class StudyStage(PodStage):
         self._looked_at = time.monotonic()
 
     def _answer(self, name: str, *, environment: Environment, context: Context) -> None:
-        # The pod waits for it, so nothing is missed meanwhile.
+        # The pod says nothing while it waits; `TrialStage` looks whether it is still there.
         try:
             self._fulfil(self._inbox.read(name), environment, context)
         except Exception as error:  # whatever it is: this process would find the ask again and end by it again
