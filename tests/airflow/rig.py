@@ -141,6 +141,16 @@ class Rig:
         one.wait()
 
 
+def change(file: Path, place: str, value: Any) -> None:
+    """Set one setting of an environment file, by dotted name."""
+    tree = part = json.loads(file.read_text())
+    *parents, leaf = place.split(".")
+    for one in parents:
+        part = part[one]
+    part[leaf] = value
+    file.write_text(json.dumps(tree))
+
+
 def environment(rig: Rig, s3: S3Server, image: str, folder: Path, *, two_pods: bool = False) -> dict[str, Any]:
     """An environment whose stages are pods of the rig, with a store of its own; credentials are in a Secret."""
     rig.secret("store", s3.variables)

@@ -56,12 +56,7 @@ class Shell:
     environment_file: Path
 
     def change(self, place: str, value: Any) -> None:
-        tree = part = json.loads(self.environment_file.read_text())
-        *parents, leaf = place.split(".")
-        for one in parents:
-            part = part[one]
-        part[leaf] = value
-        self.environment_file.write_text(json.dumps(tree))
+        rigs.change(self.environment_file, place, value)
 
     def order(self, line: str, *, key: str = "abc", seconds: int | None = None, identity: Identity = IDENTITY) -> Order:
         variables = variables_of_ranks(identity, self.num_pods)

@@ -89,12 +89,7 @@ class Night:
         return found
 
     def change(self, place: str, value: Any) -> None:
-        tree = part = json.loads(self.environment_file.read_text())
-        *parents, leaf = place.split(".")
-        for one in parents:
-            part = part[one]
-        part[leaf] = value
-        self.environment_file.write_text(json.dumps(tree))
+        rigs.change(self.environment_file, place, value)
 
 
 @pytest.fixture(scope="module")
