@@ -148,7 +148,7 @@ def airflow(chromium: Browser, url: str, images: Path, *, is_asked: bool) -> lis
     if is_asked:
         open_question(tab, url, "wmtp_daily", run, "approve")
         take("approval")
-        tab.get_by_role("button", name="Approve", exact=True).click()
+        answer_question(tab, "Approve")
     wait_for_success(tab, url, "wmtp_daily", run)
     take("run")
     open_task(tab, url, "wmtp_daily", run, "report")
@@ -197,6 +197,18 @@ def open_question(tab: Page, url: str, dag: str, run: str, task: str, *, seconds
     tab.get_by_text("Awaiting Input").first.wait_for(timeout=1000 * seconds)
     tab.goto(f"{page}/required_actions")
     tab.get_by_role("button", name="Approve", exact=True).wait_for()
+
+
+def answer_question(tab: Page, button: str) -> None:
+    """Press a button of an approval's form, and wait until Airflow has taken the answer.
+
+    A page that is left at once takes its request along: the answer may never arrive, and the task waits for it until its time is over.
+
+    Raises:
+        TimeoutError: of Playwright's: Airflow does not answer in time.
+    """
+    with tab.expect_response(lambda response: response.request.method == "PATCH" and response.ok):
+        tab.get_by_role("button", name=button, exact=True).click()
 
 
 def wait_for_success(tab: Page, url: str, dag: str, run: str, *, seconds: float = 1200) -> None:

@@ -109,7 +109,7 @@ def test_a_person_reads_the_card_and_decides_whether_the_candidate_is_promoted(
     assert "better holds: pass@1 is 75.0% against 25.0% of the base model on 40 problems" in text
     cells = tab.get_by_role("row", name="gate this model").get_by_role("cell").all_inner_texts()
     assert cells[:5] == ["gate", "this model", "40", "0.750", "0.598 to 0.858"]
-    tab.get_by_role("button", name=answer, exact=True).click()
+    screenshots.answer_question(tab, answer)
     screenshots.wait_for_success(tab, airflow, "approval", run, seconds=300)
     states = {task: pages.task("approval", run, task)["state"] for task in ("approve", "promote", "report")}
     assert states == {"approve": "success", "promote": promotion, "report": "success"}
