@@ -1,6 +1,7 @@
 """One rank of two is killed, again and again: all end with 85, the next start goes on, and the weights are those of an unbroken training.
 
-`WMTP_RANK_KILLS=20 WMTP_SOAK_SEED=7 python -m pytest -s tests/test_lost_ranks.py` is the long form.
+`WMTP_RANK_KILLS=20 WMTP_SOAK_SEED=7 python -m pytest -s --timeout=0 tests/test_lost_ranks.py` is the long form, and `WMTP_RANK_RECIPE=demo` has it
+train the demo's own recipe (or another of configs/recipes) instead of one that is small enough for CI.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mlops_tasks.stage import Run, Stage, artifact_prefix
 
 NUM_KILLS = int(os.environ.get("WMTP_RANK_KILLS", "2"))
 SEED = int(os.environ.get("WMTP_SOAK_SEED", "1"))
+NAMED = os.environ.get("WMTP_RANK_RECIPE")
 TRAIN = pipeline.TASKS["train"]
 RECIPE = {
     "name": "small",
@@ -40,12 +42,12 @@ RECIPE = {
 def planned(folder: Path) -> Run:
     """A run that has come to `train`."""
     folder.mkdir()
-    resources = {"num_ranks": 2, "checkpoint_every_steps": 3, "micro_batch_rows": 4}
+    resources = {"num_ranks": 2, "checkpoint_every_steps": 20 if NAMED else 3, "micro_batch_rows": 4}
     environment = {**ENVIRONMENT, "store": str(folder / "store"), "train": resources, "lease": {"ttl_seconds": 2}}
     (folder / "environment.yaml").write_text(yaml.safe_dump(environment))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     loaded = load_environment(folder / "environment.yaml")
-    run = pipeline.plan(loaded, Run.prefix_of(loaded, "wmtp_daily", "r"), recipe=folder / "recipe.yaml")
+    run = pipeline.plan(loaded, Run.prefix_of(loaded, "wmtp_daily", "r"), recipe=NAMED or folder / "recipe.yaml")
     for task in pipeline.TASKS.values():
         if task is TRAIN:
             break
