@@ -22,10 +22,10 @@ HEAD = """# Configuration
 *This page is written by `make docs` from `mlops_tasks/config/`; change the descriptions there.*
 
 A **recipe** says what to learn; all of it that can change a result is in the keys of the stages that it can change. An
-**environment** says where to run; nothing of it is in a key. A **comparison** says which algorithms learn side by side. Unknown settings are refused. A relative path is relative to
-the file that it stands in. Any setting of a recipe can be overridden with its dotted name, for example
-`train.steps=200`; overriding a `kind` or `scorer` starts that part anew. Some settings are one of several kinds: each kind
-is a table of its own.
+**environment** says where to run; nothing of it is in a key. A **comparison** says which algorithms learn side by side.
+Unknown settings are refused. A relative path is relative to the file that it stands in. Any setting of a recipe can be overridden with
+its dotted name, for example `train.steps=200`; overriding a `kind` or `scorer` starts that part anew. Some settings are one of several
+kinds: each kind is a table of its own.
 """
 
 
