@@ -17,13 +17,14 @@ from benchmarks.pairs import Result, in_turns, measured, paired, ready, seconds_
 from benchmarks.small_training import MAX_LENGTH, attempt, prepared, problems, sized
 from mlops_tasks.config.sources import Text
 from mlops_tasks.data.tokens import Example, Row, encode, to_batch
-from mlops_tasks.machine import accelerator
+from mlops_tasks.machine import accelerator, keep_freed_memory
 from mlops_tasks.model import MtpModel
 from mlops_tasks.pretrained import load_tokenizer
 from mlops_tasks.scoring.shards import BATCH_ROWS, BLOCK_PROBLEMS, example_losses
 
 
 def tokens_per_second(sizes: argparse.Namespace, folder: Path, way: str) -> float:
+    keep_freed_memory()  # as `wmtp` does; the limit has it too
     place = attempt(sizes, folder).inputs["model"].folder("model")
     model = MtpModel.load(place, num_heads=1, seed=0).to(accelerator())
     examples, _ = encode(problems(sizes), load_tokenizer(place), Text(max_length=MAX_LENGTH))

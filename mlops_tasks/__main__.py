@@ -24,7 +24,7 @@ from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment, load_recipe
 from mlops_tasks.config.sources import FileData, FolderModel, GeneratedData
 from mlops_tasks.errors import UserError, WmtpError
-from mlops_tasks.machine import num_cores
+from mlops_tasks.machine import keep_freed_memory, num_cores
 from mlops_tasks.registry import commands as registry_commands
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact, Store
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # torch sees the machine's cores, and not what a container may use of them.
     os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
+    keep_freed_memory()
     try:
         return int(options.answer(options, load_environment(options.env), sys.stdout) or 0)
     except WmtpError as error:

@@ -1,16 +1,22 @@
-"""What this machine grants a process: cores and accelerators.
+"""What this machine grants a process: cores, accelerators, and memory that has been used before.
 
 The only place that asks. How many ranks or workers there are is the environment file's choice.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Literal
 
 _CGROUPS = Path("/sys/fs/cgroup")
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BLOCK, _KEPT_IN_ALL = 32 * 2**20, 128 * 2**20
 
 
 def num_cores() -> int:
@@ -65,3 +71,17 @@ def accelerator() -> Literal["cuda", "mps", "cpu"]:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Have this process use memory again that it has freed: blocks of up to 32 MiB, 128 MiB in all. Only glibc has such a setting.
+
+    glibc gives most of a batch's activations back to the system as soon as they are freed, and the next batch pays for each page of them again: a sixth
+    of the time of a small model's forward on a CPU. Larger blocks are given back as ever.
+
+    Reference: mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_IN_ALL)

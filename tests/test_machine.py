@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,28 @@ def test_a_part_of_a_core_is_one_and_affinity_is_a_limit_too(
     monkeypatch.setattr(machine, "_quota", lambda *_: quota)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert machine.num_cores() == cores
+
+
+FAULTS = """
+import resource
+import torch
+from mlops_tasks import machine
+machine.keep_freed_memory()
+def batch():
+    [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each; all are freed together
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    batch()
+before = faults()
+for _ in range(10):
+    batch()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_memory_that_was_freed_is_used_again_without_asking_the_system_for_it() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True)
+    # Ten times 8 blocks of 1,024 pages would be 80,000.
+    assert int(done.stdout) < 8_000
