@@ -1,6 +1,6 @@
 """`wmtp`, or `python -m mlops_tasks`: parse, set up logging, run one task or answer one question, end with the exit code.
 
-The only module that reads the process's environment variables and writes to standard output.
+The only module that writes to standard output: a command is given it as a stream.
 """
 
 from __future__ import annotations

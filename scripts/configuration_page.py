@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the models in `mlops_tasks.config`, the one place where settings are described.
 
-python scripts/configuration_page.py > docs/configuration.md
+python -m scripts.configuration_page > docs/configuration.md
 """
 
 from __future__ import annotations

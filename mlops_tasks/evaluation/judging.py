@@ -206,7 +206,7 @@ def score(rows: Sequence[Mapping[str, Any]], ks: Sequence[int]) -> dict[str, Any
     """Sum outcomes up.
 
     Args:
-        rows: as of `run_completions`, the same number n for each problem.
+        rows: as of `rows_of`, the same number n for each problem.
         ks: each at most n.
     """
     passed = [list(outcomes) for outcomes in _by_problem(rows).values()]

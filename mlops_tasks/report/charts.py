@@ -1,6 +1,6 @@
 """Charts of inline SVG and boxes: lines, histograms, intervals, bars, shares, graphs. They take their colours from the page's style sheet.
 
-Each has a size of its own and scales with its place. What is drawn is said in `sections`.
+Each has a size of its own and scales with its place. What is drawn is said by the modules of the sections.
 """
 
 from __future__ import annotations

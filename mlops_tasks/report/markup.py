@@ -1,6 +1,6 @@
 """HTML from Python: elements whose every text and attribute is escaped, because generated code is hostile input.
 
-The page is made of `element` calls only, so that escaping cannot be forgotten; what the page says is left to `sections`.
+The page is made of `element` calls only, so that escaping cannot be forgotten; what the page says is left to the modules of the sections.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     <store>/<prefix>/manifest.json        the only commit point: lists every file with its size and SHA-256
     <store>/<prefix>/attempts/<attempt>/  write-once files
     <store>/<prefix>/quarantine/          manifests that stopped being true
-    <store>/runs/…, <store>/registry/…    small files that people and tasks find by name
+    <store>/runs/…, registry/…, tuned/…   small files that people and tasks find by name
 
 A `Backend` moves bytes and gives a few promises (atomic replace, create-if-absent, replace- and remove-if-unchanged); a `Store`
 makes artifacts of them. Which prefix means what, and who needs an artifact, is left to `stage`.

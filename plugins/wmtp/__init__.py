@@ -1,4 +1,4 @@
-"""What a DAG file needs: one factory for the tasks of the pipeline, one each for a rollback and for cleaning, and the forms of their triggers.
+"""What a DAG file needs: a factory for the tasks of the pipeline, one each for approvals, comparisons, rollbacks and cleaning, and the triggers' forms.
 
 The environment file is chosen when the DAG is parsed; task ids and edges do not depend on it. What the tasks do is
 in `mlops_tasks`, which knows nothing of Airflow.

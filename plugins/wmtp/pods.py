@@ -1,6 +1,6 @@
 """What becomes of a task's pods: why they wait, what they say, how they ended, and what that means to Airflow.
 
-Looks at what the API server tells, and asks again where the server does not answer. Starts and deletes nothing: that is `kubernetes`'.
+Looks at what the API server tells, and asks again where the server does not answer. Starts and deletes nothing: that is `submission`'s.
 """
 
 from __future__ import annotations
