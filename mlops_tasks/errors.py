@@ -1,6 +1,7 @@
 """The exception tree, and the exit code that each class means to whoever started the process.
 
 WmtpError                  1   unknown: the orchestrator retries as its DAG says
+├── Killed                     a process that was killed and left no word, mostly for want of memory
 ├── UserError             64   the user's mistake: config, data schema, a missing model; fail at once
 │   └── Unfit                  settings of a recipe that do not go together, or not with its model or data
 ├── DataError             65   the data or an invariant is bad: contamination, NaN loss; fail at once
@@ -18,6 +19,10 @@ class WmtpError(Exception):
     """Root of every error that this package raises on purpose."""
 
     exit_code = 1
+
+
+class Killed(WmtpError):
+    """A process, or a pod, that ended by a signal which nobody here has sent: mostly its memory did not do."""
 
 
 class UserError(WmtpError):
@@ -66,11 +71,11 @@ BY_EXIT_CODE: dict[int, type[WmtpError]] = {
     error.exit_code: error for error in (UserError, DataError, Unavailable, Interrupted, Pruned)
 }
 
-FAULTS_OF_RECIPE: tuple[type[WmtpError], ...] = (Unfit, OutOfMemory, NotFinite)
+FAULTS_OF_RECIPE: tuple[type[WmtpError], ...] = (Unfit, OutOfMemory, NotFinite, Killed)
 """What a recipe's own settings can bring about, so that another recipe may do on the same machine and data."""
 
 
 def class_of(exit_code: int, name: str) -> type[WmtpError]:
     """The class of an error of another process, by its exit code and, where there are several, the name of its class."""
-    refined = {kind.__name__: kind for kind in FAULTS_OF_RECIPE}
-    return refined.get(name, BY_EXIT_CODE[exit_code])
+    refined = {kind.__name__: kind for kind in FAULTS_OF_RECIPE if kind.exit_code == exit_code}
+    return refined.get(name, BY_EXIT_CODE.get(exit_code, WmtpError))

@@ -7,6 +7,7 @@ done, so both stand in a file that is written anew. Who does that and commits wh
     attempt.json, <input>.json, files/…   there: the keyed settings, the build that the key was made of, each input's manifest, and of its
                                           files those that the stage reads
     metrics.json, result/…                back: what the stage said, and what it wrote
+    error.json                            back where it failed by its settings: the class of the error, which an exit code does not tell
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 from mlops_tasks import lease, logs
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.errors import DataError, Unavailable, WmtpError
+from mlops_tasks.errors import FAULTS_OF_RECIPE, DataError, Unavailable, WmtpError, class_of
 from mlops_tasks.keys import BUILD, require_build
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
@@ -121,6 +122,22 @@ def unpack_result(source: Path, folder: Path) -> dict[str, Any]:
     return metrics
 
 
+def failure(source: Path, exit_code: int) -> type[WmtpError]:
+    """The class of the error that the other end has ended with; what came back for another exit code is not believed.
+
+    Raises:
+        DataError: it tells of none.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            _unpack(source, Path(name))
+            return class_of(exit_code, json.loads((Path(name) / "error.json").read_text())["error"])
+        except (tarfile.TarError, OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"What came back tells of no error ({error}). See the log of the process that sent it."
+            ) from error
+
+
 def addresses(*, source: str, target: str) -> str:
     """The text of the file with the addresses.
 
@@ -137,18 +154,33 @@ def main() -> int:
     module, _, name = os.environ[FUNCTION].partition(":")
     # What the function starts need not know where they are.
     file = Path(os.environ.pop(ADDRESSES))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
+    with tempfile.TemporaryDirectory() as folder:
+        there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
+        try:
             _ask(urllib.request.Request(_address(file, "source")), there)
             carry_out(getattr(importlib.import_module(module), name), there, back)
-            with back.open("rb") as stream:
-                size = {"Content-Length": str(back.stat().st_size)}
-                _ask(urllib.request.Request(_address(file, "target"), data=stream, headers=size, method="PUT"))
-    except WmtpError as error:
-        log.error("%s", error)
-        return error.exit_code
+            _send(back, file)
+        except WmtpError as error:
+            log.error("%s", error)
+            if isinstance(error, FAULTS_OF_RECIPE):
+                _tell(error, back, file)
+            return error.exit_code
     return 0
+
+
+def _tell(error: WmtpError, back: Path, addresses: Path) -> None:
+    with tarfile.open(back, "w") as tar:
+        _add_json(tar, back.parent, "error.json", {"error": type(error).__name__})
+    try:
+        _send(back, addresses)
+    except Unavailable as lost:
+        log.warning("that it is %s is not told: %s", type(error).__name__, lost)
+
+
+def _send(back: Path, addresses: Path) -> None:
+    with back.open("rb") as stream:
+        size = {"Content-Length": str(back.stat().st_size)}
+        _ask(urllib.request.Request(_address(addresses, "target"), data=stream, headers=size, method="PUT"))
 
 
 def _address(file: Path, which: str) -> str:

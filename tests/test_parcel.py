@@ -16,7 +16,7 @@ from s3_server import BUCKET, S3Server
 
 from mlops_tasks import keys, parcel
 from mlops_tasks.config.environment import Environment, S3Access
-from mlops_tasks.errors import DataError, Unavailable, UserError
+from mlops_tasks.errors import DataError, OutOfMemory, Unavailable, UserError
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.store.s3 import S3Backend
@@ -154,6 +154,24 @@ def test_a_process_with_two_signed_addresses_needs_no_credentials(tmp_path: Path
     said, _ = (refused := far.start()).communicate()
     assert refused.returncode == 75
     assert "HTTP Error 403" in said and "Signature=" not in said
+
+
+def outgrows(attempt: Attempt) -> dict[str, Any]:
+    raise OutOfMemory("8 rows are too many")
+
+
+def test_a_process_that_fails_by_its_settings_tells_how(tmp_path: Path, bucket: S3Backend) -> None:
+    parcel.pack(attempt_of(tmp_path), {"data": ["words*"]}, tmp_path / "there.tar", build=BUILD)
+    bucket.publish("p", tmp_path, ["there.tar"])
+    far = Far(tmp_path, bucket, "outgrows")
+    far.write(seconds=60)
+    said, _ = (failed := far.start()).communicate()
+    assert failed.returncode == 65 and "ERROR   __main__: 8 rows are too many" in said
+    back = bucket.local("p/back.tar", anew=True)
+    assert parcel.failure(back, 65) is OutOfMemory
+    assert parcel.failure(back, 64) is UserError, "its word does not go with the exit code"
+    with pytest.raises(DataError, match=r"tells of no error .* See the log of the process"):
+        parcel.failure(tmp_path / "there.tar", 65)
 
 
 def dawdles(attempt: Attempt) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.kubernetes import TaskId
 from mlops_tasks.config.loading import variable
 from mlops_tasks.config.settings import Settings
-from mlops_tasks.errors import BY_EXIT_CODE, DataError, UserError, WmtpError
+from mlops_tasks.errors import DataError, UserError, WmtpError, class_of
 from mlops_tasks.stage import Decision, Pointer, Run, Task
 from mlops_tasks.store import Store
 
@@ -64,6 +64,8 @@ class Ask(Settings):
 
 class _Refusal(Settings):
     exit_code: int
+    error: str
+    """Name of its class, which says whether other parameters may do."""
     message: str
 
 
@@ -76,7 +78,7 @@ def fetch(run: Run, task: Task, index: int = 0, *, tasks: Mapping[str, Task]) ->
     """Have one task of a cell done by whoever watches this process, and record what it came to; what is there is a hit.
 
     Raises:
-        WmtpError: it was refused, with the exit code of what went wrong there.
+        WmtpError: it was refused, with the class of what went wrong there.
         UserError: nobody watches.
     """
     started = time.monotonic()
@@ -101,7 +103,7 @@ def _have_done(run: Run, task: Task, index: int, decision: Decision) -> None:
         time.sleep(SECONDS_BETWEEN_LOOKS)
     if (told := run.store.read_json(f"{place}/refused/{name}.json")) is not None:
         refusal = _Refusal.model_validate(told)
-        raise BY_EXIT_CODE.get(refusal.exit_code, WmtpError)(refusal.message)
+        raise class_of(refusal.exit_code, refusal.error)(refusal.message)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Inbox:
 
     def refuse(self, name: str, error: WmtpError) -> None:
         """Tell the pod why there is no artifact; with that it is answered."""
-        refusal = _Refusal(exit_code=error.exit_code, message=str(error))
+        refusal = _Refusal(exit_code=error.exit_code, error=type(error).__name__, message=str(error))
         self.store.write_json(f"{self.place}/refused/{name}.json", refusal.model_dump())
         self.close(name)
 

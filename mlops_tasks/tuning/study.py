@@ -40,6 +40,7 @@ from mlops_tasks.tuning.trials import (
     CELL,
     CHANGES,
     DIRECTIONS,
+    MOST_LOST,
     NUM_STEPS,
     SLOT,
     STEPS,
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MOST_LOST = 3
-"""Workers that a slot may take with it, with one set of parameters."""
 _CONNECT_SECONDS = 10
 _LONGEST_WHY = 2000
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -213,7 +212,7 @@ class Study:
         """Have a slot wait again, or end it where its parameters have taken too many workers with them."""
         import optuna
 
-        if last is not None and lost >= _MOST_LOST:
+        if last is not None and lost >= MOST_LOST:
             why = f"given up: {lost} workers were lost with these parameters"
             log.warning("slot %d is %s", slot, why)
             ended = optuna.trial.create_trial(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SLOT, CHANGES, WORKER, WHY, STEPS, NUM_STEPS, CELL = "slot", "changes", "worker", "why", "steps", "num_steps", "cell"
 """What is kept of a trial beside what Optuna keeps."""
+MOST_LOST = 3
+"""Workers, or pods that it asks for, that one set of parameters may take with it."""
 DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
     "pass_at_1": "maximize",
     "validation_loss": "minimize",

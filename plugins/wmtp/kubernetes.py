@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from kubernetes.client import models as k8s
 
 from mlops_tasks import parcel, pipeline, stage
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.errors import Unavailable, WmtpError
+from mlops_tasks.errors import DataError, Unavailable, UserError, WmtpError
 from mlops_tasks.stage import Attempt, Decision, Run, Stage, Task
 from mlops_tasks.store.s3 import S3Backend
 from wmtp import manifest, pods
@@ -80,6 +81,17 @@ class PodStage(StageTask, SubmittedTask):
         )
 
 
+@contextmanager
+def _told_in(bucket: S3Backend, back: str) -> Iterator[None]:
+    """Give what a pod fails with the class that the pod itself has told, for an exit code does not say whether other settings may do."""
+    try:
+        yield
+    except (UserError, DataError) as error:
+        if bucket.size(back) is None:
+            raise
+        raise parcel.failure(bucket.local(back, anew=True), error.exit_code)(str(error)) from error
+
+
 class SandboxStage(PodStage):
     """A stage that runs what a model wrote: its pod has no credentials, and the operator holds the lease and commits."""
 
@@ -114,7 +126,8 @@ class SandboxStage(PodStage):
                 self._signed_at = time.monotonic()
                 order = self.in_sandbox(self.order(run, task, decision, context), function, self._sign())
                 try:
-                    self.carry_out(run.environment, order, context)
+                    with _told_in(bucket, f"{place}/{back.name}"):
+                        self.carry_out(run.environment, order, context)
                     return parcel.unpack_result(bucket.local(f"{place}/{back.name}", anew=True), attempt.folder)
                 finally:
                     run.store.remove(place)

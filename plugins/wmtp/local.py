@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from mlops_tasks import algorithms
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import lacks_space, load_environment
-from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, WmtpError
+from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, Killed, WmtpError
 from mlops_tasks.stage import Decision, Run, Task
 from mlops_tasks.store import Store
 from wmtp import task as stage_task
@@ -226,5 +226,5 @@ def _error(task: str, code: int, sentence: str) -> WmtpError:
     if code > 128:
         name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
         hint = " Often that is a lack of memory." if code == 128 + signal.SIGKILL else ""
-        sentence = f"It was killed by {name}.{hint} Its last line: {sentence}"
+        return Killed(f"{task} ended with {code}: It was killed by {name}.{hint} Its last line: {sentence}")
     return BY_EXIT_CODE.get(code, WmtpError)(f"{task} ended with {code}: {sentence}")

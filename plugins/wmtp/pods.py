@@ -16,7 +16,7 @@ from kubernetes.client import ApiException, CoreV1Api
 from kubernetes.client import models as k8s
 from urllib3.exceptions import HTTPError
 
-from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import BY_EXIT_CODE, Interrupted, Killed, Unavailable, UserError, WmtpError
 from wmtp.manifest import CONTAINER, INDEX
 from wmtp.process import Story
 from wmtp.task import stopped
@@ -142,12 +142,13 @@ def _kind_of(pod: k8s.V1Pod, ended: k8s.V1ContainerStateTerminated | None) -> tu
     if ended.reason == "OOMKilled" or (ended.exit_code == 137 and reason == "OOMKilled"):
         limit = (pod.spec.containers[0].resources.limits or {}).get("memory", "none")
         return (
-            WmtpError,
+            Killed,
             f"was OOMKilled ({ended.exit_code}): over its memory limit of {limit}. Raise limits.memory of its profile, or have it do less at once",
         )
     code = ended.exit_code
-    killed = f", killed by signal {code - 128}" if code > 128 else ""
-    return BY_EXIT_CODE.get(code, WmtpError), f"ended with {code}{killed}"
+    if code > 128:
+        return Killed, f"ended with {code}, killed by signal {code - 128}"
+    return BY_EXIT_CODE.get(code, WmtpError), f"ended with {code}"
 
 
 @dataclass

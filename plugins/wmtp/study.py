@@ -20,9 +20,10 @@ from kubernetes.client import models as k8s
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.errors import Interrupted, Unavailable, WmtpError
+from mlops_tasks.errors import Interrupted, Killed, Unavailable, WmtpError
 from mlops_tasks.stage import Decision, Run, Task
 from mlops_tasks.tuning import asks
+from mlops_tasks.tuning.trials import MOST_LOST
 from wmtp.kubernetes import PodStage, SandboxStage
 from wmtp.manifest import Identity, Order
 from wmtp.task import stopped
@@ -33,6 +34,12 @@ _TIMEOUT = timedelta(hours=6)
 """Of what is asked for, as of the night's longest without credentials; a study has days."""
 _MOST_TRIES = 5
 """Of an ask that may end better another time, before its pod is told that it does not."""
+
+
+def _most_tries(error: Exception) -> int:
+    if isinstance(error, Killed):
+        return MOST_LOST
+    return _MOST_TRIES if isinstance(error, Interrupted | Unavailable) else 1
 
 
 class TrialStage(SandboxStage):
@@ -109,7 +116,7 @@ class StudyStage(PodStage):
             if stopped.is_set():
                 raise
             self._tries[name] += 1
-            if isinstance(error, Interrupted | Unavailable) and self._tries[name] < _MOST_TRIES:
+            if self._tries[name] < _most_tries(error):
                 log.warning("%s: what its pod asks for is tried again: %s", self.label, error)
                 return
             told = error if isinstance(error, WmtpError) else WmtpError(f"{type(error).__name__}: {error}")

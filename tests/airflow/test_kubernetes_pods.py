@@ -32,7 +32,7 @@ from wmtp.manifest import Identity, Order, variables_of_ranks
 from wmtp.pods import Watch
 
 from mlops_tasks.config.loading import load_environment
-from mlops_tasks.errors import DataError, Interrupted, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import DataError, Interrupted, Killed, Unavailable, UserError, WmtpError
 
 pytestmark = pytest.mark.kubernetes
 
@@ -302,7 +302,7 @@ def test_a_pod_that_is_deleted_from_outside_is_started_again_by_airflow(shell: S
     [
         ("echo no money; exit 64", UserError, "ended with 64: no money"),
         ("exit 75", Unavailable, "ended with 75: it said nothing"),
-        ("exec 2> /dev/null; sh -c 'kill -9 $$'", WmtpError, "ended with 137, killed by signal 9: it said nothing"),
+        ("exec 2> /dev/null; sh -c 'kill -9 $$'", Killed, "ended with 137, killed by signal 9: it said nothing"),
     ],
 )
 def test_a_failure_is_one_sentence(kind: str, line: str, error: type[WmtpError], sentence: str, shell: Shell) -> None:

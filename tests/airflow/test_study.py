@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 import threading
@@ -30,7 +31,7 @@ from mlops_tasks import pipeline, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.config.recipe import Recipe
-from mlops_tasks.errors import DataError, Interrupted, Unavailable
+from mlops_tasks.errors import DataError, Interrupted, Killed, Unavailable, Unfit, UserError, WmtpError
 from mlops_tasks.stage import Decision, Pointer, Run, Spec
 from mlops_tasks.store import Store
 from mlops_tasks.tuning import asks
@@ -91,6 +92,14 @@ def refusal(watcher: StudyStage) -> str | None:
     inbox = watcher._inbox
     told = inbox.store.read_json(f"{inbox.place}/refused/one.json")
     return told and f"{told['exit_code']}: {told['message']}"
+
+
+def refused_as(watcher: StudyStage) -> str:
+    """The name of the class that the pod is told."""
+    inbox = watcher._inbox
+    told = inbox.store.read_json(f"{inbox.place}/refused/one.json")
+    assert told is not None
+    return str(told["error"])
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, *errors: Exception, then: Callable[[], None]) -> None:
@@ -155,10 +164,25 @@ def test_a_pod_does_not_wait_for_ever_for_what_never_answers(cell: Run, monkeypa
     assert (tries, refusal(study)) == (5, "75: the store does not answer")
 
 
+def test_a_pod_that_is_killed_each_time_is_made_as_often_as_a_trial_may_lose_a_worker(
+    cell: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = watcher(cell)
+    errors = [Killed(f"pod {number} was OOMKilled (137)") for number in range(1, 5)]
+    fails(monkeypatch, *errors, then=lambda: None)
+    ask(study, cell, key_of(cell))
+    tries = 0
+    while is_left(study):
+        study._reply("one")
+        tries += 1
+    assert (tries, refused_as(study), refusal(study)) == (3, "Killed", "1: pod 3 was OOMKilled (137)")
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
         (DataError("the result is none"), "65: the result is none"),
+        (Unfit("no head fits this model"), "64: no head fits this model"),
         (ApiException(status=403, reason="Forbidden"), "1: ApiException: (403)\nReason: Forbidden\n"),
         (IndexError("tuple index out of range"), "1: IndexError: tuple index out of range"),
     ],
@@ -171,6 +195,7 @@ def test_what_would_end_the_watcher_again_is_told_to_the_pod_at_once(
     ask(study, cell, key_of(cell))
     study._reply("one")
     assert not is_left(study) and refusal(study) == told
+    assert refused_as(study) == (type(error).__name__ if isinstance(error, WmtpError) else "WmtpError")
 
 
 def test_a_watcher_that_is_stopped_leaves_the_ask_to_its_retry(cell: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,25 +237,35 @@ def trial(cell: str = "a", **operator: Any) -> TrialStage:
     return TrialStage(asker=ASKER, task_id="judge", environment_file=str(EKS), cell=cell, **operator)
 
 
+def cell_on(s3: S3Server, folder: Path) -> Run:
+    store = {"store": f"s3://{BUCKET}/{folder.name}", "s3": s3.access(folder / "cache"), "mlflow_uri": "none"}
+    return cell_in(Environment.model_validate(store))
+
+
+def sends(order: Order, *files: Path) -> None:
+    """As a pod does at its end."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for file in files:
+            tar.add(file, file.name)
+    target = json.loads(str(order.addresses))["target"]
+    with urlopen(Request(target, data=packed.getvalue(), method="PUT")):
+        pass
+
+
 def test_two_that_ask_for_one_verdict_have_one_pod(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their pods would have one name."""
-    store = {"store": f"s3://{BUCKET}/{tmp_path.name}", "s3": s3.access(tmp_path / "cache"), "mlflow_uri": "none"}
-    cell = cell_in(Environment.model_validate(store))
+    cell = cell_on(s3, tmp_path)
     pods: list[Identity] = []
 
     def as_a_pod(operator: TrialStage, environment: Environment, order: Order, context: object) -> None:
         pods.append(order.identity)
-        back = tmp_path / "back.tar"
         (tmp_path / "metrics.json").write_text("{}")
         (tmp_path / "result").mkdir()
-        with tarfile.open(back, "w") as tar:
-            tar.add(tmp_path / "metrics.json", "metrics.json")
-            tar.add(tmp_path / "result", "result")
-        target = json.loads(str(order.addresses))["target"]
-        with urlopen(Request(target, data=back.read_bytes(), method="PUT")):
-            time.sleep(1)  # until the other one has come
+        sends(order, tmp_path / "metrics.json", tmp_path / "result")
+        time.sleep(1)  # until the other one has come
 
     monkeypatch.setattr(TrialStage, "carry_out", as_a_pod)
     studies = [watcher(cell, "search"), watcher(cell, "select")]
@@ -244,6 +279,29 @@ def test_two_that_ask_for_one_verdict_have_one_pod(
     assert len(pods) == 1 and pods[0].asked_by in ("search", "select")
     assert [(is_left(study), refusal(study)) for study in studies] == [(False, None)] * 2
     assert cell.artifact("judge") is not None
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "refused"),
+    [("OutOfMemory", DataError("65"), "OutOfMemory"), ("OutOfMemory", UserError("64"), "UserError"), (None, DataError("65"), "DataError")],
+)  # fmt: skip
+def test_the_class_that_a_pod_tells_is_the_one_that_a_trial_is_told(
+    *, told: str | None, error: WmtpError, refused: str, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the exit code allows it: its programs are a model's."""
+    cell = cell_on(s3, tmp_path)
+
+    def as_a_pod(operator: TrialStage, environment: Environment, order: Order, context: object) -> None:
+        if told:
+            (tmp_path / "error.json").write_text(json.dumps({"error": told}))
+            sends(order, tmp_path / "error.json")
+        raise error
+
+    monkeypatch.setattr(TrialStage, "carry_out", as_a_pod)
+    study = watcher(cell)
+    ask(study, cell, key_of(cell))
+    study._reply("one")
+    assert (refused_as(study), refusal(study)) == (refused, f"{error}: {error}")
 
 
 @pytest.mark.parametrize(("is_away", "is_stopped"), [(True, True), (True, False), (False, True)])

@@ -24,7 +24,7 @@ from mlops_tasks import pipeline, stage
 from mlops_tasks.__main__ import main
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.config.space import MedianPruner
-from mlops_tasks.errors import Unavailable, UserError
+from mlops_tasks.errors import Killed, OutOfMemory, Unavailable, UserError, WmtpError
 from mlops_tasks.housekeeping import Collector
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact
@@ -349,6 +349,32 @@ def test_only_a_fault_of_its_parameters_ends_a_slot(place: Path, monkeypatch: py
     ended = [one for one in Study.of(other).trials() if one.state.is_finished()]
     assert [(one.user_attrs["slot"], one.state.name) for one in ended] == [(0, "FAIL"), (1, "FAIL")]
     assert {one.user_attrs["why"] for one in ended} == {"UserError: torch 1.0 runs here, but the lock says 2.0."}
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Have every trial from now on end so."""
+
+    def measure(*given: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Cell, "measure", measure)
+
+
+@pytest.mark.parametrize("kind", [OutOfMemory, Killed])
+def test_too_little_memory_ends_a_slot_wherever_that_was_but_not_the_recipes_own(
+    kind: type[WmtpError], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study.of(planned(place, "small", "tuning.num_trials=2"))
+    fails(monkeypatch, kind("pod x was OOMKilled"))
+    first = study.next_trial()
+    assert first is not None
+    with pytest.raises(kind, match="pod x was OOMKilled"):
+        _carry_out(study, first)
+    second = study.next_trial()
+    assert second is not None
+    _carry_out(study, second)
+    assert {slot: trial.state.name for slot, trial in study.slots().items()} == {0: "WAITING", 1: "PRUNED"}
+    assert study.slots()[1].user_attrs["why"] == f"{kind.__name__}: pod x was OOMKilled"
 
 
 @pytest.mark.parametrize(
