@@ -245,9 +245,9 @@ class SoftWeights(Settings):
     boost: float = Field(2.0, ge=1)
     """What the top share is multiplied by before the projection."""
     min_weight: float = Field(0.05, ge=0, le=1)
-    """ε."""
+    """ε: the least weight of a token, before `strength`."""
     max_weight: float = Field(3.0, ge=1)
-    """W_max."""
+    """W_max: the largest weight of a token, before `strength`."""
     strength: float = Field(1.0, ge=0, le=1)
     """λ: 0 is uniform, 1 the weights as they are."""
     target_ess: float | None = Field(None, gt=0, le=1)
