@@ -14,9 +14,11 @@ from typing import Any, Self
 from mlops_tasks.config.kubernetes import Profile, Toleration
 
 _UNITS: Mapping[str, Decimal] = {
-    "": Decimal(1), "m": Decimal("0.001"), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
-    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
-}  # fmt: skip
+    **{
+        unit: Decimal(1000) ** power for power, unit in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)
+    },
+    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)},
+}
 _GPU = "nvidia.com/gpu"
 _KINDS_OF_INSTANCE = {
     "karpenter.k8s.aws/instance-category": re.compile(r"g|gr|p"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
 
 from mlops_tasks.config.kubernetes import Profile
-from mlops_tasks.placement import Place
+from mlops_tasks.placement import Place, quantity
 
 GPU: dict[str, Any] = {"image": "i", "requests": {"cpu": "6", "memory": "24Gi", "nvidia.com/gpu": "1"}}
 TOLERANT: dict[str, Any] = {**GPU, "tolerations": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]}
@@ -120,3 +121,14 @@ def test_a_node_pool_makes_a_node_for_pods_or_says_why_not(
 ) -> None:
     found = Place.of_pool(one, Profile.model_validate(profile))
     assert (found.refusal, found.is_sure) == (refusal, is_sure)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("7", "7"), ("1.5k", "1500"), ("2M", "2e6"), ("3G", "3e9"), ("4T", "4e12"), ("1P", "1e15"), ("2E", "2e18"), ("1E3", "1000"), ("1e3", "1000"),
+        ("100m", "0.1"), ("500u", "0.0005"), ("7n", "0.000000007"), ("1Ki", "1024"), ("1Gi", "1073741824"), ("5Pi", "5629499534213120"), ("1Ei", "1152921504606846976"),
+    ],
+)  # fmt: skip
+def test_every_unit_of_kubernetes_is_read(text: str, number: str) -> None:
+    assert quantity(text) == Decimal(number)
