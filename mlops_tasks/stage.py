@@ -691,9 +691,10 @@ def runs(environment: Environment, *, recipe: str | None = None) -> Iterator[Run
     top = f"runs/{environment.deployment}"
     prefixes = [f"{top}/{dag}/{name}" for dag in store.children(top) for name in store.children(f"{top}/{dag}")]
     trees = zip(prefixes, store.read_jsons([f"{prefix}/spec.json" for prefix in prefixes]), strict=True)
-    planned = [(tree["created"], prefix, tree) for prefix, tree in trees if tree is not None]
+    # A spec of another version may lack any field.
+    planned = [(tree.get("created", ""), prefix, tree) for prefix, tree in trees if tree is not None]
     for _, prefix, tree in sorted(planned, key=lambda one: one[:2], reverse=True):
-        if recipe is None or tree["recipe"]["name"] == recipe:
+        if recipe is None or tree.get("recipe", {}).get("name") == recipe:
             try:
                 yield Run.of(store, environment, prefix, tree)
             except UserError as error:

@@ -300,6 +300,21 @@ def test_runs_come_newest_first(environment: Environment, stages: ModuleType) ->
     assert [run.name for run in stage.runs(environment)] == ["toy/a", "toy/b", "toy/c"]
 
 
+def test_a_spec_of_another_version_is_told_and_passed_over(
+    environment: Environment, stages: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    planned(environment, stages)
+    for name, lost in (("undated", "created"), ("empty", "recipe")):
+        tree = stages.spec().model_dump(mode="json")
+        del tree[lost]
+        Store.of(environment).create_json(f"{Run.prefix_of(environment, 'toy', name)}/spec.json", tree)
+    assert [run.name for run in stage.runs(environment)] == ["toy/one"]
+    assert [record.message.partition(" was written by")[0].rpartition("/toy/")[2] for record in caplog.records] == [
+        "empty/spec.json", "undated/spec.json",
+    ]  # fmt: skip
+    assert [run.name for run in stage.runs(environment, recipe="toy")] == ["toy/one"]
+
+
 WRITES = {"open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir"}
 
 

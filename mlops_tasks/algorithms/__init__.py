@@ -265,7 +265,9 @@ def planned(environment: Environment) -> Iterator[Cells]:
     store, top = Store.of(environment), f"runs/{environment.deployment}"
     prefixes = [f"{top}/{dag}/{run}" for dag in store.children(top) for run in store.children(f"{top}/{dag}")]
     trees = store.read_jsons([f"{prefix}/{FILE}" for prefix in prefixes])
-    there = [(tree["created"], prefix) for prefix, tree in zip(prefixes, trees, strict=True) if tree is not None]
+    there = [
+        (tree.get("created", ""), prefix) for prefix, tree in zip(prefixes, trees, strict=True) if tree is not None
+    ]
     for _, prefix in sorted(there, reverse=True):
         try:
             yield Cells.open(environment, prefix)

@@ -15,8 +15,10 @@ from mlops_tasks import algorithms
 from mlops_tasks.__main__ import main
 from mlops_tasks.algorithms import Cells
 from mlops_tasks.algorithms.findings import PURPOSES, Findings, Result
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.housekeeping import Collector
+from mlops_tasks.store import Store
 from mlops_tasks.tracking import connection
 
 RECIPE = {
@@ -153,6 +155,15 @@ def test_a_second_comparison_computes_nothing_and_is_the_same_run(place: Path, c
     assert len(list(algorithms.planned(cells.environment))) == 1
     assert outcomes(cells)["run"] == 0
     assert "no difference" in text
+
+
+def test_a_comparison_of_another_version_is_told_and_passed_over(
+    environment: Environment, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = f"runs/{environment.deployment}/wmtp_comparison/old/{algorithms.FILE}"
+    Store.of(environment).create_json(place, {"cells": []})
+    assert list(algorithms.planned(environment)) == []
+    assert f"{place} was written by a version with other settings" in caplog.text
 
 
 def test_a_cell_is_gone_on_with_where_the_comparison_was_killed(place: Path, cells: Cells) -> None:
