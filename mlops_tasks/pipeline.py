@@ -739,11 +739,15 @@ def why(environment: Environment, spec: Spec, name: str) -> list[str]:
     """Lines that say which parts of a task's key changed since the last run that had a result of it.
 
     Raises:
-        UserError: no such task, or one without a key.
+        UserError: no such task, one without a key, or none of a run with this spec.
     """
     task = task_named(name)
     if not isinstance(task.run, Stage):
         raise UserError(f"{name} is an action: it has no key and always runs.")
+    there = {one.id: one for one, _ in places(spec)}
+    if name not in there:
+        asked = ", ".join(one.id for one in there.values() if isinstance(one.run, Stage))
+        raise UserError(f"{name} is no task of a run with this spec, and `why` looks ahead at one. Ask about {asked}.")
     last = next((artifact for run in runtime.runs(environment) if (artifact := _result_of(run, name))), None)
     forecasts = list(preview(environment, spec))
     now = next(one for one in forecasts if one.task == name and one.index == 0)

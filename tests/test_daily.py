@@ -230,6 +230,7 @@ def test_verify_ends_with_65_where_something_is_broken(tmp_path: Path) -> None:
             "There is no task 'trian'. The tasks are plan, pull_data",
         ),
         (("why", "report", "--recipe", "{place}/recipe.yaml"), "is an action: it has no key"),
+        (("why", "select", "--recipe", "{place}/recipe.yaml"), "select is no task of a run with this spec"),
     ],
 )
 def test_a_users_mistake_ends_with_64_and_says_what_to_do(
