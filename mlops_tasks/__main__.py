@@ -130,13 +130,9 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 def _task_commands() -> dict[str, str]:
     commands: dict[str, str] = {}
     for task in pipeline.every().values():
-        name = _command_of(task)
-        commands[name] = f"run one task of the {'stage' if isinstance(task.run, stage.Stage) else 'action'} {name}"
+        kind = "stage" if isinstance(task.run, stage.Stage) else "action"
+        commands[task.verb] = f"run one task of the {kind} {task.verb}"
     return commands
-
-
-def _command_of(task: stage.Task) -> str:
-    return task.run.name if isinstance(task.run, stage.Stage) else task.id
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
@@ -240,8 +236,8 @@ def _prefix_of(spec: str, environment: Environment) -> str:
 def _run_task(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
     run = Run.open(environment, _prefix_of(options.spec, environment))
     task = pipeline.task_named(options.task)
-    if options.command != _command_of(task):
-        raise UserError(f"The task {task.id} is run by `wmtp {_command_of(task)}`, not by `wmtp {options.command}`.")
+    if options.command != task.verb:
+        raise UserError(f"The task {task.id} is run by `wmtp {task.verb}`, not by `wmtp {options.command}`.")
     if os.environ.get("JOB_COMPLETION_INDEX", "0") == "0":
         stage.execute(run, task, options.index, tasks=pipeline.every(), expect_key=options.expect_key)
         return

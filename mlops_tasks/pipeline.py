@@ -697,12 +697,11 @@ def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> F
         return Forecast(task.id, index, "run", seconds, cost, *found)
     if decision.outcome in ("hit", "skipped"):
         artifact = decision.artifact
-        name = task.run.name if isinstance(task.run, Stage) else task.id
         run.point(
             Pointer(
                 task=task.id,
                 index=index,
-                stage=name,
+                stage=task.verb,
                 outcome=decision.outcome,
                 seconds=0.0,
                 key=decision.key if artifact else None,

@@ -188,6 +188,11 @@ class Task:
     labels: Callable[[Spec], Mapping[str, str]] = lambda spec: {}
     """Facts for whoever watches, in no key."""
 
+    @property
+    def verb(self) -> str:
+        """What it does: the stage's name, or the action's own; the command of `wmtp` that runs it."""
+        return self.run.name if isinstance(self.run, Stage) else self.id
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -430,7 +435,7 @@ def execute(
             Pointer(
                 task=task.id,
                 index=index,
-                stage=task.id,
+                stage=task.verb,
                 outcome="done",
                 seconds=time.monotonic() - started,
                 detail=detail,
@@ -486,13 +491,12 @@ def settle(
     run: Run, task: Task, index: int, decision: Decision, artifact: Artifact | None, *, seconds: float
 ) -> Pointer:
     """Record the end of a stage: a hit, a result, or that there was nothing to do."""
-    stage = task.run.name if isinstance(task.run, Stage) else task.id
     log.info("%s[%d]: %s %s in %.1f s", task.id, index, decision.outcome, artifact.uri if artifact else "", seconds)
     return run.point(
         Pointer(
             task=task.id,
             index=index,
-            stage=stage,
+            stage=task.verb,
             outcome=decision.outcome,
             seconds=round(seconds, 3),
             key=decision.key if artifact else None,

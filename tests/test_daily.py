@@ -57,8 +57,8 @@ def day(place: Path, name: str, *overrides: str) -> Run:
     run = Run.open(environment, prefix)
     for task in pipeline.TASKS.values():
         for index in range(run.spec.fan_out.get(task.id, 1)):
-            name = task.run.name if isinstance(task.run, stage.Stage) else task.id
-            assert wmtp(place, name, "--spec", spec, "--task", task.id, "--index", str(index))[0] == 0, (task.id, index)
+            done = wmtp(place, task.verb, "--spec", spec, "--task", task.id, "--index", str(index))
+            assert done[0] == 0, (task.id, index)
     return run
 
 

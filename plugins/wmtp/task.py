@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, A
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import DataError, Interrupted, Pruned, Unavailable, UserError
-from mlops_tasks.stage import Decision, Pointer, Run, Stage, Task
+from mlops_tasks.stage import Decision, Pointer, Run, Task
 from wmtp.champion import tell_decay, tell_promotion
 from wmtp.links import LINKS, links_of
 
@@ -123,8 +123,7 @@ class StageTask:
         Args:
             environment_file: where it lies for whoever runs the command; None: where it lies here.
         """
-        name = task.run.name if isinstance(task.run, Stage) else task.id
-        arguments = [name, f"--env={environment_file or self.environment_file}"]
+        arguments = [task.verb, f"--env={environment_file or self.environment_file}"]
         arguments += [f"--spec={run.store.uri}/{run.prefix}/spec.json", f"--task={task.id}", f"--index={self.index}"]
         return arguments + ([f"--expect-key={decision.key}"] if decision.components else [])
 
