@@ -15,7 +15,7 @@ The same on a terminal: `wmtp tune run`, and `wmtp tune status`.
 from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, chain
-from wmtp import DEFAULTS, environment, limits, params, stage
+from wmtp import DEFAULTS, LongPolicy, environment, limits, params, stage
 
 with DAG(
     "wmtp_tune",
@@ -47,13 +47,15 @@ with DAG(
         "search",
         index=range(environment().tune.num_workers),
         execution_timeout=timedelta(days=2),
-        retries=50,  # each costs a trial's start at most; parameters that kill workers are given up by the study itself
+        retries=LongPolicy.RETRIES,  # each costs a trial's start at most
+        retry_policy=LongPolicy(survives_kills=True),  # the study itself gives parameters up that kill workers
         doc_md="A worker: takes trials until none is left.",
     )
     select = stage(
         "select",
         execution_timeout=timedelta(days=1),
-        retries=50,  # each costs a training's start at most: those that ended are hits
+        retries=LongPolicy.RETRIES,  # each costs a training's start at most: those that ended are hits
+        retry_policy=LongPolicy(),
         trigger_rule="all_done",  # the others do a lost worker's trials; what is not done `select` finds out
         doc_md="Holds the best recipe against this one.",
     )

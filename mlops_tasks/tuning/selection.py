@@ -19,7 +19,7 @@ from mlops_tasks.algorithms.inference import Estimate, over_seeds, over_seeds_an
 from mlops_tasks.config.loading import changed
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.space import Objective
-from mlops_tasks.errors import DataError, Unavailable
+from mlops_tasks.errors import DataError, UserError
 from mlops_tasks.stage import Attempt, Run, Spec
 from mlops_tasks.tuning.adoption import RECIPE
 from mlops_tasks.tuning.cell import Cell
@@ -42,7 +42,8 @@ def select(attempt: Attempt) -> dict[str, Any]:
     """Find the best trial, hold it against the recipe as it is, and write both the recipe and the evidence.
 
     Raises:
-        Unavailable: trials are not done, or the database is away.
+        UserError: trials are not done, and no worker is left that would do them.
+        Unavailable: the database is away.
         DataError: no trial was trained to its end.
     """
     recipe = Recipe.model_validate(attempt.config["recipe"])
@@ -86,7 +87,7 @@ def _run_of(attempt: Attempt, recipe: Recipe) -> Run:
 def _require_done(study: Study, slots: Mapping[int, FrozenTrial]) -> None:
     open_slots = [str(slot) for slot in range(study.tuning.num_trials) if not is_done(slots.get(slot))]
     if open_slots:
-        raise Unavailable(
+        raise UserError(
             f"{len(open_slots)} of the {study.tuning.num_trials} trials of {study.name} are not done: {', '.join(open_slots[:10])}. Clear the "
             "task `search`: its workers take them."
         )

@@ -29,7 +29,7 @@ from mlops_tasks import lease, stage
 from mlops_tasks.config.loading import changed, value_of
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.space import HyperbandPruner, MedianPruner, Objective, Tuning
-from mlops_tasks.errors import FAULTS_OF_RECIPE, Pruned, Unavailable, Unfit, UserError, WmtpError
+from mlops_tasks.errors import FAULTS_OF_RECIPE, DataError, Pruned, Unavailable, Unfit, UserError, WmtpError
 from mlops_tasks.pipeline import STUDY, every
 from mlops_tasks.stage import Run, artifact_prefix
 from mlops_tasks.tuning import NAME, key_begun, runs
@@ -46,6 +46,7 @@ from mlops_tasks.tuning.trials import (
     STEPS,
     WHY,
     WORKER,
+    num_failed,
     num_lost,
     row,
     standing,
@@ -310,9 +311,16 @@ def _carry_out(study: Study, trial: optuna.Trial) -> None:
         )
         return
     except BaseException as error:
+        number = 0
         with suppress(WmtpError), _database():
             trial.set_user_attr(WHY, f"{type(error).__name__}: {error}"[:_LONGEST_WHY])
             _tell(study, trial, state="FAIL")
+            number = num_failed(study.trials(), trial.user_attrs)
+        if number >= MOST_LOST and _is_unknown(error):
+            raise DataError(
+                f"Slot {trial.user_attrs[SLOT]} of {study.name} has failed {number} times with {trial.user_attrs[CHANGES]}, the last time: "
+                f"{type(error).__name__}: {error}. Mend that, or take these values out of tuning.space, and clear the task: the study goes on."
+            ) from error
         raise
     with _database():
         _tell(
@@ -330,6 +338,11 @@ def _carry_out(study: Study, trial: optuna.Trial) -> None:
     )
     log.info("slot %d: %s in %.1f s; %d are left", slot, words, time.monotonic() - started, left)
     _note(study, slot)
+
+
+def _is_unknown(error: BaseException) -> bool:
+    """Whether whoever started this process would start it again, and nothing says that this may help."""
+    return isinstance(error, Exception) and getattr(error, "exit_code", WmtpError.exit_code) == WmtpError.exit_code
 
 
 def _note(study: Study, slot: int) -> None:

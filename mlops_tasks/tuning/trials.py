@@ -5,7 +5,7 @@ Owns the names of what is kept beside what Optuna keeps, which trial stands in a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SLOT, CHANGES, WORKER, WHY, STEPS, NUM_STEPS, CELL = "slot", "changes", "worker", "why", "steps", "num_steps", "cell"
 """What is kept of a trial beside what Optuna keeps."""
 MOST_LOST = 3
-"""Workers, or pods that it asks for, that one set of parameters may take with it."""
+"""Workers, or pods that it asks for, that one set of parameters may take with it; as often it may fail in one way."""
 DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
     "pass_at_1": "maximize",
     "validation_loss": "minimize",
@@ -42,13 +42,23 @@ def standing(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
 
 def num_lost(trials: Iterable[FrozenTrial], last: FrozenTrial) -> int:
     """How many workers were lost in a trial's slot with its parameters; one that ended by itself has said why."""
-    return sum(
-        one.state.name == "FAIL"
-        and WHY not in one.user_attrs
-        and CHANGES in one.user_attrs
-        and (one.user_attrs.get(SLOT), one.user_attrs[CHANGES]) == (last.user_attrs[SLOT], last.user_attrs.get(CHANGES))
-        for one in trials
-    )
+    return sum(WHY not in one.user_attrs for one in _failed_alike(trials, last.user_attrs))
+
+
+def num_failed(trials: Iterable[FrozenTrial], last: Mapping[str, Any]) -> int:
+    """How many trials have failed in a trial's slot with its parameters, and by an error of the same class.
+
+    Args:
+        last: what is kept of that trial beside what Optuna keeps.
+    """
+    kind = last[WHY].partition(":")[0]
+    return sum(one.user_attrs.get(WHY, "").partition(":")[0] == kind for one in _failed_alike(trials, last))
+
+
+def _failed_alike(trials: Iterable[FrozenTrial], last: Mapping[str, Any]) -> Iterator[FrozenTrial]:
+    failed = (one for one in trials if one.state.name == "FAIL" and CHANGES in one.user_attrs)
+    point = (last[SLOT], last.get(CHANGES))
+    return (one for one in failed if (one.user_attrs.get(SLOT), one.user_attrs[CHANGES]) == point)
 
 
 def towards(objective: Objective, nats: float) -> float:

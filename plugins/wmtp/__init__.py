@@ -24,11 +24,12 @@ from wmtp.approval import AutomaticApproval, PersonApproval
 from wmtp.champion import CHAMPIONS
 from wmtp.local import LocalCleaning, LocalComparisonPlan, LocalPlan, LocalRollback, LocalStage
 from wmtp.notices import News, callbacks, news_of_promotion, news_of_rollback
-from wmtp.task import DEFAULTS
+from wmtp.task import DEFAULTS, LongPolicy
 from wmtp.trigger import CHECKOUT, Cleaning, Contest, Rollback, Trigger
 
 __all__ = [
     "DEFAULTS",
+    "LongPolicy",
     "approval",
     "cleaning",
     "cleaning_params",

@@ -13,12 +13,12 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
 
-from airflow.sdk import Context, ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import Context, ExceptionRetryPolicy, RetryAction, RetryDecision, RetryPolicy, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 
 from mlops_tasks import pipeline, stage
 from mlops_tasks.config.loading import load_environment
-from mlops_tasks.errors import DataError, Interrupted, Pruned, Unavailable, UserError
+from mlops_tasks.errors import DataError, Interrupted, Killed, Pruned, Unavailable, UserError
 from mlops_tasks.stage import Decision, Pointer, Run, Task
 from wmtp.champion import tell_decay, tell_promotion
 from wmtp.links import LINKS, links_of
@@ -39,6 +39,36 @@ RETRY_POLICY = ExceptionRetryPolicy(
         RetryRule(KeyboardInterrupt, RetryAction.FAIL, reason="stopped from the keyboard"),
     ]
 )
+
+
+class LongPolicy(RetryPolicy):
+    """Of a task with `RETRIES`, since it may be preempted often; what may come again each time has `MOST_TRIES` alone.
+
+    Args:
+        survives_kills: False where a process that is killed is among the latter.
+    """
+
+    RETRIES, MOST_TRIES = 50, 5
+
+    def __init__(self, *, survives_kills: bool = False) -> None:
+        self._survives_kills = survives_kills
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        """What it means that the try of this number has failed."""
+        if self._survives_kills and isinstance(exception, Killed):
+            return RetryDecision.retry(reason="it takes something else up in the end")
+        decision = RETRY_POLICY.evaluate(exception, try_number, max_tries, context)
+        # Who clears a task gives it all its tries anew, and only the greatest number says so.
+        number = try_number - max(0, max_tries - self.RETRIES)
+        if decision.action is RetryAction.DEFAULT and number >= self.MOST_TRIES:
+            return RetryDecision.fail(
+                f"{type(exception).__name__} may come again each time, and this was try {number}: from try {self.MOST_TRIES} on it is final. Mend what "
+                "it says and clear the task; what it has finished is a hit."
+            )
+        return decision
+
 
 DEFAULTS: dict[str, Any] = {
     "owner": "wmtp",

@@ -18,13 +18,13 @@ from airflow.sdk import RetryAction
 from wmtp import params
 from wmtp.local import LocalPlan, LocalStage
 from wmtp.process import Story
-from wmtp.task import RETRY_POLICY
+from wmtp.task import RETRY_POLICY, LongPolicy
 from wmtp.trigger import CHECKOUT, Trigger
 
 from mlops_tasks import errors, pipeline
 from mlops_tasks.__main__ import _parser
 from mlops_tasks.config.loading import load_environment, load_recipe
-from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Pruned, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import BY_EXIT_CODE, DataError, Interrupted, Killed, Pruned, Unavailable, UserError, WmtpError
 from mlops_tasks.stage import Decision, Run, Spec
 from mlops_tasks.store import Store
 
@@ -189,6 +189,25 @@ def test_every_error_class_has_its_rule() -> None:
     assert decision(KeyboardInterrupt()) == (RetryAction.FAIL, None)
     assert decision(WmtpError()) == decision(ValueError()) == (RetryAction.DEFAULT, None)
     assert set(errors.BY_EXIT_CODE.values()) == {UserError, DataError, Unavailable, Interrupted, Pruned}
+
+
+def test_what_may_come_again_each_time_ends_a_task_with_many_tries_soon() -> None:
+    def tries(policy: LongPolicy, error: BaseException, *, cleared_at: int = 0) -> int:
+        """Of fifty, how many it has when all end so."""
+        most = cleared_at + 50
+        ends = [policy.evaluate(error, cleared_at + number, most).action is RetryAction.FAIL for number in range(1, 51)]
+        return ends.index(True) + 1 if True in ends else 50
+
+    for error in (WmtpError(), ValueError(), Killed()):
+        assert tries(LongPolicy(), error) == tries(LongPolicy(), error, cleared_at=7) == 5
+    assert tries(LongPolicy(survives_kills=True), WmtpError()) == 5
+    assert tries(LongPolicy(survives_kills=True), Killed()) == 50
+    assert tries(LongPolicy(), Interrupted()) == tries(LongPolicy(), Unavailable()) == 50
+    assert tries(LongPolicy(), UserError()) == tries(LongPolicy(), DataError()) == 1
+    told = LongPolicy().evaluate(ValueError(), 7, 50).reason or ""
+    assert told.startswith(
+        "ValueError may come again each time, and this was try 7: from try 5 on it is final. Mend what"
+    )
 
 
 def test_the_policy_survives_the_way_to_the_scheduler() -> None:

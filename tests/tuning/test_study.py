@@ -24,7 +24,7 @@ from mlops_tasks import pipeline, stage
 from mlops_tasks.__main__ import main
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.config.space import MedianPruner
-from mlops_tasks.errors import Killed, OutOfMemory, Unavailable, UserError, WmtpError
+from mlops_tasks.errors import DataError, Killed, OutOfMemory, Unavailable, UserError, WmtpError
 from mlops_tasks.housekeeping import Collector
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact
@@ -375,6 +375,43 @@ def test_too_little_memory_ends_a_slot_wherever_that_was_but_not_the_recipes_own
     _carry_out(study, second)
     assert {slot: trial.state.name for slot, trial in study.slots().items()} == {0: "WAITING", 1: "PRUNED"}
     assert study.slots()[1].user_attrs["why"] == f"{kind.__name__}: pod x was OOMKilled"
+
+
+def test_a_bug_that_the_same_parameters_find_three_times_ends_the_worker_for_good(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study.of(planned(place, "bug", "tuning.num_trials=2"))
+    fails(monkeypatch, RuntimeError("shapes differ"))
+    ended = []
+    for _ in range(5):  # a slot after the other
+        trial = study.next_trial()
+        assert trial is not None
+        with pytest.raises((RuntimeError, DataError)) as caught:
+            _carry_out(study, trial)
+        ended.append((trial.user_attrs["slot"], type(caught.value).__name__))
+    assert ended == [(slot, "RuntimeError") for slot in (0, 1, 0, 1)] + [(0, "DataError")]
+    assert re.fullmatch(
+        r"Slot 0 of tiny-\w+ has failed 3 times with \{.*'train\.num_heads': 2.*\}, the last time: RuntimeError: shapes differ\. Mend that, "
+        r"or take these values out of tuning\.space, and clear the task: the study goes on\.",
+        str(caught.value),
+    )
+
+    fails(monkeypatch, Unavailable("the store does not answer"))
+    for _ in range(6):
+        trial = study.next_trial()
+        assert trial is not None
+        with pytest.raises(Unavailable):
+            _carry_out(study, trial)
+
+
+def test_select_without_all_trials_says_what_to_clear(place: Path) -> None:
+    run = planned(place, "half", "tuning.num_trials=2")
+    for task, index in pipeline.places(run.spec):
+        if task.id == "search":
+            break
+        stage.execute(run, task, index, tasks=pipeline.every())
+    with pytest.raises(UserError, match=r"2 of the 2 trials of tiny-\w+ are not done: 0, 1\. Clear the task `search`"):
+        stage.execute(run, pipeline.STUDY["select"], tasks=pipeline.every())
 
 
 @pytest.mark.parametrize(
