@@ -88,6 +88,7 @@ class Referee:
         self._error: BaseException | None = None
         self._sandbox: Sandbox | None = None
         self._is_all_there = False
+        self._is_abandoned = False
         self._thread = threading.Thread(target=self._work, name="referee", daemon=True)
 
     def __enter__(self) -> Self:
@@ -96,8 +97,10 @@ class Referee:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._sandbox is not None:
-            self._sandbox.close()  # nobody wants the programs any more
+        if error is not None:  # nobody wants the programs any more
+            self._is_abandoned = True
+            if self._sandbox is not None:
+                self._sandbox.close()
         if self._thread.ident is not None:
             self._asked.put(None)
             self._thread.join()
@@ -140,6 +143,8 @@ class Referee:
         try:
             with Sandbox(self._num_workers, unsafe=self._unsafe) as sandbox:
                 self._sandbox = sandbox
+                if self._is_abandoned:  # while it started, when there was nothing to close yet
+                    return
                 self._protections, self._allowances = sandbox.protections, sandbox.allowances
                 limits = self._limits(_run_references(sandbox, list(self._problems.values())))
                 while texts := self._waiting():

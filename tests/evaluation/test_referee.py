@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -95,6 +96,32 @@ def test_a_referee_that_is_asked_nothing_starts_nothing(monkeypatch: pytest.Monk
     before = threading.active_count()
     with referee(script("a")):
         assert threading.active_count() == before
+
+
+def test_a_writer_that_fails_while_the_sandbox_starts_has_nothing_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Sequence[Program]] = []
+    really_enter = Sandbox.__enter__
+    judge = referee(script("a"))
+
+    def enter(self: Sandbox) -> Sandbox:
+        while judge._asked.qsize() < 2:  # the program, and that the writer has left
+            time.sleep(0.01)
+        return really_enter(self)
+
+    def run(self: Sandbox, programs: Sequence[Program], **how: Any) -> list[Outcome]:
+        ran.append(programs)
+        return []
+
+    def write() -> None:
+        with judge:
+            judge.submit("a", SUM)
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Sandbox, "__enter__", enter)
+    monkeypatch.setattr(Sandbox, "run", run)
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert not judge._thread.is_alive() and ran == []
 
 
 def test_a_writer_that_fails_does_not_wait_for_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
