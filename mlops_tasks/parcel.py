@@ -12,6 +12,7 @@ done, so both stand in a file that is written anew. Who does that and commits wh
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import json
 import logging
@@ -20,7 +21,6 @@ import shutil
 import sys
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -192,12 +192,20 @@ def _ask(request: urllib.request.Request, to: Path | None = None) -> None:
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER) as reply:
             if to is not None:
-                with to.open("wb") as file:
-                    shutil.copyfileobj(reply, file)
-    except (urllib.error.URLError, OSError) as error:
+                _receive(reply, to)
+    except (http.client.HTTPException, OSError) as error:
         # The address is as good as a password while it is valid.
         where = request.full_url.partition("?")[0]
         raise Unavailable(f"{request.get_method()} {where} failed: {error}. Run the task again.") from None
+
+
+def _receive(reply: http.client.HTTPResponse, to: Path) -> None:
+    with to.open("wb") as file:
+        shutil.copyfileobj(reply, file)
+    # http.client says nothing of an end that comes too early, where a reply is read piece by piece.
+    length, size = reply.headers["Content-Length"], to.stat().st_size
+    if length is not None and size != int(length):
+        raise ConnectionError(f"it ended after {size} of {length} bytes")
 
 
 def _unpack(source: Path, folder: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socketserver
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +114,7 @@ def test_a_result_that_is_none_or_would_write_elsewhere_is_refused(tmp_path: Pat
 class Far:
     """The other end: a process without credentials, and the file with the addresses that it is given."""
 
-    def __init__(self, folder: Path, bucket: S3Backend, function: str) -> None:
+    def __init__(self, folder: Path, bucket: S3Backend | None, function: str) -> None:
         self.addresses, self._bucket = folder / "addresses.json", bucket
         here = Path(__file__)
         self._variables = {
@@ -123,6 +127,7 @@ class Far:
 
     def write(self, *, seconds: float, target_seconds: float | None = None) -> None:
         """Sign both, and put them where the process reads them, as a kubelet does: at once."""
+        assert self._bucket is not None
         target = self._bucket.signed("p/back.tar", "put_object", seconds=target_seconds or seconds)
         source = self._bucket.signed("p/there.tar", "get_object", seconds=seconds)
         (new := self.addresses.with_suffix(".new")).write_text(parcel.addresses(source=source, target=target))
@@ -172,6 +177,47 @@ def test_a_process_that_fails_by_its_settings_tells_how(tmp_path: Path, bucket: 
     assert parcel.failure(back, 64) is UserError, "its word does not go with the exit code"
     with pytest.raises(DataError, match=r"tells of no error .* See the log of the process"):
         parcel.failure(tmp_path / "there.tar", 65)
+
+
+@contextmanager
+def answering(reply: bytes) -> Iterator[str]:
+    """The address of a server that sends these bytes, whatever it is asked, and hangs up."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline() not in (b"\r\n", b""):
+                pass
+            self.wfile.write(reply)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/there.tar?Signature=secret"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (OK + b"Content-Length: 1000\r\n\r\n" + bytes(100), "it ended after 100 of 1000 bytes"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n" + bytes(100), "IncompleteRead"),
+        (b"nonsense\r\n\r\n", "nonsense"),
+    ],
+)
+def test_a_download_that_broke_off_can_be_tried_again(reply: bytes, told: str, tmp_path: Path) -> None:
+    with answering(reply) as source:
+        far = Far(tmp_path, None, "shouts")
+        far.addresses.write_text(parcel.addresses(source=source, target=source))
+        said, _ = (done := far.start()).communicate()
+    assert done.returncode == 75, said
+    assert f"GET {source.partition('?')[0]} failed: " in said and told in said
+    assert "Signature=" not in said and "Traceback" not in said
 
 
 def dawdles(attempt: Attempt) -> dict[str, Any]:
