@@ -64,6 +64,7 @@ def _run(recipe: str, log: Path) -> tuple[int, str]:
             # Airflow has the signal too and ends the task. Left alone it would then go through all later tasks, a second each.
             screen.show(process.stdout, until="[DAG TEST] end task")
             process.send_signal(signal.SIGINT)
+            copy.writelines(process.stdout)  # unread, its last words may fill the pipe, and it would never end
             process.wait()
             return 130, "Stopped. What was done is kept, and `make demo` goes on from there."
     return process.wait(), f"The whole log is {log}.\n{screen.last_error}"

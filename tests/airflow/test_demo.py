@@ -9,7 +9,9 @@ import re
 import shutil
 import signal
 import sqlite3
-from contextlib import closing
+import subprocess
+import sys
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +46,42 @@ def test_ctrl_c_ends_everything_and_the_next_run_goes_on_from_there(toys: Toys) 
     assert sorted(re.findall(r"(\S+): starts", second)) == sorted(["plan", *left, "report[0]"]), "a hit starts nothing"
     assert "score[0]: skipped" in second and "report[0]: done" in second
     assert "Traceback" not in second and "{" not in second, "only what is worth a line"
+
+
+# Ends its task at the first Ctrl-C, and says so until the second one, at which it has more to say than a pipe holds.
+TALKATIVE = """#!{python}
+import json, signal
+CTRL_C = {{signal.SIGINT}}
+def say(text):
+    print(json.dumps(dict(timestamp="2026-01-01T00:00:00Z", event=text, logger="mlops_tasks")), flush=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, CTRL_C)
+say("begun")
+signal.sigwait(CTRL_C)
+while signal.sigtimedwait(CTRL_C, 0.1) is None:
+    say("[DAG TEST] end task")
+print("words\\n" * 50_000, end="", flush=True)
+"""
+
+
+def test_ctrl_c_ends_an_airflow_that_has_much_to_say_at_its_end(tmp_path: Path) -> None:
+    (tmp_path / "airflow").write_text(TALKATIVE.format(python=sys.executable))
+    (tmp_path / "airflow").chmod(0o755)
+    run = (
+        "import pathlib, sys; from scripts import airflow_home, demo; airflow_home.BIN = pathlib.Path(sys.argv[1]); "
+        "sys.exit(demo._run('x', airflow_home.BIN / 'log')[0])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", run, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None and "begun" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert (tmp_path / "log").read_text().count("words\n") == 50_000
 
 
 def specs_of(toys: Toys, stage: str) -> set[str]:
