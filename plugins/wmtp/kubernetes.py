@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -192,16 +192,21 @@ class JobStage(PodStage, KubernetesJobOperator):
     def _is_done(self, name: str, watch: Watch) -> bool:
         job = self._present(name)
         found = self.client.list_namespaced_pod(self.namespace, label_selector=f"job-name={name}").items
-        watch.look(found)
+        ended = _ended_how(job)
+        watch.look(found, unmade="" if ended else self._why_unmade(job, found))
         if job.spec.suspend:
             watch.tell(self._why_held(job))
-        elif not found:
-            watch.tell(pods.last_warning(self.client, job) or "no pod has been made yet")
-        ended = _ended_how(job)
         if ended is not None and ended.type == "Failed":
             watch.refuse_failures(found)
             raise WmtpError(f"{self.label}: Job {name} failed ({ended.reason}): {ended.message}")
         return ended is not None
+
+    def _why_unmade(self, job: k8s.V1Job, found: Sequence[k8s.V1Pod]) -> str:
+        """Why a Job that is not held back has not all its pods, such as for want of room in a quota; empty: it has."""
+        number, wanted = sum(pod.status.phase != "Failed" for pod in found), job.spec.parallelism
+        if job.spec.suspend or number >= wanted:
+            return ""
+        return pods.last_warning(self.client, job) or f"{wanted - number} of {wanted} pods are not made yet"
 
     def _remove(self, name: str) -> None:
         self.job_client.delete_namespaced_job(

@@ -195,8 +195,11 @@ class Watch:
     _told: str = ""
     _waits_since: float | None = None
 
-    def look(self, pods: Sequence[k8s.V1Pod]) -> None:
+    def look(self, pods: Sequence[k8s.V1Pod], *, unmade: str = "") -> None:
         """Pass on what the first pod says and why others wait.
+
+        Args:
+            unmade: why there are fewer pods than there should be; empty where there are not.
 
         Raises:
             WmtpError: one of them failed, and not because it was interrupted; with the first such failure.
@@ -205,7 +208,8 @@ class Watch:
         for pod in pods:
             if _index(pod) == 0:
                 self._listen(pod)
-        self._wait(pods)
+        reasons = [reason for pod in pods if (reason := self._why(pod))]
+        self._wait([*([unmade] if unmade else []), *reasons])
         self.refuse_failures(pods, is_interruption_one=False)
 
     def refuse_failures(self, pods: Sequence[k8s.V1Pod], *, is_interruption_one: bool = True) -> None:
@@ -239,8 +243,7 @@ class Watch:
             log.info("%s waits: %s", self.label, text)
         self._told = text
 
-    def _wait(self, pods: Sequence[k8s.V1Pod]) -> None:
-        reasons = [reason for pod in pods if (reason := self._why(pod))]
+    def _wait(self, reasons: Sequence[str]) -> None:
         if not reasons:
             self._waits_since = None
             return

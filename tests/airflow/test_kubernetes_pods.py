@@ -219,6 +219,15 @@ def test_a_job_beyond_the_quota_waits_with_the_reason_and_goes_on_when_there_is_
     assert said(caplog) == ["there"]
 
 
+def test_a_job_beyond_the_quota_gives_up_after_its_time(shell: Shell, rig: Rig) -> None:
+    shell.change("kubernetes.profiles.gpu.start_seconds", 3)
+    with (
+        no_more_pods(rig),
+        pytest.raises(Unavailable, match=r"has waited 3 s .* could not start: FailedCreate: .*exceeded quota: none"),
+    ):
+        shell.run("Job", "true")
+
+
 # What it says.
 
 

@@ -470,6 +470,38 @@ def test_to_wait_in_a_queue_is_not_to_wait_for_a_node() -> None:
         watch.look([held])
 
 
+def test_a_job_waits_for_room_in_a_quota_as_long_as_a_pod_for_a_node() -> None:
+    """For one of its two pods there is room."""
+    operator = JobStage(task_id="train", environment_file=str(EKS))
+    job = k8s.V1Job(
+        metadata=k8s.V1ObjectMeta(name="j", namespace="n", uid="0"),
+        spec=k8s.V1JobSpec(template=k8s.V1PodTemplateSpec(), parallelism=2),
+        status=k8s.V1JobStatus(),
+    )
+    quota = SimpleNamespace(reason="FailedCreate", message="exceeded quota: gpus", last_timestamp=None, event_time="1")
+    there = [pod("Succeeded", state=terminated(0))]
+    operator.__dict__["job_client"] = SimpleNamespace(read_namespaced_job=lambda *given, **more: job)
+    operator.__dict__["client"] = SimpleNamespace(
+        list_namespaced_pod=lambda *given, **more: SimpleNamespace(items=there),
+        list_namespaced_event=lambda *given, **more: SimpleNamespace(items=[quota]),
+        read_namespaced_pod_log=lambda *given, **more: SimpleNamespace(data=b""),
+    )
+    watch = pods.Watch(operator.client, namespace="n", label="train[0]", start_seconds=0.0)
+    assert not operator._is_done("j", watch)
+    with pytest.raises(
+        Unavailable, match=r"train\[0\] has waited 0 s .* could not start: FailedCreate: exceeded quota: gpus"
+    ):
+        operator._is_done("j", watch)
+
+    there.append(pod("Running"))
+    for _ in range(2):
+        assert not operator._is_done("j", watch)
+    there[:] = []
+    job.status.conditions = [k8s.V1JobCondition(type="Complete", status="True")]
+    for _ in range(2):
+        assert operator._is_done("j", watch), "its pods were removed since"
+
+
 def test_why_kueue_holds_a_job_back_is_told() -> None:
     owner = [{"uid": "mine"}]
     conditions = [
