@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -116,18 +116,38 @@ def _tell(options: argparse.Namespace, environment: Environment, servers: dict[s
     _wait_for(f"{airflow}/api/v2/monitor/health", servers["airflow"])
     if "mlflow" in servers:
         _wait_for(f"{mlflow}/health", servers["mlflow"])
-    print(f"Airflow  {airflow}/dags/wmtp_daily  no password: everyone on this machine is its admin")
+    print(f"Airflow  {_first_page(airflow, servers['airflow'])}  no password: everyone on this machine is its admin")
     print(f"MLflow   {mlflow if 'mlflow' in servers else environment.mlflow_uri}")
     print("Ctrl-C ends both.", flush=True)
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None and _answer(url) is None:
+        time.sleep(0.5)
+
+
+def _first_page(airflow: str, server: subprocess.Popen[bytes]) -> str:
+    """The page of the daily run once its DAG is known: one that is opened earlier says 404 for ever.
+
+    Where the DAG's file is broken it is Airflow's first page, which says so.
+    """
     while server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (OSError, urllib.error.URLError):
-            time.sleep(0.5)
+        if _answer(f"{airflow}/api/v2/dags/wmtp_daily") is not None:
+            return f"{airflow}/dags/wmtp_daily"
+        broken = json.loads(_answer(f"{airflow}/api/v2/importErrors") or b"{}").get("import_errors", [])
+        if any("wmtp_daily" in error["filename"] for error in broken):
+            break
+        time.sleep(0.5)
+    return airflow
+
+
+def _answer(url: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            found: bytes = reply.read()
+            return found
+    except OSError:
+        return None
 
 
 def _end(servers: list[subprocess.Popen[bytes]]) -> None:

@@ -51,6 +51,9 @@ class Place:
             "AIRFLOW_HOME": str(self.home),
             "WMTP_AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # A machine that does much else reads a DAG file slowly; its error would be taken for one of the DAG.
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
             "WMTP_ENVIRONMENT": str(self.environment_file),
             "OMP_NUM_THREADS": "1",
         }
@@ -87,7 +90,7 @@ class Place:
             preexec_fn=heed_ctrl_c,  # noqa: PLW1509  it only sets a flag of the kernel
         )
 
-    def wait_until(self, is_so: Callable[[], object], *, seconds: float = 300) -> None:
+    def wait_until(self, is_so: Callable[[], object], *, seconds: float = 900) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < deadline, f"not so after {seconds} s"

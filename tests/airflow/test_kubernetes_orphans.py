@@ -86,7 +86,7 @@ def airflow(shared_toys: Toys, s3_server: S3Server) -> Iterator[Airflow]:
                 next(process.stdout)
             url = f"http://127.0.0.1:{port}"
             token = request(f"{url}/auth/token")["access_token"]
-            toys.wait_until(lambda: is_known(url, token))
+            toys.wait_until(lambda: is_known(url, token, "wmtp_daily"))
             started = Airflow(toys, rig, process, url, token)
             request(f"{url}/{DAG}?update_mask=is_paused", method="PATCH", body={"is_paused": False}, token=token)
             try:

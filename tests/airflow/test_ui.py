@@ -53,7 +53,7 @@ def test_a_run_is_triggered_over_the_rest_api_with_changed_params(place: Place, 
         assert f"http://127.0.0.1:{ports[1]}" in said[2]
         token = request(f"{airflow}/auth/token")["access_token"]
 
-        place.wait_until(lambda: is_known(airflow, token))
+        place.wait_until(lambda: is_known(airflow, token, "wmtp_daily"))
         form = request(f"{airflow}/{DAG}/details", token=token)["params"]
         assert form["overrides"]["schema"]["type"] == "array" and form["recipe"]["description"]
         with pytest.raises(urllib.error.HTTPError, match="400"):
@@ -76,8 +76,9 @@ def test_a_run_is_triggered_over_the_rest_api_with_changed_params(place: Place, 
     assert place.processes() == []
 
 
-def is_known(airflow: str, token: str) -> bool:
-    return bool(request(f"{airflow}/api/v2/dags", token=token)["dags"])
+def is_known(airflow: str, token: str, dag: str) -> bool:
+    """Whether its file has been read: one file is read after the other."""
+    return dag in {one["dag_id"] for one in request(f"{airflow}/api/v2/dags", token=token)["dags"]}
 
 
 def trigger(airflow: str, token: str, run: str, conf: dict[str, Any]) -> Any:

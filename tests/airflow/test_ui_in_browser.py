@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from nights import STRONG, WEAK, Night
-from test_ui import free_port
+from test_ui import free_port, is_known, request
 
 from mlops_tasks.config.loading import load_environment
 from scripts import browser, screenshots
@@ -32,13 +32,25 @@ class Pages:
     tab: Page
     airflow: str
     mlflow: str
-    store: Path
+    toys: Toys
 
     def task(self, dag: str, run: str, task: str) -> dict[str, Any]:
         """What Airflow says of a task."""
         answer = self.tab.request.get(f"{self.airflow}/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task}")
         found: dict[str, Any] = answer.json()
         return found
+
+    @property
+    def log(self) -> str:
+        return (self.toys.home / "airflow.log").read_text()
+
+    def wait_for_its_end(self, dag: str, run: str, task: str) -> None:
+        """Until the scheduler has heard that the process of a task that asks has ended.
+
+        Where it hears of that after the answer, Airflow 3.3 takes the task for a failed one, forgets the answer and asks anew.
+        """
+        said = f"TaskInstance Finished: dag_id={dag}, task_id={task}, run_id={run},"
+        self.toys.wait_until(lambda: said in self.log)
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +69,28 @@ def pages(shared_toys: Toys, checkout: str) -> Iterator[Pages]:
     with subprocess.Popen(
         [sys.executable, "-m", "scripts.ui", *ports],
         cwd=checkout,
-        env=shared_toys.variables,
+        env={**shared_toys.variables, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
     ) as ui:
         assert ui.stdout is not None
         assert airflow in [next(ui.stdout) for _ in range(4)][1]
+        token = request(f"{airflow}/auth/token")["access_token"]
+        for dag in ("wmtp_daily", "approval"):
+            shared_toys.wait_until(partial(is_known, airflow, token, dag))
         with browser.chromium() as chromium:
             tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
             tab.set_default_timeout(120_000)
-            yield Pages(tab, airflow, mlflow, shared_toys.folder / "store")
+            yield Pages(tab, airflow, mlflow, shared_toys)
         ui.send_signal(signal.SIGINT)
         assert ui.wait(200) == 0
+
+
+@pytest.fixture(autouse=True)
+def last_words(pages: Pages) -> Iterator[None]:
+    """What the page and Airflow's log said at the end, which pytest shows of a test that has failed."""
+    yield
+    print(pages.tab.url, *pages.tab.locator("body").all_inner_texts(), *pages.log.splitlines()[-60:], sep="\n")
 
 
 def test_a_run_is_triggered_by_hand_watched_to_success_and_leads_to_its_report(pages: Pages) -> None:
@@ -86,7 +108,7 @@ def test_a_run_is_triggered_by_hand_watched_to_success_and_leads_to_its_report(p
     policy = answer.header_value("content-security-policy")
     assert policy is not None and policy.startswith("default-src 'none'")
 
-    spec = json.loads((pages.store / "runs/toys/wmtp_daily/by_hand/train.json").read_text())
+    spec = json.loads((pages.toys.folder / "store/runs/toys/wmtp_daily/by_hand/train.json").read_text())
     answer = tab.goto(f"{airflow}/wmtp/train/{spec['key']}/manifest.json")
     assert answer is not None and answer.json()["key"] == spec["key"]
     for missing in (f"train/{'0' * 64}/manifest.json", "runs/toys/wmtp_daily/by_hand/spec.json"):
@@ -109,6 +131,7 @@ def test_a_person_reads_the_card_and_decides_whether_the_candidate_is_promoted(
     assert "better holds: pass@1 is 75.0% against 25.0% of the base model on 40 problems" in text
     cells = tab.get_by_role("row", name="gate this model").get_by_role("cell").all_inner_texts()
     assert cells[:5] == ["gate", "this model", "40", "0.750", "0.598 to 0.858"]
+    pages.wait_for_its_end("approval", run, "approve")
     screenshots.answer_question(tab, answer)
     screenshots.wait_for_success(tab, airflow, "approval", run, seconds=300)
     states = {task: pages.task("approval", run, task)["state"] for task in ("approve", "promote", "report")}
