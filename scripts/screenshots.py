@@ -148,6 +148,7 @@ def airflow(chromium: Browser, url: str, images: Path, *, is_asked: bool) -> lis
     if is_asked:
         open_question(tab, url, "wmtp_daily", run, "approve")
         take("approval")
+        tab.wait_for_timeout(20_000)  # an answer in the first seconds may be lost (docs/operations.md)
         answer_question(tab, "Approve")
     wait_for_success(tab, url, "wmtp_daily", run)
     take("run")
