@@ -246,7 +246,7 @@ def f(x):
 
 
 def test_the_clock_s_limit_follows_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = os.cpu_count() or 1
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     assert wall_limit(3.0) == 12.0
     monkeypatch.setattr(os, "getloadavg", lambda: (5.0 * cores, 0.0, 0.0))
@@ -297,10 +297,11 @@ def test_a_worker_that_is_killed_takes_its_program_along_and_is_an_error() -> No
 def test_a_nursery_that_is_killed_ends_its_program_and_not_the_judging() -> None:
     with Sandbox(num_workers=1) as running:
         deadline = time.monotonic() + 60
+        worker = running._workers[0]._process.pid
+        assert run(running, RIGHT).passed
+        nursery = below(worker)[-1]
 
         def kill() -> None:
-            worker = running._workers[0]._process.pid
-            nursery = below(worker)[-1]
             tree_at_work(worker, deadline)
             os.kill(nursery, signal.SIGKILL)
 
