@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +148,10 @@ def test_a_server_that_is_down_costs_one_warning_and_no_time(
         started = time.monotonic()
         for step in range(3000):  # three times as many as the queue holds
             logger.log(step, {"loss": 1.0})
-        assert time.monotonic() - started < 0.5
-        time.sleep(0.3)  # several attempts
+        assert time.monotonic() - started < 5
+        wait_until(lambda: caplog.records)
         closing = time.monotonic()
-    assert time.monotonic() - closing < 2
+    assert time.monotonic() - closing < 10
     assert len(caplog.records) == 1
     assert "curves do not reach MLflow" in caplog.text
 
@@ -160,7 +161,7 @@ def test_a_server_that_is_down_is_told_within_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"does not answer.*mlflow_uri"), connection(environment):
         pass
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
 
 
 def test_complete_adds_what_is_missing_and_only_that(local: Environment, train: Artifact) -> None:
@@ -299,6 +300,13 @@ def test_what_a_killed_process_left_of_a_database_goes_and_what_another_makes_no
 def test_importing_tracking_does_not_import_mlflow() -> None:
     code = "import sys, mlops_tasks.tracking, mlops_tasks.registry; assert not {'mlflow', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -68,7 +68,7 @@ def servers() -> Iterator[Heard]:
         def log_message(self, *_: object) -> None:
             pass
 
-    mail = Controller(heard, hostname="127.0.0.1", port=heard.smtp_port)
+    mail = Controller(heard, hostname="127.0.0.1", port=heard.smtp_port, ready_timeout=60)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         heard.http_port = http.server_port
         threading.Thread(target=http.serve_forever, daemon=True).start()
@@ -84,7 +84,13 @@ def heard(servers: Heard, monkeypatch: pytest.MonkeyPatch) -> Heard:
     servers.mails.clear()
     servers.posts.clear()
     host = f"http://127.0.0.1:{servers.http_port}"
-    plain = {"disable_ssl": True, "disable_tls": True, "from_email": "wmtp@example.org", "timeout": 2, "retry_limit": 1}
+    plain = {
+        "disable_ssl": True,
+        "disable_tls": True,
+        "from_email": "wmtp@example.org",
+        "timeout": 30,
+        "retry_limit": 1,
+    }
     connections: dict[str, dict[str, Any]] = {
         "MAIL": {"conn_type": "smtp", "host": "127.0.0.1", "port": servers.smtp_port, "extra": plain},
         "SLACK": {"conn_type": "slackwebhook", "host": host, "password": "T0/B0/secret"},
@@ -225,7 +231,7 @@ def test_only_what_was_asked_for_is_told(monday: Night, heard: Heard) -> None:
 def test_one_who_cannot_be_reached_fails_neither_the_task_nor_the_others(
     monday: Night, heard: Heard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(notices, "SECONDS", 5.0)
+    monkeypatch.setattr(notices, "SECONDS", 30.0)
     gone = {"conn_type": "smtp", "host": "127.0.0.1", "port": free_port(), "extra": {"retry_limit": 1, "timeout": 1}}
     monkeypatch.setenv("AIRFLOW_CONN_GONE", json.dumps(gone))
     monday.run(STRONG, WEAK)
@@ -267,19 +273,19 @@ def test_an_address_or_a_token_with_a_space_is_not_shown(body: str) -> None:
 def test_one_who_never_answers_is_given_up_on(
     monday: Night, heard: Heard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(notices, "SECONDS", 0.2)
+    monkeypatch.setattr(notices, "SECONDS", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         mute = {
             "conn_type": "smtp",
             "host": "127.0.0.1",
             "port": silent.getsockname()[1],
-            "extra": {"disable_ssl": True, "timeout": 5, "retry_limit": 0},
+            "extra": {"disable_ssl": True, "timeout": 30, "retry_limit": 0},
         }
         monkeypatch.setenv("AIRFLOW_CONN_MUTE", json.dumps(mute))
         monday.run(STRONG, WEAK)
         server = ended(monday, "promote", [MAIL | {"connection": "mute"}, HOOK])
     assert server.told["state"] == "success" and len(heard.posts) == 1
-    assert "no answer in 0.2 s; given up." in caplog.text
+    assert "no answer in 2 s; given up." in caplog.text
 
 
 def test_links_are_what_people_can_open_from_a_mail(
