@@ -321,7 +321,7 @@ def test_registry_that_is_down_is_reported_within_seconds(monday: Night) -> None
     started = time.monotonic()
     with pytest.raises(Unavailable, match="does not answer"):
         promote(down)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow
