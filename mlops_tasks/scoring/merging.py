@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops_tasks.data.problems import read_problems
+from mlops_tasks.data.problems import natural_order, read_problems
 from mlops_tasks.errors import DataError
 from mlops_tasks.scoring.gate import VERDICT_FILE, Verdict
 from mlops_tasks.scoring.scorers import ScoreRow, read_scores, write_scores
@@ -30,7 +30,7 @@ def score(attempt: Attempt) -> dict[str, Any]:
     """
     shards = [artifact for name, artifact in attempt.inputs.items() if name.startswith("shard")]
     tables = [read_scores(shard.path("scores.parquet")) for shard in shards]
-    too_long = sorted((problem_id for shard in shards for problem_id in shard.metrics["too_long"]), key=int)
+    too_long = sorted((id for shard in shards for id in shard.metrics["too_long"]), key=natural_order)
     _require_each_once(attempt.inputs["data"], [*too_long, *(problem_id for table in tables for problem_id in table)])
     rows = {problem_id: row for table in tables for problem_id, row in table.items()}
     write_scores(attempt.folder / "scores.parquet", rows)
@@ -49,7 +49,7 @@ def _require_each_once(data: Artifact, found: Iterable[str]) -> None:
     counts = Counter(found)
     for fault, ids in (("missing from", wanted - counts), ("there twice, or unknown to the data, in", counts - wanted)):
         if ids:
-            shown = ", ".join(sorted(ids, key=int)[:5])
+            shown = ", ".join(sorted(ids, key=natural_order)[:5])
             raise DataError(
                 f"{len(ids)} training problems of {data.uri} are {fault} the shards, the first are {shown}. "
                 "Run all tasks of score_shard again."
@@ -64,7 +64,7 @@ def _critics_verdict(attempt: Attempt, rows: Collection[ScoreRow]) -> dict[str, 
     verdict = Verdict.read(attempt.inputs["critic"].path(VERDICT_FILE))
     is_used, words = verdict.is_used(min_gain), verdict.in_words(min_gain)
     log.log(logging.INFO if is_used else logging.WARNING, "%s", words)
-    num_weighed = sum(row.score is not None and bool(row.score.any()) for row in rows)
+    num_weighed = sum(row.is_scored for row in rows)
     return {
         "critic_is_used": is_used,
         "critic_verdict": words,

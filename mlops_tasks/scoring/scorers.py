@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlops_tasks.data.problems import natural_order
 from mlops_tasks.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ class ScoreRow:
     base_nats: npt.NDArray[np.float32] | None = None
     """Static rho-1: the base model's."""
     score: npt.NDArray[np.float32] | None = None
-    """Placebos: the score itself."""
+    """Placebos and critic: the score itself."""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether some token is scored: of a critic's rows those that it has read, for it scores all others 0."""
+        return self.score is not None and bool(self.score.any())
 
 
 NOISE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2.5e-3}
@@ -114,7 +120,7 @@ def generator_of(seed: int, problem_id: str) -> np.random.Generator:
 
 def write_scores(path: Path, rows: Mapping[str, ScoreRow]) -> None:
     """Write a table, in order of id; the same rows give the same bytes."""
-    ids = sorted(rows, key=int)
+    ids = sorted(rows, key=natural_order)
     ordered = [rows[problem_id] for problem_id in ids]
     columns = [_column([getattr(row, field.name) for row in ordered], field.type) for field in list(_SCHEMA)[1:]]
     table = pa.Table.from_arrays([pa.array(ids, pa.string()), *columns], schema=_SCHEMA)

@@ -122,6 +122,11 @@ def test_the_order_of_rows_changes_no_byte(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_ids_that_are_no_numbers_are_ordered_by_the_numbers_in_them(tmp_path: Path) -> None:
+    write_scores(tmp_path / "scores.parquet", {name: row(3) for name in ("HumanEval/10", "HumanEval/9", "1_A. Sum")})
+    assert list(read_scores(tmp_path / "scores.parquet")) == ["1_A. Sum", "HumanEval/9", "HumanEval/10"]
+
+
 def test_an_empty_table_is_a_table(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores.parquet", {})
     assert read_scores(tmp_path / "scores.parquet") == {}
