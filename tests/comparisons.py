@@ -30,18 +30,19 @@ ASKED = {
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def seven_tokens() -> bytes:
+def table_of(**score_of: float) -> bytes:
+    """Of problems of three and of four tokens, each of which has one score."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scores.parquet")
         rows = {
-            str(length): ScoreRow(np.zeros(length, np.int32), np.ones(length, bool), score=np.ones(length, np.float32))
-            for length in (3, 4)
+            name: ScoreRow(np.zeros(length, np.int32), np.ones(length, bool), score=np.full(length, score, np.float32))
+            for length, (name, score) in enumerate(score_of.items(), start=3)
         }
         write_scores(path, rows)
         return path.read_bytes()
 
 
-SCORES = seven_tokens()
+SCORES = table_of(three=1, four=1)
 Solved = Callable[[Cell, int], bool]
 
 
@@ -50,6 +51,8 @@ class Stand:
     """A comparison in a store of its own, whose cells end as a test says."""
 
     cells: Cells
+    critics: Sequence[bytes] = ()
+    """By seed what a critic's table of scores is."""
 
     @classmethod
     def of(cls, folder: Path, *names: str, seeds: Sequence[int] = (0, 1, 2)) -> Stand:
@@ -83,6 +86,9 @@ class Stand:
                 run, "score", "score", f"score-{cell.name}", {}, {"data": data, "r": reference}, {"scores.parquet": SCORES}
             )  # fmt: skip
         learnt = {"batches_sha256": f"{cell.seed}" * 64, "steps": 4, "train_tokens": 1000, "num_skipped": 0}
+        if run.spec.recipe.scoring.scorer == "critic":
+            files = {"scores.parquet": self.critics[cell.seed]}
+            inputs["scores"] = self.made(run, "score", "score", f"score-{cell.name}", {}, dict(inputs), files)
         curve = [{"step": step, "validation_nats": nats + 4 - step} for step in range(5)]
         train = self.made(
             run, "train", "train", cell.name, {**learnt, "validation_nats_after": nats, **changed}, inputs,

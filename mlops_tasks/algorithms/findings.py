@@ -161,7 +161,10 @@ class Result:
 def _num_forwarded(scores: Artifact) -> int:
     scoring = scores.manifest["components"]["config"]["scoring"]
     num_models = _NUM_SCORING_MODELS.get(scoring["scorer"], 0) + int(scoring.get("mode") == "static")
-    return num_models * sum(len(row.token_ids) for row in read_scores(scores.path("scores.parquet")).values())
+    rows = read_scores(scores.path("scores.parquet")).values()
+    # A critic that is refused reads nothing, and another one only problems whose candidates differ in their rewards.
+    read = [row for row in rows if row.is_scored] if scoring["scorer"] == "critic" else rows
+    return num_models * sum(len(row.token_ids) for row in read)
 
 
 def _lineage(artifact: Artifact) -> Iterator[Artifact]:

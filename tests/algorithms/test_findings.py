@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from comparisons import ASKED, NUM_PROBLEMS, Stand, better, half, parquet
+from comparisons import ASKED, NUM_PROBLEMS, Stand, better, half, parquet, table_of
 
 from mlops_tasks.algorithms import Cell
 from mlops_tasks.algorithms.findings import Findings
@@ -147,6 +148,15 @@ def test_what_is_shared_is_charged_to_each_and_what_another_made_first_to_nobody
     assert [arm.num_scored_tokens for arm in findings.arms] == [0, 7, 14]
     # Data and base, one reference, two scores, three trainings with their evaluations.
     assert findings.spent / 3600 == 2 + 1 + 2 + 3 * 3
+
+
+def test_a_critic_has_read_the_problems_that_it_weighs_and_a_refused_one_none(tmp_path: Path) -> None:
+    stand = replace(
+        Stand.of(tmp_path, "uniform", "critic", seeds=[0, 1]),
+        critics=[table_of(three=0, four=0.5), table_of(three=0, four=0)],
+    )
+    critic = stand.ended(half).others[0]
+    assert [result.num_scored_tokens for result in critic.results] == [4, 0]
 
 
 def test_what_an_attempt_left_to_the_next_is_charged_and_what_it_lost_is_not(tmp_path: Path) -> None:
