@@ -9,7 +9,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -64,7 +64,7 @@ def _answer_all(listener: Listener, judgement: Judgement) -> None:
 def _answer(caller: Connection, judgement: Judgement) -> bool:
     try:
         told = caller.recv()
-    except EOFError:  # it was killed
+    except (EOFError, OSError):  # it was killed
         return True
     if told is None:
         return False
@@ -73,5 +73,6 @@ def _answer(caller: Connection, judgement: Judgement) -> bool:
     except WmtpError as error:
         goes_on = True
         log.warning("whether the training goes on cannot be asked now, so it does: %s", error)
-    caller.send(goes_on)
+    with suppress(OSError):  # it was killed while it waited
+        caller.send(goes_on)
     return True

@@ -139,11 +139,7 @@ def _believed(study: Study, changes: Mapping[str, Any]) -> dict[str, Any]:
     repeats = [_repeat(study, changes, objective, seed) for seed in _seeds(study)]
     found = estimated(objective, repeats)
     is_better = believes(found, study.tuning.confidence)
-    reason = (
-        f"{objective} of the best trial's recipe is better than the recipe's own by {found.value:+.4f} on average over {len(repeats)} seeds "
-        f"and {NEW[objective == 'validation_loss']}; by chance alone that happens with a probability of {one_sided(found):.2g}, and it is "
-        f"believed below {1 - study.tuning.confidence:.2g}: {'it is believed' if is_better else 'that may be chance'}."
-    )
+    reason = in_words(objective, found, num_seeds=len(repeats), confidence=study.tuning.confidence)
     log.info("%s", reason)
     interval = {"difference": found.value, "low": found.low, "high": found.high, "p_value": one_sided(found)}
     shown = [{name: one[name] for name in ("seed", "recipe", "best")} for one in repeats]
@@ -214,6 +210,21 @@ def one_sided(found: Estimate) -> float:
 def believes(found: Estimate, confidence: float) -> bool:
     """Whether a difference is better beyond chance."""
     return one_sided(found) < 1 - confidence
+
+
+def in_words(objective: Objective, found: Estimate, *, num_seeds: int, confidence: float) -> str:
+    """What learning again has shown, a sentence."""
+    measured = f"on average over {num_seeds} seeds and {NEW[objective == 'validation_loss']}"
+    if found.value <= 0:
+        against = (
+            f"worse than the recipe's own by {-found.value:.4f}" if found.value < 0 else "as good as the recipe's own"
+        )
+        return f"{objective} of the best trial's recipe is {against} {measured}, so it is not believed to be better."
+    return (
+        f"{objective} of the best trial's recipe is better than the recipe's own by {found.value:.4f} {measured}; by chance alone that happens with "
+        f"a probability of {one_sided(found):.2g}, and it is believed below {1 - confidence:.2g}: "
+        f"{'it is believed' if believes(found, confidence) else 'that may be chance'}."
+    )
 
 
 def _write(attempt: Attempt, study: Study, slots: Mapping[int, FrozenTrial], evidence: Mapping[str, Any]) -> None:

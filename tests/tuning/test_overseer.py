@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import threading
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,20 @@ def test_another_process_is_answered_too() -> None:
         process.join()
     assert process.exitcode == 0
     assert heard == [(2, 10, 1.75), (3, 10, 1.5)]
+
+
+@pytest.mark.timeout(60)
+def test_one_that_is_killed_while_it_waits_is_not_the_last_that_is_answered() -> None:
+    is_gone = threading.Event()
+
+    def judgement(step: int, num_steps: int, nats: float) -> bool:
+        return is_gone.wait() and step > 1
+
+    with listening(judgement) as line:
+        with Client(line.address, family="AF_UNIX") as killed:
+            killed.send((1, 10, 2.0))
+        is_gone.set()
+        assert line.goes_on(2, 10, 1.75)
 
 
 def test_a_training_goes_on_where_nobody_can_be_asked(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlops_tasks.config.loading import changed, load_recipe
-from mlops_tasks.tuning.selection import _beats, believes, differing, estimated, one_sided
+from mlops_tasks.tuning.selection import _beats, believes, differing, estimated, in_words, one_sided
 from mlops_tasks.tuning.trials import saved_share
 
 
@@ -27,6 +27,20 @@ def test_a_loss_is_judged_by_students_t_over_seeds() -> None:
 
 def test_equal_differences_say_nothing_of_chance() -> None:
     assert not believes(estimated("validation_loss", losses((2.0, 1.0), (2.0, 1.0), (2.0, 1.0))), 0.95)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        (((3.0, 2.0), (4.0, 2.0), (5.0, 2.0)), "is better than the recipe's own by 2.0000 on average over 3 seeds and"),
+        (((2.0, 3.0), (2.0, 4.0), (2.0, 5.0)), "is worse than the recipe's own by 2.0000 on average over 3 seeds and"),
+        (((2.0, 3.0), (2.0, 2.0), (2.0, 1.0)), "is as good as the recipe's own on average over 3 seeds and"),
+    ],
+)
+def test_a_recipe_that_turns_out_worse_is_said_to_be(pairs: tuple[tuple[float, float], ...], told: str) -> None:
+    words = in_words("validation_loss", estimated("validation_loss", losses(*pairs)), num_seeds=3, confidence=0.95)
+    assert words.startswith(f"validation_loss of the best trial's recipe {told}")
+    assert ("not believed" in words) == ("better than" not in words)
 
 
 def test_a_pass_rate_is_judged_over_problems_too() -> None:
