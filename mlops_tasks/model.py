@@ -138,10 +138,6 @@ class MtpModel(nn.Module):
         model.load_heads(file)
         return model.to(base.dtype)
 
-    def forward(self, input_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
-        """`hidden`, under the name that DistributedDataParallel calls."""
-        return self.hidden(input_ids_BS, position_ids_BS)
-
     def hidden(self, input_ids_BS: Tensor, position_ids_BS: Tensor) -> Tensor:
         """The trunk's output after its final norm.
 

@@ -93,7 +93,7 @@ def loss_of(
     chunk_rows: int = 7,
 ) -> MtpLoss:
     targets = targets_of(batch, model.num_heads)
-    hidden = model(batch.input_ids, batch.position_ids)
+    hidden = model.hidden(batch.input_ids, batch.position_ids)
     weights = torch.ones(batch.input_ids.shape, dtype=hidden.dtype) if weights_BS is None else weights_BS
     return mtp_loss(
         model,
@@ -201,7 +201,7 @@ def test_an_output_layer_that_is_used_twice_in_a_chunk_gets_both_gradients() -> 
     weights = torch.ones(batch.input_ids.shape, dtype=torch.float64)
     found = backward(model, loss_of(model, batch, weights_BS=weights).loss)
     weight = output_layer.weight.detach().clone().requires_grad_()
-    hidden, targets = model(batch.input_ids, batch.position_ids).detach().flatten(0, 1), targets_of(batch, 4)
+    hidden, targets = model.hidden(batch.input_ids, batch.position_ids).detach().flatten(0, 1), targets_of(batch, 4)
     total = torch.zeros((), dtype=torch.float64)
     for k in range(4):
         moved = hidden if k == 0 else hidden + model.heads[k - 1](hidden)
@@ -474,26 +474,28 @@ def process_group_of_one(folder: Path) -> Iterator[None]:
         destroy_process_group()
 
 
+class WithLoss(torch.nn.Module):
+    """Model and loss as one module, as a training wraps them."""
+
+    def __init__(self, model: MtpModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Texts) -> Tensor:
+        return loss_of(self.model, batch, num_targets_H=(targets_of(texts(), 4) != -100).sum((1, 2))).loss
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_each_parameter_is_ready_exactly_once_in_distributed_data_parallel(tied: bool, tmp_path: Path) -> None:
     plain = tiny(tied=tied)
     expected = backward(plain, loss_of(plain, texts()).loss)
     with process_group_of_one(tmp_path):
         # Without `find_unused_parameters`: twice ready raises at once, never ready raises at the next forward.
-        wrapped = DistributedDataParallel(tiny(tied=tied))
-        model: Any = wrapped.module
+        model = tiny(tied=tied)
+        wrapped = DistributedDataParallel(WithLoss(model))
         for batch in (texts(), without_targets(), texts()):
             model.zero_grad()
-            targets = targets_of(batch, 4)
-            mtp_loss(
-                model,
-                wrapped(batch.input_ids, batch.position_ids),
-                targets_HBS=targets,
-                weights_HBS=shifted_weights(torch.ones(batch.input_ids.shape), targets_HBS=targets),
-                balance_H=head_balance("decaying", 4),
-                num_targets_H=(targets_of(texts(), 4) != -100).sum((1, 2)),
-                chunk_rows=7,
-            ).loss.backward()  # type: ignore[no-untyped-call]
+            wrapped(batch).backward()
     assert_same(gradients(model), expected, tolerance=1e-6)
 
 
@@ -551,7 +553,7 @@ def test_bfloat16_autocast_is_near_float32_after_scores_were_taken_without_gradi
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         # As in training with dynamic scores: within one autocast, the output layer is used first without gradient.
-        hidden = model(batch.input_ids, batch.position_ids)
+        hidden = model.hidden(batch.input_ids, batch.position_ids)
         token_losses(model, hidden, targets_BS=targets_of(batch, 1)[0], chunk_rows=4)
         targets = targets_of(batch, 4)
         found = mtp_loss(
