@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from mlops_tasks.calibration import bin_sums
@@ -19,7 +18,7 @@ from mlops_tasks.dropout import dropouts_of
 from mlops_tasks.loss import at_tokens, head_balance, mtp_loss, shifted_weights, token_losses
 from mlops_tasks.model import MtpModel, States
 from mlops_tasks.scoring.scorers import excess
-from mlops_tasks.scoring.weights import batch_weights
+from mlops_tasks.scoring.weights import batch_weights, spread_sums
 
 
 class StepSums(NamedTuple):
@@ -29,7 +28,7 @@ class StepSums(NamedTuple):
     """Scalar with gradient."""
     head_nats_H: Tensor
     weight_sums: Tensor
-    """Σw, Σw² and Σw·log w over the targets of head 1."""
+    """`spread_sums` of the targets of head 1."""
 
 
 class WeightedLoss(nn.Module):
@@ -64,9 +63,7 @@ class WeightedLoss(nn.Module):
             num_targets_H=num_targets_H,
             chunk_rows=self.chunk_rows,
         )
-        one_BS = weights_HBS[0]
-        weight_sums = torch.stack([one_BS.sum(), one_BS.square().sum(), torch.xlogy(one_BS, one_BS).sum()])
-        return StepSums(found.loss, found.head_nats_H, weight_sums)
+        return StepSums(found.loss, found.head_nats_H, spread_sums(weights_HBS[0]))
 
     def probe(self, name: str) -> None:
         """`MtpModel.probe`, of a model that is spread too."""

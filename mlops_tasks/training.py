@@ -41,11 +41,13 @@ from mlops_tasks.parallel import Parallel
 from mlops_tasks.portrait import Portrait, copy_tokenizer
 from mlops_tasks.precision import LossScale
 from mlops_tasks.pretrained import load_model
+from mlops_tasks.scoring.weights import spread
 from mlops_tasks.stage import Attempt
 
 log = logging.getLogger(__name__)
 
 MAX_CURVE_POINTS = 500
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class Overseer(Protocol):
@@ -123,8 +125,11 @@ def _train_rank(attempt: Attempt, overseer: Overseer | None) -> dict[str, Any]:
     resources = attempt.environment.train
     try:
         return _Training(attempt, overseer).run()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = str(error).partition(". ")[0]
+    except (RuntimeError, MemoryError) as error:
+        told = _told_of_memory(error)
+        if told is None:
+            raise
+        reason = told
     # Outside of `except`, where the frames that hold the tensors are gone.
     gc.collect()
     if torch.cuda.is_available():
@@ -134,6 +139,14 @@ def _train_rank(attempt: Attempt, overseer: Overseer | None) -> dict[str, Any]:
         "train.micro_batch_rows, or train.loss_chunk_rows, in the environment file to less, train.recompute_activations to true, or "
         "train.parallelism to fsdp."
     )
+
+
+def _told_of_memory(error: RuntimeError | MemoryError) -> str | None:
+    """What an allocator said of the memory that it lacks; None: it is another error. Those of CPUs and of Apple's GPUs have no class of their own."""
+    sentences = str(error).split(". ")
+    lacking = [one for one in sentences if any(words in one for words in _OUT_OF_MEMORY)]
+    is_certain = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return next(iter(lacking), sentences[0] if is_certain else None)
 
 
 class _Training:
@@ -312,12 +325,9 @@ class _Training:
         train, progress = self.lesson.train, self.progress
         where = f"Step {progress.step + 1} of {self.corpus.num_steps}: the {fault}."
         if progress.num_skipped >= train.skip_bad_batches:
-            self.saver.wait()
-            kept = checkpoint.steps(self.attempt.store, self.attempt.prefix)
             raise NotFinite(
-                f"{where} {progress.num_skipped} of {train.skip_bad_batches} such steps were left out before, and the last checkpoint is "
-                f"{f'that of step {kept[-1]}' if kept else 'none'}. Lower train.learning_rate, look at these problems and their scores, or raise "
-                "train.skip_bad_batches."
+                f"{where} {progress.num_skipped} of {train.skip_bad_batches} such steps were left out before, and {self._last_checkpoint()}. "
+                "Lower train.learning_rate, look at these problems and their scores, or raise train.skip_bad_batches."
             )
         if self.is_first:
             log.warning("%s It is left out.", where)
@@ -327,13 +337,15 @@ class _Training:
         return {"step": progress.step, "num_skipped": progress.num_skipped}
 
     def _fault(self, micro_batches: Sequence[MicroBatch], sums: Sequence[StepSums], norm: float) -> str:
-        bad = [micro.problem_ids for micro, one in zip(micro_batches, sums, strict=True) if not one.loss.isfinite()]
-        by_rank = {number: ids for number, ids in enumerate(distributed.gather(bad)) if ids}
-        where = "; ".join(
-            f"on rank {number}, in micro-batches of the problems {', '.join(one for ids in all_ids for one in ids)}"
-            for number, all_ids in by_rank.items()
-        )
-        return f"loss is not finite {where}" if where else f"loss is finite but its gradient's norm is {norm}"
+        if where := _not_finite(micro_batches, [one.loss for one in sums]):
+            return f"loss is not finite {where}"
+        ids = ", ".join(example.problem_id for example in self.corpus.of_step(self.progress.step))
+        return f"loss is finite but its gradient's norm over all ranks is {norm}, in the step of the problems {ids}"
+
+    def _last_checkpoint(self) -> str:
+        self.saver.wait()
+        kept = checkpoint.steps(self.attempt.store, self.attempt.prefix)
+        return f"the last checkpoint is {f'that of step {kept[-1]}' if kept else 'none'}"
 
     def _after_step(self, line: Mapping[str, Any]) -> None:
         step, num_steps = self.progress.step, self.corpus.num_steps
@@ -351,8 +363,7 @@ class _Training:
         step, num_steps = self.progress.step, self.corpus.num_steps
         nats_H = self._validation_nats_H()
         nats = nats_H[0]
-        if nats is None or not math.isfinite(nats):
-            raise NotFinite(f"Step {step} of {num_steps}: the validation loss is {nats}. Lower train.learning_rate.")
+        assert nats is not None, "each example has a target of head 1"
         self._note({"step": step, "validation_nats": nats, "validation_head_nats": nats_H})
         if self.is_first:
             log.info("step %d of %d: validation %.4f nats a token", step, num_steps, nats)
@@ -383,13 +394,21 @@ class _Training:
     @torch.no_grad()
     def _validation_nats_H(self) -> list[float | None]:
         sums_2H = torch.zeros(2, self.lesson.train.num_heads, dtype=torch.float64)
+        by_micro = []
         for micro in self.validation:
             with self._autocast():
                 found = self.parallel.loss(
                     micro.to(self.device), torch.ones(self.lesson.train.num_heads, device=self.device)
                 )
-            sums_2H += torch.stack([found.head_nats_H.cpu(), micro.num_targets_H()])
-        return _means(*distributed.sum_over_ranks(sums_2H))
+            by_micro.append(found.head_nats_H.cpu())
+            sums_2H += torch.stack([by_micro[-1], micro.num_targets_H()])
+        total_2H = distributed.sum_over_ranks(sums_2H)
+        if not total_2H.isfinite().all():
+            raise NotFinite(
+                f"Step {self.progress.step} of {self.corpus.num_steps}: the validation loss is not finite {_not_finite(self.validation, by_micro)}, "
+                f"and {self._last_checkpoint()}. Lower train.learning_rate, or look at these problems."
+            )
+        return _means(*total_2H)
 
     def _note(self, line: Mapping[str, Any]) -> None:
         self.progress.curves.append(json.dumps(line, allow_nan=False))
@@ -524,6 +543,21 @@ def _require_learnable_heads(train: Train) -> None:
         )
 
 
+def _not_finite(micro_batches: Sequence[MicroBatch], nats: Sequence[Tensor]) -> str:
+    """On which ranks, and in which micro-batches, a loss is not finite; empty: nowhere. All ranks ask at one time."""
+    bad = [
+        id
+        for micro, one in zip(micro_batches, nats, strict=True)
+        if not one.isfinite().all()
+        for id in micro.problem_ids
+    ]
+    return "; ".join(
+        f"on rank {rank}, in micro-batches of the problems {', '.join(ids)}"
+        for rank, ids in enumerate(distributed.gather(bad))
+        if ids
+    )
+
+
 def _total(sums: Sequence[StepSums]) -> Tensor:
     """Loss, nats of each head and sums of weights of a step, over micro-batches and ranks: float64 on the CPU."""
     own = torch.stack([torch.cat([one.loss[None], one.head_nats_H, one.weight_sums]) for one in sums])
@@ -531,14 +565,12 @@ def _total(sums: Sequence[StepSums]) -> Tensor:
 
 
 def _step_metrics(total: Tensor, num_targets_H: Tensor) -> dict[str, Any]:
-    weights, squares, logs = total[-3:].tolist()
-    num = int(num_targets_H[0])
-    # Of p = w/Σw over all targets of the step: entropy is log Σw - Σ(w·log w)/Σw.
+    ess, entropy = spread(total[-3:], int(num_targets_H[0]))
     return {
         "loss": float(total[0]),
         "head_nats": _means(total[1:-3], num_targets_H),
-        "weight_ess": weights**2 / (num * squares),
-        "weight_entropy": (math.log(weights) - logs / weights) / math.log(num) if num > 1 else 1.0,
+        "weight_ess": ess,
+        "weight_entropy": entropy,
     }
 
 

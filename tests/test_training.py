@@ -44,7 +44,7 @@ from mlops_tasks.config.sources import Text
 from mlops_tasks.corpus import MicroBatch
 from mlops_tasks.data.problems import Problem, read_problems, write_problems
 from mlops_tasks.data.tokens import Example, Row, encode
-from mlops_tasks.errors import DataError, Interrupted, OutOfMemory, Unavailable, UserError
+from mlops_tasks.errors import DataError, Interrupted, NotFinite, OutOfMemory, Unavailable, UserError
 from mlops_tasks.loss import at_tokens, token_losses
 from mlops_tasks.model import MtpModel
 from mlops_tasks.objective import StepSums, WeightedLoss
@@ -934,6 +934,43 @@ def test_loss_that_is_not_finite_names_step_rank_and_problems(given: Given) -> N
     assert not (attempt.folder / "model").exists()
 
 
+def steep(micro: MicroBatch, found: StepSums) -> StepSums:
+    """The same loss; the root has no finite slope at zero."""
+    return found._replace(loss=found.loss + (found.loss - found.loss.detach()).sqrt())
+
+
+def test_gradient_that_is_not_finite_names_step_and_problems(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = given.attempt("steep", train={"batch_size": 2, "steps": 3, "num_heads": 1})
+    with (
+        changed_loss(monkeypatch, steep),
+        pytest.raises(
+            NotFinite,
+            match=r"Step 1 of 3: the loss is finite but its gradient's norm over all ranks is (inf|nan), in the step of the problems \d+, \d+\. "
+            r".*last checkpoint is none\.",
+        ),
+    ):
+        training.train(attempt)
+
+
+def test_validation_that_is_not_finite_names_step_rank_and_problems(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validation_broken(micro: MicroBatch, found: StepSums) -> StepSums:
+        is_hit = "22" in micro.problem_ids
+        return found._replace(head_nats_H=found.head_nats_H * math.nan) if is_hit else found
+
+    attempt = given.attempt("unsure", train={"steps": 3, "num_heads": 1}, resources={"micro_batch_rows": 1})
+    with (
+        changed_loss(monkeypatch, validation_broken),
+        pytest.raises(
+            NotFinite,
+            match=r"Step 0 of 3: the validation loss is not finite on rank 0, in micro-batches of the problems [\d, ]*22[\d, ]*, and the last "
+            r"checkpoint is none\.",
+        ),
+    ):
+        training.train(attempt)
+
+
 @contextmanager
 def changed_loss(monkeypatch: pytest.MonkeyPatch, change: Callable[[MicroBatch, StepSums], StepSums]) -> Iterator[None]:
     plain = WeightedLoss.forward
@@ -981,7 +1018,10 @@ def test_too_little_memory_halves_the_micro_batch_and_changes_no_step(
     given: Given, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def too_large(micro: MicroBatch, found: StepSums) -> StepSums:
-        if len(micro.targets_HBS[0]) > 2:
+        num_rows = len(micro.targets_HBS[0])
+        if num_rows > 4:
+            torch.empty(2**50)  # more than any address space
+        if num_rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return found
 
@@ -995,13 +1035,18 @@ def test_too_little_memory_halves_the_micro_batch_and_changes_no_step(
     with changed_loss(monkeypatch, too_large):
         with caplog.at_level(logging.WARNING):
             assert training.train(shrunk)["micro_batch_rows"] == 2
-        with pytest.raises(OutOfMemory, match=r"cannot hold a micro-batch of 8 rows.*Set train\.micro_batch_rows"):
+        with pytest.raises(
+            OutOfMemory,
+            match=r"^\w+: can't allocate memory: .*: cpu cannot hold a micro-batch of 8 rows.*Set train\.micro_batch_rows",
+        ):
             training.train(failing)
     assert "Goes on with micro-batches of 2 rows instead of 4" in caplog.text
     assert files(shrunk) == files(fitting)
 
     def always(micro: MicroBatch, found: StepSums) -> StepSums:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise RuntimeError(
+            "MPS backend out of memory (MPS allocated: 18.1 GB, max allowed: 18.13 GB). Tried to allocate 2 GB."
+        )
 
     with changed_loss(monkeypatch, always), pytest.raises(OutOfMemory, match="micro-batch of 1 rows"):
         training.train(hopeless)

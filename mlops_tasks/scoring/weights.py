@@ -75,18 +75,25 @@ def batch_weights(
     return weights_BS
 
 
-def effective_sample_size(weights_n: Tensor) -> float:
-    """(Σw)² / (n·Σw²): the share of equally weighted tokens that would tell as much; 1 if all are equal."""
-    weights_n = weights_n.double()
-    return float(weights_n.sum().square() / (weights_n.numel() * weights_n.square().sum()))
+def spread_sums(weights: Tensor) -> Tensor:
+    """Σw, Σw² and Σw·log w: what `spread` needs, and adds up over parts of the tokens. Where there is no target the weight is 0."""
+    return torch.stack([weights.sum(), weights.square().sum(), torch.xlogy(weights, weights).sum()])
 
 
-def entropy(weights_n: Tensor) -> float:
-    """Entropy of the weights as a distribution, as a share of its largest value, log n; 1 for one token."""
-    if weights_n.numel() == 1:
-        return 1.0
-    shares = weights_n.double() / weights_n.double().sum()
-    return float(-torch.xlogy(shares, shares).sum() / math.log(weights_n.numel()))
+def spread(sums: Tensor, num: int) -> tuple[float, float]:
+    """How even weights are, 1 if all are equal: effective sample size and entropy.
+
+    Args:
+        sums: from `spread_sums`.
+        num: n ≥ 1, targets.
+
+    Returns:
+        (Σw)² / (n·Σw²), the share of equally weighted tokens that would tell as much; and the entropy of w/Σw as a share of log n.
+    """
+    weights, squares, logs = sums.tolist()
+    # Of p = w/Σw entropy is log Σw - Σ(w·log w)/Σw.
+    entropy = (math.log(weights) - logs / weights) / math.log(num) if num > 1 else 1.0
+    return weights**2 / (num * squares), entropy
 
 
 def _weights(scores_GN: Tensor, is_filled_GN: Tensor, weighting: SoftWeights | SelectWeights) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlops_tasks.config.learning import SelectWeights, SoftWeights
-from mlops_tasks.scoring.weights import batch_weights, document_weights, effective_sample_size, entropy
+from mlops_tasks.scoring.weights import batch_weights, document_weights, spread, spread_sums
 
 SOFT = SoftWeights(kind="soft")
 SELECT = SelectWeights(kind="select")
@@ -90,6 +90,10 @@ def test_a_plain_clip_would_break_the_mean_and_the_projection_does_not() -> None
     weights = document_weights(scores, SoftWeights(kind="soft", boost=1))
     assert weights.mean().item() == pytest.approx(1, abs=1e-9)
     assert effective_sample_size(weights) == pytest.approx(0.50, abs=0.03)
+
+
+def effective_sample_size(weights: Tensor) -> float:
+    return spread(spread_sums(weights), len(weights))[0]
 
 
 def test_soft_weights_rise_with_the_score() -> None:
@@ -177,11 +181,17 @@ def test_target_ess_by_hand() -> None:
 
 
 def test_effective_sample_size_and_entropy_of_known_weights() -> None:
-    assert effective_sample_size(torch.ones(5)) == 1
-    assert effective_sample_size(torch.tensor([2.0, 2, 0, 0])) == 0.5
-    assert entropy(torch.ones(5)) == pytest.approx(1)
-    assert entropy(torch.tensor([2.0, 2, 0, 0])) == pytest.approx(0.5)
-    assert entropy(torch.tensor([3.0])) == 1
+    assert spread(spread_sums(torch.ones(5)), 5) == pytest.approx((1, 1))
+    # Half of the tokens count, and the entropy is log 2 of log 4.
+    assert spread(spread_sums(torch.tensor([2.0, 2, 0, 0])), 4) == pytest.approx((0.5, 0.5))
+    assert spread(spread_sums(torch.tensor([3.0])), 1) == (1, 1)
+
+
+def test_sums_of_the_spread_add_up_over_parts_of_the_tokens() -> None:
+    weights = torch.tensor([2.0, 1.5, 0.5, 0])
+    assert spread(spread_sums(weights[:1]) + spread_sums(weights[1:]), 4) == pytest.approx(
+        spread(spread_sums(weights), 4)
+    )
 
 
 @pytest.mark.parametrize("weighting", [SOFT, SELECT, SoftWeights(kind="soft", target_ess=0.8)])
