@@ -144,6 +144,15 @@ def test_a_part_of_an_evaluation_set_keeps_the_split_that_it_has_by_default() ->
     assert recipe.evaluation.report == EvaluationSet(split="test", limit=5)
 
 
+def test_what_weights_are_chosen_by_is_not_shown_either() -> None:
+    parts = ["evaluation.gate={split: test}", "evaluation.report={split: validation}"]
+    assert load_recipe(CONFIGS / "recipes/demo.yaml", parts).evaluation.report.split == "validation"
+    with pytest.raises(
+        UserError, match=r"train\.keep chooses .*evaluation\.report must not show them too: set evaluation\.report"
+    ):
+        load_recipe(CONFIGS / "recipes/demo.yaml", ["train.keep=best", *parts])
+
+
 def test_a_cross_fitted_reference_must_not_choose_by_the_gates_problems_either(tmp_path: Path) -> None:
     tree = BASE | {
         "scoring": {"scorer": "rho1", "reference": {"kind": "cross-fitted", "train": {"steps": 5, "patience": 2}}}

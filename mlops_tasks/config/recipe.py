@@ -45,13 +45,15 @@ class Recipe(Settings):
     """Where `wmtp_tune` looks for a better recipe; None: it does not. In no key of a daily run."""
 
     @model_validator(mode="after")
-    def _gate_of_its_own(self) -> Self:
+    def _measured_on_others_than_chosen_by(self) -> Self:
         chooser = next(self._choosers(), None)
-        if chooser and self.evaluation.gate.split == "validation":
-            raise ValueError(
-                f"{chooser} by the validation problems, so evaluation.gate must not decide on them too: "
-                "set evaluation.gate.split to test, and part it from evaluation.report with skip and limit"
-            )
+        for name, other, use in (("gate", "report", "decide on them"), ("report", "gate", "show them")):
+            part: EvaluationSet = getattr(self.evaluation, name)
+            if chooser and part.split == "validation":
+                raise ValueError(
+                    f"{chooser} by the validation problems, so evaluation.{name} must not {use} too: "
+                    f"set evaluation.{name}.split to test, and part it from evaluation.{other} with skip and limit"
+                )
         return self
 
     def _choosers(self) -> Iterator[str]:

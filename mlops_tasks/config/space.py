@@ -155,7 +155,7 @@ class Tuning(Settings):
     `pass_at_1` and `tokens_per_second`: a `validation_loss` is of all validation problems, then as before."""
     sampler: Tpe = Tpe()
     pruner: Pruner = NoPruner(kind="none")
-    """Which trainings end early, by their validation loss. Where another objective decides, `evaluation.gate` must be of other problems."""
+    """Which trainings end early, by their validation loss. Where another objective decides, `evaluation.gate` and `report` must be of other problems."""
     objectives: tuple[Objective, ...] = Field(("pass_at_1",), min_length=1, max_length=2)
     """What is looked for. With two, the trials that no other one beats in both are told, and the best of them by the first counts."""
     repeats: int = Field(3, ge=2, le=50)

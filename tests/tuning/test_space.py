@@ -80,9 +80,11 @@ def test_a_tuning_that_cannot_be_is_refused(tree: dict[str, Any], tuning: dict[s
         Recipe.model_validate(tree | {"tuning": tree["tuning"] | tuning})
 
 
-@pytest.mark.parametrize(("gate", "size"), [({"limit": 3}, 3), ({"skip": 6}, 2)])
-def test_problems_must_be_left_to_decide_by(tree: dict[str, Any], gate: dict[str, int], size: int) -> None:
-    tree["evaluation"] |= {"gate": {"split": "test", **gate}, "report": {"split": "validation"}}
+@pytest.mark.parametrize(("gate", "report", "size"), [({"limit": 3}, {"skip": 3}, 3), ({"skip": 6}, {"limit": 6}, 2)])
+def test_problems_must_be_left_to_decide_by(
+    tree: dict[str, Any], gate: dict[str, int], report: dict[str, int], size: int
+) -> None:
+    tree["evaluation"] |= {"gate": {"split": "test", **gate}, "report": {"split": "test", **report}}
     Recipe.model_validate(tree)  # a validation loss is of all validation problems
     tree["tuning"] |= {"objectives": ["pass_at_1"], "num_problems": 3}
     with pytest.raises(
