@@ -29,6 +29,7 @@ from typing import Any
 from mlops_tasks import lease, logs
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import FAULTS_OF_RECIPE, DataError, Unavailable, WmtpError, class_of
+from mlops_tasks.evaluation.confinement import landlock_version
 from mlops_tasks.keys import BUILD, require_build
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
@@ -154,6 +155,7 @@ def main() -> int:
     module, _, name = os.environ[FUNCTION].partition(":")
     # What the function starts need not know where they are.
     file = Path(os.environ.pop(ADDRESSES))
+    _warn_of_readers(file)
     with tempfile.TemporaryDirectory() as folder:
         there, back = Path(folder) / "there.tar", Path(folder) / "back.tar"
         try:
@@ -166,6 +168,16 @@ def main() -> int:
                 _tell(error, back, file)
             return error.exit_code
     return 0
+
+
+def _warn_of_readers(addresses: Path) -> None:
+    # `wmtp doctor` cannot know it of the nodes of a cluster.
+    if sys.platform == "linux" and not landlock_version():
+        log.warning(
+            "this kernel has no Landlock: a program that a model wrote can read %s and what was fetched by it, though it has no network to use it. Take "
+            "nodes and a runtime_class that have Landlock for this profile (docs/sandbox.md).",
+            addresses,
+        )
 
 
 def _tell(error: WmtpError, back: Path, addresses: Path) -> None:

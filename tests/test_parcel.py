@@ -21,6 +21,7 @@ from s3_server import BUCKET, S3Server
 from mlops_tasks import keys, parcel
 from mlops_tasks.config.environment import Environment, S3Access
 from mlops_tasks.errors import DataError, OutOfMemory, Unavailable, UserError
+from mlops_tasks.evaluation.confinement import landlock_version
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 from mlops_tasks.store.s3 import S3Backend
@@ -153,12 +154,25 @@ def test_a_process_with_two_signed_addresses_needs_no_credentials(tmp_path: Path
 
     said, _ = (done := far.start()).communicate()
     assert done.returncode == 0, said
+    assert ("this kernel has no Landlock" in said) is (landlock_version() == 0)
     assert parcel.unpack_result(bucket.local("p/back.tar", anew=True), attempt.folder)["workers"] == 3
 
     far.addresses.write_text(far.addresses.read_text().replace("there.tar", "other.tar"))
     said, _ = (refused := far.start()).communicate()
     assert refused.returncode == 75
     assert "HTTP Error 403" in said and "Signature=" not in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pods are Linux")
+@pytest.mark.parametrize("version", [0, 1])
+def test_without_landlock_the_process_warns_of_what_programs_can_read(
+    version: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parcel, "landlock_version", lambda: version)
+    parcel._warn_of_readers(Path("/etc/wmtp/addresses.json"))
+    told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(told) == (not version)
+    assert all("can read /etc/wmtp/addresses.json" in one and "docs/sandbox.md" in one for one in told)
 
 
 def outgrows(attempt: Attempt) -> dict[str, Any]:
