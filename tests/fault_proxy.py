@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 _PIECE = 2**16
+# Of one request; the client gives up after eight.
+_MOST_IN_A_ROW = 5
 
 KINDS = (
     "500",
@@ -101,7 +103,7 @@ class FaultProxy:
 
     server: tuple[str, int]
     rate: float
-    """Share of the requests that something happens to; may be changed at any time."""
+    """Share of the requests that something happens to, below 1 never to one too often in a row; may be changed at any time."""
     seed: int = 0
     kinds: Sequence[str] = KINDS
     done: Counter[str] = field(default_factory=Counter)
@@ -111,6 +113,7 @@ class FaultProxy:
         self._random = random.Random(self.seed)
         self._lock = threading.Lock()
         self._listings: dict[str, bytes] = {}
+        self._in_a_row: Counter[str] = Counter()
         self._clients: set[socket.socket] = set()
 
     @property
@@ -179,7 +182,8 @@ class FaultProxy:
     def _draw(self, request: _Request) -> str | None:
         with self._lock:
             self.done["requests"] += 1
-            if self._random.random() >= self.rate:
+            num_before = self._in_a_row.pop(request.line, 0)
+            if self._random.random() >= self.rate or (num_before >= _MOST_IN_A_ROW and self.rate < 1):
                 return None
             fault = self._random.choice(self.kinds)
             if fault == "cut_request" and not request.length:
@@ -187,6 +191,7 @@ class FaultProxy:
             if fault == "stale_list" and request.target not in self._listings:
                 return None
             self.done[fault] += 1
+            self._in_a_row[request.line] = num_before + 1
             return fault
 
     def _between(self, low: float, high: float) -> float:

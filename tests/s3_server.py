@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -136,15 +137,15 @@ class OldServer(BaseHTTPRequestHandler):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free, and whose partner 10000 higher, which SeaweedFS takes for itself, is free too."""
+    """Ports that are free, and whose partner 10000 higher, which SeaweedFS takes for itself, is free too.
+
+    They are below those that Linux gives to whoever asks for any, so that nobody is given one before the server has it.
+    """
     found: list[int] = []
     while len(found) < count:
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            if port + 10_000 > 65_535 or port in found:
-                port = port - 15_000 if port > 30_000 else port
-            with suppress(OSError):
-                other.bind(("127.0.0.1", port + 10_000))
-                found.append(port)
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        with suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            found += [port] if port not in found else []
     return found

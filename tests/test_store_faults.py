@@ -309,7 +309,7 @@ def test_a_server_that_is_always_busy_is_unavailable_in_bounded_time(
         ) as caught:
             ask()
         assert caught.value.exit_code == 75
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 60
 
 
 @pytest.mark.slow
@@ -322,7 +322,7 @@ def test_the_whole_waits_are_bounded(s3: S3Server, tmp_path: Path, monkeypatch: 
         with pytest.raises(Unavailable):
             backend_at(proxy.endpoint, tmp_path).read("a")
         assert proxy.done["503"] == s3_module.NUM_ATTEMPTS
-        assert time.monotonic() - started < 10  # botocore's waits after 503: 6.4 s at most; 71 s after SlowDown
+        assert time.monotonic() - started < 30  # botocore's waits after 503: 6.4 s at most; 71 s after SlowDown
 
 
 def test_nothing_that_listens_is_unavailable(s3: S3Server, tmp_path: Path) -> None:
