@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -52,12 +53,13 @@ _COMPUTED = {"rope.freqs", "freqs_cis"}
 class _Params(BaseModel, extra="ignore"):
     """What params.json says that weights do not; defaults are Llama's own."""
 
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int | None = None
-    n_future_tokens: int = 1
+    n_layers: int = Field(ge=1)
+    n_heads: int = Field(ge=1)
+    n_kv_heads: int | None = Field(None, ge=1)
+    n_future_tokens: int = Field(1, ge=1)
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
+    use_scaled_rope: bool = False
 
     @property
     def num_key_value_heads(self) -> int:
@@ -85,13 +87,18 @@ def convert(source: Path, target: Path, *, max_positions: int) -> int:
         raise UserError(f"{target} is there already. Give a folder that is not, or remove it.")
     params, tokenizer = _read_params(source), _tokenizer_files(source)
     tensors = _read_weights(source)
+    _require_whole(tensors, source)
     base, heads = _renamed(tensors, params, source)
     _require_layers(base, heads, params, source)
+    _require_heads_of_width(base, params, source)
     config = _config(base, params, max_positions)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     config.dtype = base["model.norm.weight"].dtype
     _require_shapes(base, {name: value.shape for name, value in model.state_dict().items()}, source)
+    _require_shapes(
+        {f"extra_heads.{name}": value for name, value in heads.items()}, _shapes_of_heads(base, params), source
+    )
     _require_tokens(tokenizer, config.vocab_size)
     model.save_pretrained(target, state_dict=base)
     if heads:
@@ -124,25 +131,47 @@ def _require_tokens(files: list[Path], num_tokens: int) -> None:
 
 def _read_params(source: Path) -> _Params:
     try:
-        return _Params.model_validate_json((source / PARAMS_FILE).read_bytes())
+        params = _Params.model_validate_json((source / PARAMS_FILE).read_bytes())
     except (OSError, ValidationError) as error:
         raise UserError(
             f"{source / PARAMS_FILE} does not say what model it is: {error}. Give the folder of a published checkpoint, with {PARAMS_FILE} and "
             f"{WEIGHTS_FILE}."
         ) from error
+    if params.use_scaled_rope:
+        raise UserError(
+            f"{source / PARAMS_FILE} says use_scaled_rope, and no file of this layout says by how much positions are scaled. Take the model as it "
+            "is published for transformers, whose config.json says it."
+        )
+    return params
 
 
 def _read_weights(source: Path) -> dict[str, Tensor]:
     try:
         # Only tensors: a pickle of anything else would run code.
-        found: dict[str, Tensor] = torch.load(source / WEIGHTS_FILE, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, json.JSONDecodeError) as error:
+        found = torch.load(source / WEIGHTS_FILE, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise ValueError("it holds no mapping of names to tensors")
+    except (OSError, RuntimeError, ValueError, EOFError, json.JSONDecodeError, pickle.UnpicklingError) as error:
         parts = sorted(file.name for file in source.glob("consolidated.*"))
+        reason = "it holds other things than tensors" if isinstance(error, pickle.UnpicklingError) else error
         raise UserError(
-            f"{source} has no {WEIGHTS_FILE} that torch reads ({error}); there are {', '.join(parts) or 'no consolidated files'}. Weights that are "
+            f"{source} has no {WEIGHTS_FILE} that torch reads ({reason}); there are {', '.join(parts) or 'no consolidated files'}. Weights that are "
             "split over several files are not read; put them together first."
         ) from error
     return found
+
+
+def _require_whole(tensors: Mapping[str, Tensor], source: Path) -> None:
+    places = {place[0] for place in (re.match(r"(layers|extra_heads)\.\d+\.", name) for name in tensors) if place}
+    wanted = {f"{place}{part}.weight" for place in {"layers.0."} | places for part in _OF_LAYER} | _BESIDE_LAYERS.keys()
+    missing = sorted(
+        name for name in wanted if name not in tensors or tensors[name].ndim != 2 - name.endswith("norm.weight")
+    )
+    if missing:
+        raise UserError(
+            f"{source / WEIGHTS_FILE} lacks {len(missing)} weights of a Llama, the first is {missing[0]}. Give the whole of a model in the original "
+            "naming, with an output of its own."
+        )
 
 
 def _renamed(
@@ -170,7 +199,8 @@ def _renamed(
 def _halved(weight: Tensor, name: str, params: _Params) -> Tensor:
     """Rows of queries and keys in transformers' order: rotary pairs are halves of a head here, and neighbours in the original."""
     num_heads = {"attention.wq": params.n_heads, "attention.wk": params.num_key_value_heads}.get(name)
-    if num_heads is None:
+    # Of another number of rows it is refused later on, as it is.
+    if num_heads is None or len(weight) % (2 * num_heads):
         return weight
     return weight.view(num_heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
@@ -186,6 +216,26 @@ def _require_layers(base: Mapping[str, Tensor], heads: Mapping[str, Tensor], par
             f"{source / PARAMS_FILE} says n_layers {params.n_layers} and n_future_tokens {num_heads}, which is {params.n_layers - num_heads + 1} layers "
             f"and {num_heads - 1} extra heads, but {WEIGHTS_FILE} and that differ in {', '.join(sorted(found ^ wanted))}. Give both files of one model."
         )
+
+
+def _require_heads_of_width(base: Mapping[str, Tensor], params: _Params, source: Path) -> None:
+    width = len(base["model.norm.weight"])
+    if width % (2 * params.n_heads) or params.n_heads % params.num_key_value_heads:
+        raise UserError(
+            f"{source / PARAMS_FILE} says n_heads {params.n_heads} and n_kv_heads {params.num_key_value_heads}, but the width of {WEIGHTS_FILE} is "
+            f"{width}: a head takes an even share of it, and n_kv_heads divides n_heads. Give both files of one model."
+        )
+
+
+def _shapes_of_heads(base: Mapping[str, Tensor], params: _Params) -> dict[str, torch.Size]:
+    """Each head is a layer like those of the base."""
+    first = "model.layers.0."
+    layer = {name.removeprefix(first): value.shape for name, value in base.items() if name.startswith(first)}
+    return {
+        f"extra_heads.{head}.{name}": shape
+        for head in range(params.n_future_tokens - 1)
+        for name, shape in layer.items()
+    }
 
 
 def _config(base: Mapping[str, Tensor], params: _Params, max_positions: int) -> LlamaConfig:
@@ -204,8 +254,8 @@ def _config(base: Mapping[str, Tensor], params: _Params, max_positions: int) -> 
     )
 
 
-def _require_shapes(base: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], source: Path) -> None:
-    found = {name: value.shape for name, value in base.items()}
+def _require_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], source: Path) -> None:
+    found = {name: value.shape for name, value in tensors.items()}
     wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     if wrong:
         raise UserError(

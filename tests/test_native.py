@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -197,6 +197,9 @@ def test_other_heads_than_the_folders_are_refused(tmp_path: Path) -> None:
         ),
         ({"n_future_tokens": 4}, r"differ in 2, model\.layers\.2"),
         ({"n_heads": 3, "n_kv_heads": 3}, "k_proj.weight as"),
+        ({"n_heads": 5}, "says n_heads 5 and n_kv_heads 2, but the width of consolidated.pth is 24"),
+        ({"n_kv_heads": 3}, "n_kv_heads divides n_heads"),
+        ({"use_scaled_rope": True}, r"says use_scaled_rope, and no file .* by how much"),
         ({"n_heads": None}, "does not say what model it is"),
     ],
 )
@@ -205,6 +208,32 @@ def test_params_of_another_model_are_refused(changes: dict[str, Any], message: s
     (tmp_path / "source" / "params.json").write_text(json.dumps(PARAMS | changes))
     with pytest.raises(UserError, match=message):
         convert(tmp_path / "source", tmp_path / "model", max_positions=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tok_embeddings.weight", None, r"lacks 1 weights of a Llama, the first is tok_embeddings\.weight"),
+        ("norm.weight", None, r"the first is norm\.weight"),
+        ("output.weight", None, r"the first is output\.weight\. .* with an output of its own"),
+        ("tok_embeddings.weight", torch.ones(24), r"the first is tok_embeddings\.weight"),
+        ("layers.0.feed_forward.w1.weight", None, r"the first is layers\.0\.feed_forward\.w1"),
+        ("extra_heads.1.ffn_norm.weight", None, r"the first is extra_heads\.1\.ffn_norm"),
+        ("extra_heads.0.attention.wq.weight", torch.ones(32, 24), r"extra_heads\.0\.self_attn\.q_proj\.weight as torch\.Size\(\[32, 24\]\)"),
+        ("layers.1.attention.wk.weight", torch.ones(9, 24), r"layers\.1\.self_attn\.k_proj\.weight as torch\.Size\(\[9, 24\]\)"),
+        ("iteration", 7, "it holds no mapping of names to tensors"),
+        ("arguments", PurePosixPath("a"), r"has no consolidated\.pth that torch reads \(it holds other things than tensors\)"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_whole_are_refused(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    tensors: dict[str, Any] = published(tmp_path / "source")
+    changed = {other: tensor for other, tensor in tensors.items() if other != name} | (
+        {} if value is None else {name: value}
+    )
+    torch.save(changed, tmp_path / "source" / "consolidated.pth")
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "source", tmp_path / "model", max_positions=32)
+    assert not (tmp_path / "model").exists()
 
 
 def test_another_layout_is_refused(tmp_path: Path) -> None:
