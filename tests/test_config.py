@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.evaluation import EvaluationSet
-from mlops_tasks.config.loading import load_environment, load_recipe
+from mlops_tasks.config.loading import load_comparison, load_environment, load_recipe
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.keys import without_paths
@@ -55,6 +55,27 @@ def test_overrides_are_dotted_and_typed() -> None:
         "other",
         None,
     )
+
+
+def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path: Path) -> None:
+    space = "{train.learning_rate: {kind: choice, choices: [1e-4, 4e-3, 1E-2]}}"
+    recipe = load_recipe(CONFIGS / "recipes/demo.yaml", [f"tuning.space={space}", "train.steps=1e2"])
+    assert recipe.tuning is not None and recipe.train.steps == 100
+    assert recipe.tuning.space["train.learning_rate"].model_dump()["choices"] == (1e-4, 4e-3, 1e-2)
+    (tmp_path / "comparison.yaml").write_text(
+        "{name: c, recipe: r.yaml, baseline: a, algorithms: {a: {}, b: {grid: {train.learning_rate: [1e-4, .5e-3]}}}}"
+    )
+    assert load_comparison(tmp_path / "comparison.yaml").algorithms["b"].grid == {"train.learning_rate": (1e-4, 5e-4)}
+
+
+def test_what_is_quoted_or_no_number_stays_a_string(tmp_path: Path) -> None:
+    source = {"kind": "hub", "repo": "a/b", "revision": "REVISION"}
+    tree = BASE | {"name": "NAME", "model": {"name": "m", "source": source}}
+    text = yaml.safe_dump(tree).replace("NAME", '"1e3"').replace("REVISION", "12e4567")
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["model.name='2e5'"])
+    assert (recipe.name, recipe.model.name) == ("1e3", "2e5")
+    assert recipe.model.source.model_dump()["revision"] == "12e4567"
 
 
 def test_weights_are_soft_unless_said_otherwise() -> None:

@@ -6,6 +6,7 @@ Owns what a file only names too, a variable of the process whose value must stan
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,15 @@ from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as YAML 1.2 does: for YAML 1.1 it is a string. In quotes it still is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d{1,3}$"), list("-+.0123456789")
+)
 
 
 def load_recipe(
@@ -111,7 +121,7 @@ def variable(name: str) -> str | None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         near = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"There is no file {path}. Beside it: {', '.join(near) or 'no .yaml file'}.") from None
@@ -158,7 +168,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted.strip():
         raise UserError(f"The override {override!r} is not of the form a.b=value. Example: train.steps=200")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"The value of the override {override!r} is not YAML: {error}.") from error
     _set(tree, dotted.strip(), value, override)
@@ -171,20 +181,10 @@ def _set(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"The override {override!r} goes into {name!r}, which is {child!r} and has no parts.")
         tree = child
-    if isinstance(value, str) and _is_number(value):
-        value = float(value)  # YAML 1.1 reads 1e-4 as a string
     # A change of kind starts a new part: the old kind's own settings do not fit it.
     if leaf in ("kind", "scorer") and tree.get(leaf) not in (None, value):
         tree.clear()
     tree[leaf] = value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _with_absolute_paths(tree: Any, folder: Path) -> Any:
@@ -195,8 +195,6 @@ def _with_absolute_paths(tree: Any, folder: Path) -> Any:
             else _with_absolute_paths(value, folder)
             for name, value in tree.items()
         }
-    if isinstance(tree, str) and _is_number(tree) and "e" in tree.lower():
-        return float(tree)
     return tree
 
 
