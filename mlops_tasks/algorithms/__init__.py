@@ -25,11 +25,11 @@ from pydantic import ValidationError
 from mlops_tasks import stage
 from mlops_tasks.config.comparison import Comparison
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.config.loading import changed, load_comparison, load_recipe
+from mlops_tasks.config.loading import changed, load_comparison
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import UserError
-from mlops_tasks.pipeline import TASKS, places, resolve_candidates
+from mlops_tasks.pipeline import TASKS, asked_for, places, resolve_candidates
 from mlops_tasks.stage import Run, Spec, cell_prefix
 from mlops_tasks.store import Store, canonical_json
 
@@ -139,7 +139,8 @@ def resolve(environment: Environment, file: str | Path) -> tuple[Comparison, dic
         UserError: see `plan`.
     """
     comparison = load_comparison(file)
-    recipes = arms(comparison)
+    recipe, _ = asked_for(environment, comparison.recipe, ())
+    recipes = arms(comparison, recipe)
     cells = [
         Cell(name=_name_of(arm, seed), arm=arm, seed=seed) for seed, arm in itertools.product(comparison.seeds, recipes)
     ]
@@ -164,14 +165,18 @@ def execute(cells: Cells, cell: Cell) -> None:
         stage.execute(run, task, index, tasks=TASKS)
 
 
-def arms(comparison: Comparison) -> dict[str, Recipe]:
+def arms(comparison: Comparison, recipe: Recipe) -> dict[str, Recipe]:
     """The recipe of each algorithm, and of each combination of its grid.
+
+    Args:
+        comparison: as it was asked for.
+        recipe: what `comparison.recipe` names.
 
     Raises:
         UserError: a setting that does not fit, a baseline that there is not, algorithms that are not learnt from the same batches, or
             two that are one and the same.
     """
-    recipe = changed(load_recipe(comparison.recipe), comparison.settings, f"{comparison.name}: settings")
+    recipe = changed(recipe, comparison.settings, f"{comparison.name}: settings")
     found: dict[str, Recipe] = {}
     for name, algorithm in comparison.algorithms.items():
         ready = _ready(recipe, algorithm.like or name, name)

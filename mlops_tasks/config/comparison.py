@@ -43,3 +43,15 @@ class Comparison(Settings):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)}: one is there twice, and the same training counts once")
         return self
+
+    @model_validator(mode="after")
+    def _seed_is_not_an_algorithms(self) -> Self:
+        places = {"settings": self.settings}
+        for name, algorithm in self.algorithms.items():
+            places |= {f"algorithms.{name}.settings": algorithm.settings, f"algorithms.{name}.grid": algorithm.grid}
+        for place, settings in places.items():
+            if "seed" in settings:
+                raise ValueError(
+                    f"{place} changes seed, which is each one of seeds={list(self.seeds)} in turn: leave it out, and say there which"
+                )
+        return self

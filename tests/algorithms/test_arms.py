@@ -11,7 +11,8 @@ import yaml
 from mlops_tasks.algorithms import arms, plan, resolve
 from mlops_tasks.config.comparison import Comparison
 from mlops_tasks.config.environment import Environment
-from mlops_tasks.config.loading import load_comparison
+from mlops_tasks.config.loading import load_comparison, load_recipe
+from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -22,6 +23,10 @@ READY = ("ntp", "uniform", "rho1-soft", "rho1-select", "critic", "shuffled", "ra
 def comparison(algorithms: dict[str, Any], *, baseline: str = "uniform", recipe: str = DEMO, **more: Any) -> Comparison:
     tree = {"name": "some", "recipe": recipe, "baseline": baseline, "algorithms": algorithms, **more}
     return Comparison.model_validate(tree)
+
+
+def arms_of(asked: Comparison) -> dict[str, Recipe]:
+    return arms(asked, load_recipe(asked.recipe))
 
 
 def test_the_demo_is_six_algorithms_with_three_seeds(tmp_path: Path) -> None:
@@ -47,7 +52,7 @@ def test_a_file_with_another_baseline_is_another_comparison_with_the_same_cells(
 
 
 def test_each_ready_algorithm_is_its_scorer_and_its_weights() -> None:
-    found = arms(comparison({name: {} for name in READY}))
+    found = arms_of(comparison({name: {} for name in READY}))
     said = {
         name: (one.scoring.scorer, one.weighting.kind, one.train.num_heads, one.reference is not None)
         for name, one in found.items()
@@ -64,11 +69,27 @@ def test_each_ready_algorithm_is_its_scorer_and_its_weights() -> None:
     }
 
 
+def test_what_a_recipe_leaves_auto_is_settled_as_for_a_daily_run(tmp_path: Path) -> None:
+    recipe = yaml.safe_load(Path(DEMO).read_text())
+    recipe["data"]["source"]["num_train"] = 50
+    del recipe["train"]["steps"]
+    recipe["train"] |= {"epochs": "auto", "learning_rate": "auto"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    tree = {"name": "some", "recipe": "recipe.yaml", "baseline": "ntp", "algorithms": {"ntp": {}, "uniform": {}}}
+    (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(tree))
+    environment = Environment(store=str(tmp_path), mlflow_uri="sqlite:///x.db")
+    _, specs = resolve(environment, tmp_path / "comparison.yaml")
+    # Fewer than 1,000 problems.
+    assert {(spec.recipe.train.epochs, spec.recipe.train.learning_rate) for spec in specs.values()} == {(10, 1e-4)}
+
+
 def test_a_ready_algorithm_keeps_what_the_recipe_says_of_its_own_weights(tmp_path: Path) -> None:
     recipe = yaml.safe_load(Path(DEMO).read_text()) | {"weighting": {"kind": "select", "top_share": 0.3}}
     recipe["scoring"]["excess"] = "abs"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    found = arms(comparison({"uniform": {}, "rho1-select": {}, "rho1-soft": {}}, recipe=str(tmp_path / "recipe.yaml")))
+    found = arms_of(
+        comparison({"uniform": {}, "rho1-select": {}, "rho1-soft": {}}, recipe=str(tmp_path / "recipe.yaml"))
+    )
     assert found["rho1-select"].weighting.top_share == 0.3  # type: ignore[union-attr]
     assert found["rho1-soft"].weighting.kind == "soft"
     assert found["rho1-select"].scoring.excess == found["rho1-soft"].scoring.excess == "abs"  # type: ignore[union-attr]
@@ -76,7 +97,7 @@ def test_a_ready_algorithm_keeps_what_the_recipe_says_of_its_own_weights(tmp_pat
 
 def test_a_grid_is_an_algorithm_for_each_combination() -> None:
     grid = {"weighting.strength": [0.1, 1.0], "weighting.temperature": [0.5, 0.7]}
-    found = arms(comparison({"uniform": {}, "rho1-soft": {"grid": grid}}))
+    found = arms_of(comparison({"uniform": {}, "rho1-soft": {"grid": grid}}))
     assert list(found) == [
         "uniform",
         "rho1-soft, weighting.strength=0.1, weighting.temperature=0.5",
@@ -88,7 +109,7 @@ def test_a_grid_is_an_algorithm_for_each_combination() -> None:
 
 
 def test_an_algorithm_of_any_name_starts_from_a_ready_one_or_from_the_recipe() -> None:
-    found = arms(
+    found = arms_of(
         comparison(
             {
                 "uniform": {},
@@ -117,18 +138,18 @@ def test_an_algorithm_of_any_name_starts_from_a_ready_one_or_from_the_recipe() -
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused_before_anything_runs(algorithms: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"(?s){message}"):
-        arms(comparison({"uniform": {}, **algorithms}))
+        arms_of(comparison({"uniform": {}, **algorithms}))
 
 
 def test_a_baseline_that_there_is_not_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(UserError, match="baseline is 'base', which is none of uniform; ntp"):
-        arms(comparison({"uniform": {}, "ntp": {}}, baseline="base"))
+        arms_of(comparison({"uniform": {}, "ntp": {}}, baseline="base"))
 
 
 def test_a_recipe_without_a_reference_cannot_be_compared_with_rho1() -> None:
     recipe = str(CONFIGS / "recipes/codecontests_smollm2.yaml")
     with pytest.raises(UserError, match=r"algorithms.shuffled .* scoring.scorer of the recipe codecontests is uniform"):
-        arms(comparison({"uniform": {}, "shuffled": {}}, recipe=recipe))
+        arms_of(comparison({"uniform": {}, "shuffled": {}}, recipe=recipe))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +159,9 @@ def test_a_recipe_without_a_reference_cannot_be_compared_with_rho1() -> None:
         ({"algorithms": {"ntp": {}}}, "algorithms is .* at least 2"),
         ({"algorithms": {"ntp": {}, "uniform": {"grid": {"train.num_heads": []}}}}, "at least 1"),
         ({"sedes": [0]}, "sedes is not a setting"),
+        ({"settings": {"seed": 7}}, r"settings changes seed, which is each one of seeds=\[0, 1, 2\]"),
+        ({"algorithms": {"ntp": {"settings": {"seed": 7}}, "uniform": {}}}, r"algorithms\.ntp\.settings changes seed"),
+        ({"algorithms": {"ntp": {}, "uniform": {"grid": {"seed": [1, 2]}}}}, r"algorithms\.uniform\.grid changes seed"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_its_place(
