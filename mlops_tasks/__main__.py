@@ -206,7 +206,10 @@ def _add_compare(command: argparse.ArgumentParser) -> None:
 
 def _add_recommend(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", required=True, metavar="FOLDER", help="folder with a config.json; no weights are needed"
+        "--model",
+        required=True,
+        metavar="FOLDER",
+        help="folder or s3:// prefix with a config.json; no weights are needed",
     )
     command.add_argument("--data", metavar="FILE", help="problems, in the format --kind; default: the data of --recipe")
     command.add_argument(
@@ -423,7 +426,7 @@ def _recommend(options: argparse.Namespace, environment: Environment, out: TextI
     options.path = options.data
     source = recipe.data.source if options.data is None else _source_of(options)
     num_samples = sum(one.split == "train" for one in reading_of(source, environment.s3).problems)
-    config = recommendation.config_of(FolderModel(kind="folder", path=options.model))
+    config = recommendation.config_of(FolderModel(kind="folder", path=options.model), environment.s3)
     case = recommendation.Case(
         config, recipe.train, _bytes_of(options.memory), recipe.text.max_length, environment.train.loss_chunk_rows
     )

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_NAME, AutoConfig, PretrainedConfig
 
 from mlops_tasks.config.environment import S3Access
 from mlops_tasks.config.learning import Train
 from mlops_tasks.config.sources import DataSource, FolderModel, HubModel, ModelSource
+from mlops_tasks.data import hub, remote
 from mlops_tasks.data.pull import reading_of
 from mlops_tasks.errors import UserError
 from mlops_tasks.memory import Footprint, StepMemory, count
@@ -151,13 +153,14 @@ def fill_in(train: Mapping[str, Any], *, model: ModelSource, data: DataSource, a
 
     Raises:
         UserError: another setting is `auto`, or the size of the model cannot be had here.
+        Unavailable: as `config_of`.
     """
     choices: dict[str, Any] = {}
     if "auto" in (train.get("learning_rate"), train.get("epochs")):
         problems = reading_of(data, access).problems
         choices |= {one.setting: one.value for one in by_samples(sum(one.split == "train" for one in problems))}
     if train.get("method") == "auto":
-        choices["train.method"] = by_size(count(config_of(model), Train(steps=1, num_heads=1)).total).value
+        choices["train.method"] = by_size(count(config_of(model, access), Train(steps=1, num_heads=1)).total).value
     unknown = [name for name, value in train.items() if value == "auto" and f"train.{name}" not in choices]
     if unknown:
         raise UserError(
@@ -166,27 +169,34 @@ def fill_in(train: Mapping[str, Any], *, model: ModelSource, data: DataSource, a
     return {name: choices[f"train.{name}"] if value == "auto" else value for name, value in train.items()}
 
 
-def config_of(model: ModelSource) -> PretrainedConfig:
+def config_of(model: ModelSource, access: S3Access) -> PretrainedConfig:
     """The configuration of a model, without its weights.
 
     Raises:
         UserError: it has none that can be read here.
+        Unavailable: the hub or the bucket does not answer.
     """
     if not isinstance(model, FolderModel | HubModel):
         raise UserError(
             f"train.method is auto, but a {model.kind} model is made up in the task `pull_model`. Give the method."
         )
-    if isinstance(model, HubModel):
-        return _read(model.repo, revision=model.revision)
-    return _read(str(Path(model.path)), local_files_only=True)
+    if isinstance(model, FolderModel) and not remote.is_remote(model.path):
+        return _read(Path(model.path), model.path)
+    with TemporaryDirectory(prefix="wmtp-config-") as folder:
+        if isinstance(model, HubModel):
+            hub.download(model, hub.commit_of(model), Path(folder), [CONFIG_NAME])
+            return _read(Path(folder), model.repo)
+        if found := remote.file_at(f"{model.path.rstrip('/')}/{CONFIG_NAME}", access):
+            found.fetch(Path(folder, CONFIG_NAME))
+        return _read(Path(folder), model.path)
 
 
-def _read(place: str, **how: Any) -> PretrainedConfig:
+def _read(folder: Path, name: str) -> PretrainedConfig:
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(place, **how)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{place} has no configuration that transformers can read: {error}. Name a folder with a config.json."
+            f"{name} has no configuration that transformers can read: {error}. Name a model with a {CONFIG_NAME}."
         ) from error
     return config
 

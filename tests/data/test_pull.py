@@ -17,12 +17,13 @@ from typing import Any, ClassVar
 import huggingface_hub.constants
 import pytest
 
-from mlops_tasks.config.environment import Environment
+from mlops_tasks.config.environment import Environment, S3Access
 from mlops_tasks.config.sources import FolderModel, HubModel, MbppData
 from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.pull import pull
 from mlops_tasks.errors import DataError, Unavailable, UserError
+from mlops_tasks.recommendation import config_of
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Store
 
@@ -415,5 +416,14 @@ def test_a_hub_that_is_broken_or_away_is_tried_again_later(
     with pytest.raises(Unavailable, match=rf"did not give own/coder at {COMMIT}: .*Try again later"):
         pull(attempt(tmp_path, model=HUB_MODEL.model_dump(), pin=COMMIT))
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(Unavailable, match=r"did not give own/coder at main: .*refused"):
-        digest_of_model(HUB_MODEL)
+    for ask in (digest_of_model, lambda model: config_of(model, S3Access())):
+        with pytest.raises(Unavailable, match=r"did not give own/coder at main: .*refused"):
+            ask(HUB_MODEL)
+
+
+def test_the_configuration_of_a_hubs_model_is_fetched_alone(hub: type[HubHandler]) -> None:
+    assert config_of(HUB_MODEL, S3Access()).model_type == json.loads(hub.files["config.json"])["model_type"]
+    assert {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path} == {"config.json"}
+    del hub.files["config.json"]
+    with pytest.raises(UserError, match=r"^own/coder has no configuration .* Name a model with a config\.json"):
+        config_of(HUB_MODEL, S3Access())

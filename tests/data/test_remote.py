@@ -21,6 +21,7 @@ from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.pull import pull
 from mlops_tasks.errors import DataError, Unavailable, UserError
 from mlops_tasks.pipeline import TASKS, plan
+from mlops_tasks.recommendation import config_of
 from mlops_tasks.stage import Attempt, decide, execute
 from mlops_tasks.store import Store
 from mlops_tasks.store.s3 import S3Backend
@@ -122,6 +123,13 @@ def test_a_model_is_pulled_from_a_prefix_in_parts_and_without_what_is_no_part_of
     assert metrics["licence"] == "mit" and not (made.folder / "model" / "README.md").exists()
     assert (made.folder / "model" / "model.safetensors").read_bytes() == weights
     assert (made.folder / "model" / "tokenizer_config.json").read_bytes() == b""
+
+
+def test_the_configuration_of_a_model_is_read_without_its_weights(bucket: Bucket) -> None:
+    bucket.backend.write("models/bare/config.json", b'{"model_type": "llama", "num_hidden_layers": 7}')
+    assert config_of(bucket.model("models/bare/"), bucket.access).num_hidden_layers == 7
+    with pytest.raises(UserError, match=r"^s3://\S*/models/none has no configuration that transformers can read"):
+        config_of(bucket.model("models/none"), bucket.access)
 
 
 def test_a_pin_is_of_the_bytes_and_not_of_the_place(bucket: Bucket) -> None:
