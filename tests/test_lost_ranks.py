@@ -1,7 +1,7 @@
 """One rank of two is killed, again and again: all end with 85, the next start goes on, and the weights are those of an unbroken training.
 
-`WMTP_RANK_KILLS=20 WMTP_SOAK_SEED=7 python -m pytest -s --timeout=0 tests/test_lost_ranks.py` is the long form, and `WMTP_RANK_RECIPE=demo` has it
-train the demo's own recipe (or another of configs/recipes) instead of one that is small enough for CI.
+`WMTP_RANK_KILLS=20 WMTP_SOAK_SEED=7 python -m pytest -s --timeout=0 tests/test_lost_ranks.py` is the long form, and `WMTP_RANK_RECIPE=configs/recipes/demo.yaml` has
+it train the demo's own recipe (or another) instead of one that is small enough for CI.
 """
 
 from __future__ import annotations
