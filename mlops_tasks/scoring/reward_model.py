@@ -1,21 +1,23 @@
 """Rewards by a model: sequence classification with one label, as transformers has it.
 
 Owns how a task and an answer become its input: by its tokenizer's chat template where it has one, as reward models are trained, and
-one behind the other where not. Which model is asked about what is said by `rewards`.
+as the pair that its tokenizer makes of two texts where not. Which model is asked about what is said by `rewards`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from mlops_tasks.data.tokens import encode_plain
-from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.errors import DataError, Unfit, UserError
 from mlops_tasks.logs import watched
 from mlops_tasks.machine import accelerator
 from mlops_tasks.pretrained import load_tokenizer
@@ -34,19 +36,31 @@ def model_rewards(artifact: Artifact, texts: Sequence[Text]) -> list[float]:
 
     Raises:
         UserError: it is no model for sequence classification with one label, or lacks weights.
+        Unfit: an answer is longer than it takes.
         DataError: a reward is not finite.
     """
     folder = artifact.folder("model")
     tokenizer, model = load_tokenizer(folder), load_reward_model(folder)
+    # Longer ones some models answer with an error of their own, or with nonsense.
+    limit = min(
+        tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    )
+    segments = {"token_type_ids"} & inspect.signature(model.forward).parameters.keys()
     rewards = []
     # One a forward: where padding lies, and whether a model finds the last token behind it, differs between architectures.
     for text in watched(texts, "rewards", len(texts), unit="answer"):
-        ids = torch.tensor([_encoded(text, tokenizer)], device=model.device)
-        reward = float(model(input_ids=ids).logits[0, 0])
+        encoded = _encoded(text, tokenizer)
+        if encoded["input_ids"].shape[1] > limit:
+            raise Unfit(
+                f"The answer {text[1][:80]!r} has {encoded['input_ids'].shape[1]} tokens with its task, and the reward model {artifact.uri} takes "
+                f"{limit}. Set scoring.reward.model to one that takes more, or lower text.max_length and evaluation.max_new_tokens."
+            )
+        taken = {name: value.to(model.device) for name, value in encoded.items() if name in ("input_ids", *segments)}
+        reward = float(model(**taken).logits[0, 0])
         if not abs(reward) < float("inf"):
             raise DataError(
-                f"The reward model {artifact.uri} gives the answer {text[1][:80]!r} the reward {reward}. Its weights are broken, or the "
-                "answer is longer than it takes: take another model, or lower text.max_length."
+                f"The reward model {artifact.uri} gives the answer {text[1][:80]!r} the reward {reward}. Its weights are broken: take "
+                "another model."
             )
         rewards.append(reward)
     return rewards
@@ -79,11 +93,13 @@ def load_reward_model(folder: Path) -> PreTrainedModel:
     return whole
 
 
-def _encoded(text: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _encoded(text: Text, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tensor]:
     asked, answered = text
     if not tokenizer.chat_template:
-        return [token for ids in encode_plain([asked, answered], tokenizer) for token in ids]
+        pair: Mapping[str, Tensor] = tokenizer(asked, answered, split_special_tokens=True, return_tensors="pt")
+        return pair
     said = tokenizer.apply_chat_template(
         [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}], tokenize=False
     )
-    return list(tokenizer(said, add_special_tokens=False)["input_ids"])
+    chat: Mapping[str, Tensor] = tokenizer(said, add_special_tokens=False, return_tensors="pt")
+    return chat

@@ -13,17 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_models import bytes_tokenizer, write_model
-from tokenizers import pre_tokenizers
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from mlops_tasks import keys, parcel, parts, pipeline
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.sources import Text
 from mlops_tasks.data.problems import Problem, write_problems
-from mlops_tasks.errors import DataError, UserError
+from mlops_tasks.errors import DataError, Unfit, UserError
 from mlops_tasks.evaluation import generation
 from mlops_tasks.scoring import rewards
 from mlops_tasks.scoring.candidates import Rewarded, read_rewards, standardised, write_rewards
+from mlops_tasks.scoring.reward_model import model_rewards
 from mlops_tasks.scoring.rewards import Candidate, RewardConfig, edited, reward
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
@@ -257,6 +264,42 @@ def test_a_reward_models_reward_is_its_only_logit_of_task_and_answer(
                 user, assistant = encoded(f"user: {asked}"), encoded(f"assistant: {row.solution}")
                 ids = [*(2 + letter for letter in user), 0, *(2 + letter for letter in assistant), 0]
             assert row.reward == pytest.approx(model(input_ids=torch.tensor([ids])).logits.item(), abs=1e-5)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[", "]", "write", "f", "SEP", "return", "a"]
+
+
+def write_encoder(folder: Path) -> None:
+    """A reward model of BERT's kind: its tokenizer marks where task and answer begin and end, and it has 12 positions."""
+    torch.manual_seed(0)
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=words, model_input_names=names, **special).save_pretrained(folder)
+    shape = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 12,
+    }  # fmt: skip
+    config = BertConfig(vocab_size=len(WORDS), num_labels=1, initializer_range=0.5, **shape)
+    BertForSequenceClassification(config).save_pretrained(folder)
+
+
+def test_an_encoder_is_given_task_and_answer_as_the_pair_that_it_learnt_from(workplace: Workplace) -> None:
+    workplace.commit("reward_model", lambda to: write_encoder(to / "model"))
+    artifact = workplace.inputs["reward_model"]
+    model = BertForSequenceClassification.from_pretrained(artifact.folder("model")).eval()
+    # [CLS] write f [SEP] return [ SEP ] [SEP]: what an answer holds is no mark.
+    ids, segments = [2, 6, 7, 3, 9, 4, 8, 5, 3], [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    expected = model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([segments])).logits.item()
+    assert model_rewards(artifact, [("write f", "return [SEP]")]) == [pytest.approx(expected, abs=1e-6)]
+    with pytest.raises(
+        Unfit,
+        match=r"'return a a .*' has 13 tokens with its task, and the reward model .* takes 12\. Set scoring\.reward",
+    ):
+        model_rewards(artifact, [("write f", "return" + 7 * " a")])
 
 
 def encoded(text: str) -> list[int]:
