@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from mlops_tasks.config.comparison import Comparison
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.evaluation import EvaluationSet
 from mlops_tasks.config.loading import load_comparison, load_environment, load_recipe
@@ -429,20 +430,30 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(part)
 
 
-def test_every_setting_of_an_environment_is_read_and_a_test_shows_what_it_does() -> None:
-    tests, code = Path(__file__).parent, CONFIGS.parent
-    assert set(settings_below(Environment)) == set(FELT_IN_ENVIRONMENT)
-    for place, told in FELT_IN_ENVIRONMENT.items():
-        file, name = told.split(": ")
-        assert f"def {name}(" in (tests / f"{file}.py").read_text(), f"{place} names {name}, which is not in {file}.py"
-    read = {
+def names_read() -> set[str]:
+    """Attributes that are asked for anywhere outside of `config`."""
+    return {
         node.attr
         for folder in ("mlops_tasks", "plugins", "dags")
-        for path in (code / folder).rglob("*.py")
+        for path in (CONFIGS.parent / folder).rglob("*.py")
         if path.parent.name != "config"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
     }
+
+
+def test_every_setting_of_a_recipe_and_of_a_comparison_is_read() -> None:
+    read = names_read()
+    places = {*settings_below(Recipe), *settings_below(Comparison)}
+    assert not {place for place in places if place.rpartition(".")[2] not in read}
+
+
+def test_every_setting_of_an_environment_is_read_and_a_test_shows_what_it_does() -> None:
+    tests, read = Path(__file__).parent, names_read()
+    assert set(settings_below(Environment)) == set(FELT_IN_ENVIRONMENT)
+    for place, told in FELT_IN_ENVIRONMENT.items():
+        file, name = told.split(": ")
+        assert f"def {name}(" in (tests / f"{file}.py").read_text(), f"{place} names {name}, which is not in {file}.py"
     # Prices are asked for by `Environment.cost`.
     assert {place for place in FELT_IN_ENVIRONMENT if place.rpartition(".")[2] not in read} == {"prices"}
 
