@@ -73,7 +73,11 @@ def _running(command: list[str], folder: Path, variables: dict[str, str], health
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def free_port() -> int:
@@ -85,7 +89,7 @@ def free_port() -> int:
 def _await_answer(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     for _ in range(2000):
         try:
-            urllib.request.urlopen(url, timeout=1).close()
+            urllib.request.urlopen(url, timeout=5).close()
         except OSError:
             time.sleep(0.1)
         else:

@@ -83,7 +83,7 @@ class S3Server:
             process.wait()
 
     def _make_bucket(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while True:
             assert process.poll() is None, (self.folder / "log").read_text()[-3000:]
             try:

@@ -187,7 +187,7 @@ def test_a_failure_says_what_it_cost_and_what_of_it_is_lost(
     environment: Environment, stages: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(attempt: stage.Attempt) -> None:
-        time.sleep(0.3)
+        time.sleep(0.5)
         if attempt.config["seed"] == 4:
             attempt.store.commit(attempt.store.begin(f"{attempt.prefix}/checkpoints/step-1"), {})
         time.sleep(0.1)

@@ -29,14 +29,14 @@ def test_ctrl_c_ends_everything_and_the_next_run_goes_on_from_there(toys: Toys) 
     process = toys.demo()
     toys.wait_until((toys.folder / "hanging").exists)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    first, _ = process.communicate(timeout=400)
+    first, _ = process.communicate(timeout=900)
 
     assert process.returncode == 130, first
     assert first.endswith("`make demo` goes on from there.\n")
     assert toys.processes() == []
 
     (toys.folder / "train.hangs").unlink()
-    second, _ = (process := toys.demo()).communicate(timeout=400)
+    second, _ = (process := toys.demo()).communicate(timeout=900)
 
     assert process.returncode == 0, second
     done = ["pull_data[0]", "reference[0]", "reference[1]"]
@@ -99,7 +99,7 @@ def test_two_runs_at_one_time_make_one_training(toys: Toys, tmp_path: Path) -> N
     processes = [place.demo() for place in (toys, other)]
     toys.wait_until(lambda: len(specs_of(toys, "train")) == 2)
     (toys.folder / "train.waits").unlink()
-    told = [process.communicate(timeout=400)[0] for process in processes]
+    told = [process.communicate(timeout=900)[0] for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0], told
     for stage in ("pull_data[0]", "reference[0]", "reference[1]", "train[0]", "generate[0]", "generate[1]"):
@@ -126,7 +126,7 @@ def test_the_real_day_promotes_and_the_next_one_computes_nothing(place: Place) -
     recipe = place.folder / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(TINY))
 
-    first, _ = (process := place.demo(str(recipe))).communicate(timeout=900)
+    first, _ = (process := place.demo(str(recipe))).communicate(timeout=1200)
 
     assert process.returncode == 0, first
     outcome = dict(re.findall(r"^  (\S+) +(run|hit|skipped|done) +[\d.]+$", first, re.MULTILINE))
@@ -141,7 +141,7 @@ def test_the_real_day_promotes_and_the_next_one_computes_nothing(place: Place) -
     assert Path(report).read_text().startswith("<!doctype html>")
     assert f"make demo RECIPE={recipe}" in first and f"wmtp plan --recipe {recipe} --set seed=1" in first
 
-    second, _ = (process := place.demo(str(recipe))).communicate(timeout=900)
+    second, _ = (process := place.demo(str(recipe))).communicate(timeout=1200)
 
     assert process.returncode == 0, second
     assert "Every stage was a hit: nothing had to be computed." in second

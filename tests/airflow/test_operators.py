@@ -137,7 +137,7 @@ def test_a_command_has_the_grace_to_end_in_order_when_the_pipe_closes() -> None:
 
         guard.stdin.close()
 
-        assert guard.wait(20) == 85
+        assert guard.wait(60) == 85
 
 
 def test_what_a_command_leaves_behind_ends_with_it() -> None:
@@ -147,7 +147,7 @@ def test_what_a_command_leaves_behind_ends_with_it() -> None:
         assert guard.stdout is not None
         left = int(guard.stdout.read())
 
-        assert guard.wait(20) == 3
+        assert guard.wait(60) == 3
     assert not psutil.pid_exists(left)
 
 

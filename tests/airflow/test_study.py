@@ -275,7 +275,7 @@ def test_two_that_ask_for_one_verdict_have_one_pod(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     assert len(pods) == 1 and pods[0].asked_by in ("search", "select")
     assert [(is_left(study), refusal(study)) for study in studies] == [(False, None)] * 2
     assert cell.artifact("judge") is not None

@@ -71,7 +71,7 @@ def test_a_run_is_triggered_over_the_rest_api_with_changed_params(place: Place, 
         started = psutil.Process(ui.pid).children(recursive=True)
         assert len(started) > 6  # the guards, four parts of Airflow, MLflow
         ui.send_signal(signal.SIGINT)
-        assert ui.wait(200) == 0
+        assert ui.wait(600) == 0
     assert [process for process in started if process.is_running()] == []
     assert place.processes() == []
 

@@ -83,7 +83,7 @@ def pages(shared_toys: Toys, checkout: str) -> Iterator[Pages]:
             tab.set_default_timeout(120_000)
             yield Pages(tab, airflow, mlflow, shared_toys)
         ui.send_signal(signal.SIGINT)
-        assert ui.wait(200) == 0
+        assert ui.wait(600) == 0
 
 
 @pytest.fixture(autouse=True)

@@ -89,7 +89,7 @@ def test_outcomes_are_in_the_order_of_the_programs(sandbox: Sandbox) -> None:
         ("x = ' ' * 10**10", "crashed", "solution: MemoryError"),
         ("x = []\nwhile True: x.append(bytes(10**8))", "crashed", "solution: MemoryError"),
         ("def f(x): return f(x)", "error", "test 1: RecursionError"),
-        ("while True: pass", "timeout", "solution: more than 0.4 s of CPU time"),
+        ("while True: pass", "timeout", "solution: more than 2.0 s of CPU time"),
         ("print('passed')\nimport sys\nprint('passed', file=sys.stderr)", "error", "test 1: NameError"),
         ("input()", "error", "solution: EOFError"),
         ("import os\nos.kill(os.getppid(), 9)", "error", "solution: PermissionError"),
@@ -107,7 +107,7 @@ def test_outcomes_are_in_the_order_of_the_programs(sandbox: Sandbox) -> None:
     ],
 )  # fmt: skip
 def test_a_hostile_program_gets_its_verdict(sandbox: Sandbox, solution: str, verdict: str, message: str) -> None:
-    outcome = run(sandbox, solution, seconds=0.4)
+    outcome = run(sandbox, solution)
     assert outcome.verdict == verdict
     assert outcome.message.startswith(message)
     assert outcome.tests_passed == 0
@@ -119,16 +119,24 @@ def test_a_program_that_sleeps_is_ended_by_the_clock(sandbox: Sandbox, monkeypat
     outcome = run(sandbox, "import time\ntime.sleep(1000)", seconds=0.2)
     assert outcome.verdict == "timeout"
     assert "s on the clock" in outcome.message
-    assert time.monotonic() - started < 0.3 * max(1.0, os.getloadavg()[0]) + 5
+    assert time.monotonic() - started < 0.3 * max(1.0, os.getloadavg()[0]) + 30
     assert outcome.seconds < 0.2
 
 
+@pytest.fixture
+def clock_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only CPU time counts: a machine that does much else may give a program little of it."""
+    monkeypatch.setattr(module, "_WALL_FACTOR", 100.0)
+
+
+@pytest.mark.usefixtures("clock_stands")
 def test_a_limit_counts_fractions_of_a_second(sandbox: Sandbox) -> None:
     outcome = run(sandbox, "while True: pass", seconds=0.3)
     assert outcome.message == "solution: more than 0.3 s of CPU time"
     assert 0.2 < outcome.seconds < 0.8
 
 
+@pytest.mark.usefixtures("clock_stands")
 def test_tests_before_the_one_that_hangs_count(sandbox: Sandbox) -> None:
     outcome = run(
         sandbox, "def f(x):\n    while x > 1: pass\n    return 2", TEST, "assert f(2) == 3", TEST, seconds=0.3
