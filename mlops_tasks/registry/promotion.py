@@ -85,6 +85,28 @@ class Weighed:
         return " ".join([better.text, *(f"Gate {gate.name}: {gate.text}" for gate in others if not gate.passed)])
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Where a candidate stands whose place no night changes, however good it is and whoever approves."""
+
+    outcome: Outcome
+    version: str
+    reason: str
+
+
+def why_not_by_night(run: Run, candidate: Artifact) -> str | None:
+    """Why `promote` does not make a candidate the champion, whatever gates and people say; None: it is theirs to say.
+
+    Raises:
+        Unavailable: the registry cannot be reached.
+    """
+    if tracking.is_empty(run.environment):
+        return None
+    with tracking.connection(run.environment) as client:
+        settled = _settled(client, run.spec.recipe.model.name, candidate)
+        return settled.reason if settled else None
+
+
 def promote(run: Run) -> dict[str, Any]:
     """Register the candidate of a run and make it the champion if the gates say so.
 
@@ -97,40 +119,49 @@ def promote(run: Run) -> dict[str, Any]:
         Unavailable: the registry cannot be reached.
     """
     candidate = _present(run, "train")
-    name = run.spec.recipe.model.name
     with tracking.connection(run.environment) as client:
-        now = registry.champion_of(client, name)
-        if now is not None and now.digest == candidate.digest:
-            return _of_champion(client, run, candidate, now)
+        settled = _settled(client, run.spec.recipe.model.name, candidate)
+        if settled and settled.outcome == "already champion":
+            return _of_champion(client, run, candidate, settled)
         weighed = weigh(run, candidate)
-        known = registry.find(client, name, candidate)
-        if known is not None and (reason := _why_not_by_night(known, now)):
-            return _result("refused", known.number, reason, weighed)
+        if settled:
+            return _result(settled.outcome, settled.version, settled.reason, weighed)
         version = _register(client, run, candidate, weighed)
         outcome, reason = _decide(client, run, version, weighed)
         return _result(outcome, version, reason, weighed)
 
 
-def _of_champion(client: MlflowClient, run: Run, candidate: Artifact, now: Champion) -> dict[str, Any]:
+def _of_champion(client: MlflowClient, run: Run, candidate: Artifact, settled: Settled) -> dict[str, Any]:
     """What is said where the candidate is the champion: made so by this very run, which is repeated, or before."""
+    name, version = run.spec.recipe.model.name, settled.version
     # What a kill left of this run's own move is brought to its end here.
-    with moving(client, run.environment, now.name, by=run.prefix) as line:
-        line.withdraw(now.version)
-        by = client.get_model_version(now.name, now.version).tags.get(PROMOTED_BY, BY_HAND)
-        registry.set_tags(client, now.name, now.version, {PROMOTED_BY: by})
+    with moving(client, run.environment, name, by=run.prefix) as line:
+        line.withdraw(version)
+        by = client.get_model_version(name, version).tags.get(PROMOTED_BY, BY_HAND)
+        registry.set_tags(client, name, version, {PROMOTED_BY: by})
     if by == run.prefix:
         weighed = weigh(run, candidate)
-        return _result("promoted", now.version, weighed.in_words, weighed)
-    reason = f"Version {now.version} of {now.name} has the very same bytes and is the champion already, promoted {_whom(by)}."
-    return _result("already champion", now.version, reason, None)
+        return _result("promoted", version, weighed.in_words, weighed)
+    return _result(settled.outcome, version, f"{settled.reason}, promoted {_whom(by)}.", None)
 
 
 def _whom(by: str) -> str:
     return by if by == BY_HAND else f"by {by.removeprefix('runs/')}"
 
 
-def _why_not_by_night(known: Version, now: Champion | None) -> str | None:
-    """Why a version that is not the champion does not become it, however good: somebody may have decided so."""
+def _settled(client: MlflowClient, name: str, candidate: Artifact) -> Settled | None:
+    now = registry.champion_of(client, name)
+    if now is not None and now.digest == candidate.digest:
+        told = f"Version {now.version} of {name} has the very same bytes and is the champion already"
+        return Settled("already champion", now.version, told)
+    known = registry.find(client, name, candidate)
+    if known is None or (reason := _decided_against(known, now)) is None:
+        return None
+    return Settled("refused", known.number, reason)
+
+
+def _decided_against(known: Version, now: Champion | None) -> str | None:
+    """Why a version that is not the champion does not become it: somebody may have decided so."""
     if known.is_archived:
         return (
             f"Version {known.number} was archived {known.who_and_why('archived')}. A night does not undo that. Delete its tag "

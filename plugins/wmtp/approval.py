@@ -29,7 +29,7 @@ class AutomaticApproval(BaseOperator):
 
 
 class PersonApproval(ApprovalOperator):
-    """Asks a person, with what each gate said and the candidate's card in the form; a candidate that a gate refuses is not worth a question.
+    """Asks a person, with what each gate said and the candidate's card in the form, unless the answer would change nothing.
 
     A rejection, and no answer in time, skip the promotion: production stays as it is, and the report is written.
     """
@@ -44,10 +44,10 @@ class PersonApproval(ApprovalOperator):
         self.environment_file = environment_file
 
     def execute(self, context: Context) -> Any:
-        """Ask, unless the gates refuse it already."""
+        """Ask, unless `promote` refuses it whatever the answer is."""
         # With numpy and pyarrow, which a DAG that is parsed must not load.
         from mlops_tasks.registry.card import Card
-        from mlops_tasks.registry.promotion import weigh
+        from mlops_tasks.registry.promotion import weigh, why_not_by_night
 
         environment = load_environment(self.environment_file)
         run = Run.open(environment, Run.prefix_of(environment, self.dag_id, context["run_id"]))
@@ -57,6 +57,9 @@ class PersonApproval(ApprovalOperator):
         if not weighed.evidence.passed:
             log.info("nobody is asked, for the gates refuse it: %s", weighed.in_words)
             return {"approved_by": "nobody was asked: the gates refuse it"}
+        if (reason := why_not_by_night(run, candidate)) is not None:
+            log.info("nobody is asked, for no night changes it: %s", reason)
+            return {"approved_by": f"nobody was asked: {reason}"}
         gates = "\n".join(f"- **{gate.name}** holds: {gate.text}" for gate in weighed.gates)
         # Tables, for Airflow's form joins the lines of a block of code.
         self.body = f"{gates}\n\n{Card(run, candidate, version='', compared=weighed.in_words).of_candidate()}"

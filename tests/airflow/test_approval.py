@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,18 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from in_process import run_task
-from nights import STRONG, WEAK, Night
+from nights import NAME, STRONG, STRONGER, WEAK, Night, tuesday
 from wmtp import approval, stage
 from wmtp.approval import AutomaticApproval
 
-pytestmark = pytest.mark.usefixtures("program_here")
+from mlops_tasks.registry.promotion import promote, weigh
+from mlops_tasks.tracking import connection
+
+pytestmark = [
+    pytest.mark.usefixtures("program_here"),
+    # MLflow's own use of SQLAlchemy.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
 
 PERSON = {"kind": "person", "hours": 6}
 
@@ -62,6 +70,37 @@ def test_nobody_is_asked_about_what_a_gate_refuses(monday: Night, monkeypatch: p
     server, _ = run_task(dag_of(monday, monkeypatch, approval=PERSON), "approve", run="monday")
     assert (server.told["state"], server.asked) == ("success", {})
     assert "the gates refuse it" in str(server.xcoms["return_value"])
+
+
+@pytest.mark.parametrize(
+    ("champion", "archived", "told"),
+    [
+        ("1", False, "Version 2 has been the champion before, and version 1 is now."),
+        ("1", True, "Version 2 was archived 2026-01-02 00:00"),
+        ("2", False, "Version 2 of coder has the very same bytes and is the champion already"),
+    ],
+)
+def test_nobody_is_asked_about_what_no_night_changes(
+    monday: Night, monkeypatch: pytest.MonkeyPatch, champion: str, archived: bool, told: str
+) -> None:
+    promote(monday.run(STRONG, WEAK))
+    promote(tuesday(monday).run(STRONGER, STRONG))
+    # The night was planned when version 1 was the champion, and has made what version 2 is.
+    with connection(monday.environment) as client:
+        client.set_registered_model_alias(NAME, "champion", "1")
+        wednesday = replace(tuesday(monday), name="wednesday")
+        client.set_registered_model_alias(NAME, "champion", champion)
+        if archived:
+            client.set_model_version_tag(NAME, "2", "archived_at", "2026-01-02T00:00:00")
+    run = wednesday.run(STRONGER, STRONG)
+    candidate = run.artifact("train")
+    assert candidate is not None and weigh(run, candidate).evidence.passed
+
+    server, _ = run_task(dag_of(monday, monkeypatch, approval=PERSON), "approve", run="wednesday")
+
+    assert (server.told["state"], server.asked) == ("success", {})
+    assert told in str(server.xcoms["return_value"])
+    assert promote(run)["outcome"] in ("refused", "already champion"), "it would have been asked in vain"
 
 
 @pytest.mark.parametrize(
