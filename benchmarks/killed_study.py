@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import pipeline, planning, stage
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Run
 from mlops_tasks.tuning.study import Study
@@ -98,7 +98,7 @@ def planned(folder: Path, num_trials: int) -> Run:
     (folder / "environment.yaml").write_text(yaml.safe_dump(ENVIRONMENT))
     environment = load_environment(folder / "environment.yaml")
     prefix = Run.prefix_of(environment, "wmtp_tune", "killed")
-    run = pipeline.plan(environment, prefix, recipe=folder / "recipe.yaml", is_study=True)
+    run = planning.plan(environment, prefix, recipe=folder / "recipe.yaml", is_study=True)
     stage.execute(run, pipeline.TASKS["pull_data"], tasks=pipeline.TASKS)
     return run
 

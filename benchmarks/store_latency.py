@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import forecast, pipeline, planning, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def tell(kind: str, environment: Environment, recipe: Path, options: argparse.Namespace) -> None:
-    run = pipeline.plan(environment, Run.prefix_of(environment, "wmtp_daily", "first"), recipe=recipe)
+    run = planning.plan(environment, Run.prefix_of(environment, "wmtp_daily", "first"), recipe=recipe)
     for task in HITS:
         stage.execute(run, pipeline.TASKS[task], tasks=pipeline.TASKS)
     filled(run, options.artifacts, options.runs)
@@ -76,7 +76,7 @@ def hit(run: Run) -> None:
 
 
 def preview(environment: Environment, recipe: Path) -> None:
-    list(pipeline.preview(environment, pipeline.resolve(environment, recipe=recipe)))
+    list(forecast.preview(environment, planning.resolve(environment, recipe=recipe)))
 
 
 def filled(run: Run, num_artifacts: int, num_runs: int) -> None:

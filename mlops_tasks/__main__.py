@@ -18,7 +18,7 @@ from typing import TextIO
 
 from pydantic import TypeAdapter
 
-from mlops_tasks import __version__, logs, pipeline, stage, summary
+from mlops_tasks import __version__, forecast, logs, pipeline, planning, stage, summary
 from mlops_tasks.algorithms import commands as comparison_commands
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment, load_recipe
@@ -253,7 +253,7 @@ def _run_task(options: argparse.Namespace, environment: Environment, out: TextIO
 
 def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
     if options.spec:
-        pipeline.plan(
+        planning.plan(
             environment,
             _prefix_of(options.spec, environment),
             recipe=options.recipe,
@@ -263,7 +263,7 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
             is_study=options.study,
         )
         return
-    spec = pipeline.resolve(
+    spec = planning.resolve(
         environment,
         recipe=options.recipe,
         overrides=options.overrides,
@@ -271,7 +271,7 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
         only_champion=options.champion,
         is_study=options.study,
     )
-    forecasts = list(pipeline.preview(environment, spec))
+    forecasts = list(forecast.preview(environment, spec))
     for one in forecasts:
         took = "" if one.seconds is None else f"{one.seconds / 60:6.1f} min last time"
         price = "" if one.cost is None else f"  {one.cost:.2f} {environment.currency}"
@@ -286,8 +286,8 @@ def _plan(options: argparse.Namespace, environment: Environment, out: TextIO) ->
 
 
 def _why(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:
-    spec = pipeline.resolve(environment, recipe=options.recipe, overrides=options.overrides)
-    out.writelines(f"{line}\n" for line in pipeline.why(environment, spec, options.task))
+    spec = planning.resolve(environment, recipe=options.recipe, overrides=options.overrides)
+    out.writelines(f"{line}\n" for line in forecast.why(environment, spec, options.task))
 
 
 def _show(options: argparse.Namespace, environment: Environment, out: TextIO) -> None:

@@ -19,7 +19,8 @@ from mlops_tasks.data.problems import chosen, read_problems
 from mlops_tasks.evaluation.generation import generate
 from mlops_tasks.evaluation.judging import JudgeConfig, judge, referee_of
 from mlops_tasks.keys import require_locked
-from mlops_tasks.pipeline import EVALUATIONS, GENERATE, JUDGE, TASKS, resolve
+from mlops_tasks.pipeline import EVALUATIONS, GENERATE, JUDGE, TASKS
+from mlops_tasks.planning import resolve
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Artifact, Store
 

@@ -34,6 +34,7 @@ RUNTIME = frozenset(
         for name in (
             "config",
             "errors",
+            "forecast",
             "housekeeping",
             "keys",
             "lease",
@@ -42,6 +43,7 @@ RUNTIME = frozenset(
             "machine",
             "parts",
             "pipeline",
+            "planning",
             "registry",
             "report",
             "stage",

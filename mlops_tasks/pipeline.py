@@ -1,24 +1,15 @@
 """The daily pipeline as a table: which tasks there are, what each reads, and which part of the recipe it is keyed by.
 
-What a task does is in its stage's module; how it is run once is in `stage`; its place in time is the DAG's. This page
-also resolves a recipe into the spec that all tasks of a run read (`plan`) and looks ahead without running (`preview`, `why`).
+What a task does is in its stage's module; how it is run once is in `stage`; its place in time is the DAG's. How a recipe becomes the
+spec that all tasks of a run read is `planning`'s.
 """
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from mlops_tasks import stage as runtime
-from mlops_tasks.config.environment import Environment, S3Access
+from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.evaluation import EvaluationSet
 from mlops_tasks.config.learning import (
     Critic,
@@ -31,17 +22,12 @@ from mlops_tasks.config.learning import (
     TrainedReference,
     Uniform,
 )
-from mlops_tasks.config.loading import load_recipe
 from mlops_tasks.config.recipe import Recipe
-from mlops_tasks.config.sources import HubModel, ModelSource
+from mlops_tasks.config.sources import ModelSource
 from mlops_tasks.config.space import Choice
-from mlops_tasks.data.pins import digest_of_model, digest_of_source
-from mlops_tasks.data.prompts import mismatch
-from mlops_tasks.data.protocols import module_of, protocol_named
-from mlops_tasks.errors import Unavailable, UserError
-from mlops_tasks.keys import differences
-from mlops_tasks.stage import CHAMPION, Input, Pointer, Run, Spec, Stage, Task, Tuned
-from mlops_tasks.store import MANIFEST, Artifact, Store
+from mlops_tasks.data.protocols import module_of
+from mlops_tasks.errors import UserError
+from mlops_tasks.stage import CHAMPION, Input, Spec, Stage, Task
 from mlops_tasks.tracking import experiment_name
 
 _MODEL_PACKAGES = ("numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
@@ -64,8 +50,6 @@ _ASKED = ("protocol", "num_samples", "temperature", "top_p")
 _TRAINING_DATA = ("train.parquet", "validation.parquet", "prompt.parquet")
 
 _PACKAGES_OF_METHODS = {"lora": ("peft",), "qlora": ("bitsandbytes", "peft")}
-
-_NUM_EARLIER_RUNS = 20
 
 PREPARATION = (
     "pull_data",
@@ -109,11 +93,11 @@ def _pull_reference(spec: Spec, index: int) -> dict[str, Any] | None:
             "on_contamination": spec.recipe.data.on_contamination,
             "pin": spec.pins["pull_reference"],
         }
-    trusted = _trusted_model(spec.recipe)
+    trusted = trusted_model(spec.recipe)
     return {"model": trusted.model_dump(mode="json"), "pin": spec.pins["pull_reference"]} if trusted else None
 
 
-def _trusted_model(recipe: Recipe) -> ModelSource | None:
+def trusted_model(recipe: Recipe) -> ModelSource | None:
     """A model that is taken as it is to say what is good: a given reference, or a reward model."""
     if isinstance(recipe.reference, GivenReference):
         return recipe.reference.model
@@ -173,7 +157,7 @@ def _reward(spec: Spec, index: int) -> dict[str, Any] | None:
 def _reward_inputs(spec: Spec, index: int) -> dict[str, Input]:
     inputs = _learnt_from(("model/*",))
     return inputs | (
-        {"reward_model": Input("pull_reference", files=("model/*",))} if _trusted_model(spec.recipe) else {}
+        {"reward_model": Input("pull_reference", files=("model/*",))} if trusted_model(spec.recipe) else {}
     )
 
 
@@ -466,328 +450,6 @@ def _indices_of_candidate(spec: Spec, task: Task) -> list[int]:
     return list(range(spec.fan_out.get(task.id, 1)))
 
 
-def plan(
-    environment: Environment,
-    prefix: str,
-    *,
-    recipe: str | Path,
-    overrides: Sequence[str] = (),
-    force: Sequence[str] = (),
-    only_champion: bool = False,
-    is_study: bool = False,
-) -> Run:
-    """Resolve a recipe into the spec of a run and write it, or read the spec that is there already (a retry).
-
-    Args:
-        recipe: a file, or `tuned:NAME`: what the last study of the recipe NAME ended with.
-        only_champion: see `Spec`.
-        is_study: see `Spec`.
-
-    Raises:
-        UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
-    """
-    started = time.monotonic()
-    store = Store.of(environment)
-    if store.read_json(f"{prefix}/spec.json") is None:
-        spec = resolve(
-            environment,
-            recipe=recipe,
-            overrides=overrides,
-            force=force,
-            only_champion=only_champion,
-            is_study=is_study,
-        )
-        store.create_json(f"{prefix}/spec.json", spec.model_dump(mode="json"))
-    run = Run.open(environment, prefix)
-    run.point(Pointer(task="plan", index=0, stage="plan", outcome="done", seconds=round(time.monotonic() - started, 3)))
-    return run
-
-
-def resolve(
-    environment: Environment,
-    *,
-    recipe: str | Path,
-    overrides: Sequence[str] = (),
-    force: Sequence[str] = (),
-    only_evaluates: bool = False,
-    only_champion: bool = False,
-    is_study: bool = False,
-) -> Spec:
-    """Pin everything that could move: data, models, champion.
-
-    Args:
-        recipe: see `plan`.
-        only_evaluates: nothing is trained, and the recipe's own model is asked, whoever the champion is.
-        only_champion: see `Spec`.
-        is_study: see `Spec`; its space is tried first.
-
-    Raises:
-        UserError: a recipe that does not fit, a source that is not there, a task to force that does not exist.
-    """
-    from mlops_tasks.registry import champion
-    from mlops_tasks.tuning.space import require_space
-
-    for name in force:
-        if not isinstance(task_named(name).run, Stage):
-            raise UserError(
-                f"force names {name!r}, which is an action and always runs. Stages are {', '.join(id for id, task in TASKS.items() if isinstance(task.run, Stage))}."
-            )
-    asked, tuned = asked_for(environment, recipe, overrides)
-    if is_study:
-        require_space(asked, environment)
-    elif tuned is not None and asked.tuning is not None:
-        asked = asked.untuned(asked.tuning.for_decisions(asked.evaluation.gate))
-    _require_protocols(asked, only_evaluates=only_evaluates)
-    found, pins = _pinned(asked, *_digests(environment.s3))
-    return Spec(
-        recipe=found,
-        pins=pins,
-        champion=None if only_evaluates or is_study else champion(environment, found.model.name),
-        # Shards are in no key: to make them anew is to make anew what is merged of them.
-        force=tuple(dict.fromkeys([*force, *(TASKS[name].covered_by or name for name in force)])),
-        created=datetime.now(UTC).isoformat(),
-        fan_out=fan_out_of(found, environment, {**TASKS, **(STUDY if is_study else {})}),
-        only_champion=only_champion,
-        is_study=is_study,
-        tuned=tuned,
-    )
-
-
-def resolve_candidates(environment: Environment, recipes: Sequence[Recipe]) -> list[Spec]:
-    """Pin several recipes whose candidates alone are wanted (see `Spec.only_candidate`); what they share is looked at once.
-
-    Raises:
-        UserError: a source that is not there, or a protocol that cannot ask for what the data has.
-    """
-    digests, created = _digests(environment.s3), datetime.now(UTC).isoformat()
-    specs = []
-    for recipe in recipes:
-        _require_protocols(recipe, only_evaluates=False)
-        found, pins = _pinned(recipe, *digests)
-        fan_out = fan_out_of(found, environment, TASKS)
-        specs.append(
-            Spec(recipe=found, pins=pins, champion=None, created=created, fan_out=fan_out, only_candidate=True)
-        )
-    return specs
-
-
-def asked_for(environment: Environment, recipe: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Tuned | None]:
-    """A recipe as it was asked for, with nothing pinned, and the study that it is the result of.
-
-    Args:
-        recipe: see `plan`.
-
-    Raises:
-        UserError: there is none, or an override does not fit it.
-    """
-
-    def fill_in(train: dict[str, Any], rest: Recipe) -> dict[str, Any]:
-        from mlops_tasks import recommendation  # loads transformers, which a plan without `auto` does not need
-
-        return recommendation.fill_in(train, model=rest.model.source, data=rest.data.source, access=environment.s3)
-
-    if (name := tuned_name(recipe)) is None:
-        return load_recipe(recipe, overrides, fill_in=fill_in), None
-    from mlops_tasks.tuning.adoption import adopted
-
-    tuned, file = adopted(Store.of(environment), name)
-    return load_recipe(file, overrides, fill_in=fill_in), tuned
-
-
-def tuned_name(recipe: str | Path) -> str | None:
-    """The NAME of `tuned:NAME`, empty for `tuned` alone; None: it is a recipe's own name or file."""
-    first, _, name = str(recipe).partition(":")
-    return name if first == "tuned" else None
-
-
 def fan_out_of(recipe: Recipe, environment: Environment, tasks: Mapping[str, Task]) -> dict[str, int]:
     """How many of each mapped task a recipe wants."""
     return {task.id: task.fan_out(recipe, environment) for task in tasks.values() if task.fan_out}
-
-
-def _require_protocols(recipe: Recipe, *, only_evaluates: bool) -> None:
-    """Before anything is trained: can the protocols ask for what the data has?"""
-    kind = recipe.data.source.asks_for
-    used = {"evaluation.protocol": recipe.evaluation.protocol}
-    if not only_evaluates:
-        used["text.prompt"] = recipe.text.prompt
-    for place, protocol in used.items():
-        if kind is not None and kind not in protocol_named(protocol).kinds:
-            raise mismatch(
-                protocol, kind, f"data.source ({recipe.data.source.kind}), which {place} is to be used with,"
-            )
-
-
-_DigestOf = Callable[[Any], str]
-
-
-def _digests(access: S3Access) -> tuple[_DigestOf, _DigestOf]:
-    """What lies at sources of data and of models now; each is looked at once."""
-    return cache(lambda source: digest_of_source(source, access)), cache(lambda source: digest_of_model(source, access))
-
-
-def _pinned(recipe: Recipe, digest_of_data: _DigestOf, digest_of_weights: _DigestOf) -> tuple[Recipe, dict[str, str]]:
-    pins = {
-        "pull_data": digest_of_data(recipe.data.source),
-        "pull_model": digest_of_weights(recipe.model.source),
-    }
-    model = recipe.model.model_copy(update={"source": _at_commit(recipe.model.source, pins["pull_model"])})
-    scoring, reference = recipe.scoring, recipe.reference
-    if isinstance(reference, TrainedReference):
-        pins["pull_reference"] = digest_of_data(reference.data)
-    elif trusted := _trusted_model(recipe):
-        pins["pull_reference"] = digest_of_weights(trusted)
-        name = "reference" if reference else "reward"
-        pinned = getattr(scoring, name).model_copy(update={"model": _at_commit(trusted, pins["pull_reference"])})
-        scoring = scoring.model_copy(update={name: pinned})
-    return recipe.model_copy(update={"model": model, "scoring": scoring}), pins
-
-
-def _at_commit(source: ModelSource, commit: str) -> ModelSource:
-    return source.model_copy(update={"revision": commit}) if isinstance(source, HubModel) else source
-
-
-@dataclass(frozen=True)
-class _Preview(Run):
-    """A run that is only thought of: its pointers are in memory."""
-
-    seen: dict[tuple[str, int], Pointer] = field(default_factory=dict)
-
-    def pointer(self, task: str, index: int = 0) -> Pointer | None:
-        return self.seen.get((task, index))
-
-    def point(self, pointer: Pointer) -> Pointer:
-        self.seen[pointer.task, pointer.index] = pointer
-        return pointer
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a task would do."""
-
-    task: str
-    index: int
-    outcome: Literal["hit", "run", "skipped", "done", "waits"]
-    """`waits`: something above it runs first, and what that yields decides."""
-    seconds: float | None
-    """What it took last time; None: never seen, or no work to do."""
-    cost: float | None = None
-    """Of these seconds; None: they are not known, or have no price."""
-    components: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, tuple[Input, Artifact]] = field(default_factory=dict)
-    artifact: Artifact | None = None
-
-
-def preview(environment: Environment, spec: Spec) -> Iterator[Forecast]:
-    """What each task of a run with this spec would do; starts nothing and writes nothing."""
-    run = _Preview(Store.of(environment), environment, "runs/preview", spec)
-    took = _earlier_seconds(environment, spec.recipe.name)
-    for task, index in places(spec):
-        yield _forecast(run, task, index, statistics.median(took[task.id]) if task.id in took else None)
-
-
-def _forecast(run: _Preview, task: Task, index: int, seconds: float | None) -> Forecast:
-    cost = _cost(run.environment, task, seconds)
-    try:
-        decision = runtime.decide(run, task, index, tasks=every())
-    except Unavailable:
-        return Forecast(task.id, index, "waits", seconds, cost)
-    found = (decision.components, decision.inputs, decision.artifact)
-    if decision.outcome == "hit" and task.id in run.spec.force:
-        return Forecast(task.id, index, "run", seconds, cost, *found)
-    if decision.outcome in ("hit", "skipped"):
-        artifact = decision.artifact
-        run.point(
-            Pointer(
-                task=task.id,
-                index=index,
-                stage=task.verb,
-                outcome=decision.outcome,
-                seconds=0.0,
-                key=decision.key if artifact else None,
-                digest=artifact.digest if artifact else None,
-            )
-        )
-        seconds = cost = None
-    return Forecast(task.id, index, decision.outcome, seconds, cost, *found)
-
-
-def _cost(environment: Environment, task: Task, seconds: float | None) -> float | None:
-    if seconds is None or not isinstance(task.run, Stage):
-        return None
-    return environment.cost(task.run.name, seconds * task.num_devices(environment))
-
-
-def _earlier_seconds(environment: Environment, recipe: str) -> dict[str, list[float]]:
-    """What each task took in earlier runs of a recipe; where it was a hit, what its artifact had taken."""
-    took: dict[str, list[float]] = {}
-    for run in itertools.islice(runtime.runs(environment, recipe=recipe), _NUM_EARLIER_RUNS):
-        with suppress(UserError):  # of an older version
-            pointers = run.pointers()
-            hits = [pointer for pointer in pointers if pointer.outcome == "hit"]
-            manifests = run.store.read_jsons([f"{hit.prefix}/{MANIFEST}" for hit in hits])
-            made_in = [float(one["seconds"]) if one else None for one in manifests]
-            ran = [pointer for pointer in pointers if pointer.outcome in ("run", "done")]
-            for pointer, seconds in [*((one, one.seconds) for one in ran), *zip(hits, made_in, strict=True)]:
-                if seconds is not None:
-                    took.setdefault(pointer.task, []).append(seconds)
-    return took
-
-
-def why(environment: Environment, spec: Spec, name: str) -> list[str]:
-    """Lines that say which parts of a task's key changed since the last run that had a result of it.
-
-    Raises:
-        UserError: no such task, one without a key, or none of a run with this spec.
-    """
-    task = task_named(name)
-    if not isinstance(task.run, Stage):
-        raise UserError(f"{name} is an action: it has no key and always runs.")
-    there = {one.id: one for one, _ in places(spec)}
-    if name not in there:
-        asked = ", ".join(one.id for one in there.values() if isinstance(one.run, Stage))
-        raise UserError(f"{name} is no task of a run with this spec, and `why` looks ahead at one. Ask about {asked}.")
-    last = next((artifact for run in runtime.runs(environment) if (artifact := _result_of(run, name))), None)
-    forecasts = list(preview(environment, spec))
-    now = next(one for one in forecasts if one.task == name and one.index == 0)
-    if now.outcome == "waits":
-        above = [one.task for one in forecasts if one.outcome == "run"]
-        return [f"{name} waits for {', '.join(dict.fromkeys(above))}, which would run; ask `why` of that first."]
-    if now.outcome == "skipped":
-        return [f"{name} is not needed by this recipe."]
-    if last is None:
-        return [f"{name} has no earlier result in this store."]
-    return changes(last, now.components, now.inputs) or [f"nothing changed: {last.uri}"]
-
-
-def changes(last: Artifact, components: Mapping[str, Any], inputs: Mapping[str, tuple[Input, Artifact]]) -> list[str]:
-    """Lines that say what differs between the key of an artifact and another one: the setting, the file, the code's module, the package.
-
-    Args:
-        last: whose key is compared with.
-        components: of the other key.
-        inputs: what the other key's inputs are made of.
-    """
-    lines = differences(last.manifest["components"], components)
-    files = {f"inputs.{name}": _changed_files(last, name, *given) for name, given in inputs.items()}
-    return [f"{place}: {files[place]}" if files.get(place := line.partition(":")[0]) else line for line in lines]
-
-
-def _changed_files(last: Artifact, name: str, wanted: Input, artifact: Artifact) -> str:
-    """In words; empty where nobody knows any more what the old input was made of."""
-    given = last.manifest["inputs"].get(name)
-    before = last.store.version_at(given["artifact"], given["digest"], given["files"]) if given else None
-    if before is None:
-        return ""
-    old, new = before.entries(*given["files"]), artifact.entries(*wanted.files)
-    words = [
-        f"{file} {'changed' if file in old and file in new else 'new' if file in new else 'gone'}"
-        for file in sorted(old.keys() | new.keys())
-        if old.get(file) != new.get(file)
-    ]
-    return ", ".join(words)
-
-
-def _result_of(run: Run, task: str) -> Artifact | None:
-    pointer = run.pointer(task)
-    return run.store.find(pointer.prefix) if pointer and pointer.prefix else None

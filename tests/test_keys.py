@@ -112,7 +112,7 @@ def test_another_version_than_the_locked_one_is_refused(monkeypatch: pytest.Monk
 
 
 def test_the_key_code_loads_nothing_heavy() -> None:
-    code = "import sys, mlops_tasks.pipeline; print(sorted({'torch','transformers','mlflow','optuna','boto3','airflow','pyarrow','numpy'} & set(sys.modules)))"
+    code = "import sys, mlops_tasks.forecast, mlops_tasks.planning; print(sorted({'torch','transformers','mlflow','optuna','boto3','airflow','pyarrow','numpy'} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from mlops_tasks import ledger, pipeline, stage, summary
+from mlops_tasks import forecast, ledger, pipeline, planning, stage, summary
 from mlops_tasks.config.environment import Environment, Priced
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.ledger import Amount
@@ -172,8 +172,8 @@ def test_a_plan_tells_what_it_will_cost(environment: Environment, run: Run, tmp_
     priced = environment.model_copy(
         update={"prices": {"train": 3.0}, "train": environment.train.model_copy(update={"num_ranks": 2})}
     )
-    spec = pipeline.resolve(priced, recipe=tmp_path / "recipe.yaml")
-    found = {one.task: one for one in pipeline.preview(priced, spec)}
+    spec = planning.resolve(priced, recipe=tmp_path / "recipe.yaml")
+    found = {one.task: one for one in forecast.preview(priced, spec)}
     assert (found["train"].seconds, found["train"].cost) == (120.0, pytest.approx(2 * 120 / 3600 * 3.0))
     assert (found["pull_data"].seconds, found["pull_data"].cost) == (60.0, None)
     assert (found["promote"].seconds, found["promote"].cost) == (5.0, None)

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from test_daily import ENVIRONMENT
 
-from mlops_tasks import checkpoint, pipeline, stage
+from mlops_tasks import checkpoint, pipeline, planning, stage
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import Interrupted, WmtpError
 from mlops_tasks.stage import Run, Stage, artifact_prefix
@@ -47,7 +47,7 @@ def planned(folder: Path) -> Run:
     (folder / "environment.yaml").write_text(yaml.safe_dump(environment))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     loaded = load_environment(folder / "environment.yaml")
-    run = pipeline.plan(loaded, Run.prefix_of(loaded, "wmtp_daily", "r"), recipe=NAMED or folder / "recipe.yaml")
+    run = planning.plan(loaded, Run.prefix_of(loaded, "wmtp_daily", "r"), recipe=NAMED or folder / "recipe.yaml")
     for task in pipeline.TASKS.values():
         if task is TRAIN:
             break

@@ -13,7 +13,7 @@ from mlops_tasks.__main__ import main
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.learning import Train
 from mlops_tasks.errors import UserError
-from mlops_tasks.pipeline import resolve
+from mlops_tasks.planning import resolve
 from mlops_tasks.recommendation import Case, by_samples, by_size, recommend
 
 TINY = LlamaConfig(

@@ -20,7 +20,7 @@ import yaml
 from s3_server import BUCKET, S3Server
 from test_daily import ENVIRONMENT, RECIPE
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import pipeline, planning, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Run, Stage
@@ -46,7 +46,7 @@ def environment_of(folder: Path, store: str, s3: dict[str, str] | None = None) -
 def planned(environment: Environment, folder: Path, name: str) -> Run:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(LONGER))
     prefix = Run.prefix_of(environment, "wmtp_daily", name)
-    return pipeline.plan(environment, prefix, recipe=folder / "recipe.yaml")
+    return planning.plan(environment, prefix, recipe=folder / "recipe.yaml")
 
 
 @dataclass

@@ -10,8 +10,8 @@ import pytest
 
 from mlops_tasks import keys
 from mlops_tasks.config.environment import Environment
+from mlops_tasks.forecast import changes
 from mlops_tasks.keys import code_digests
-from mlops_tasks.pipeline import changes
 from mlops_tasks.stage import Run, decide, execute
 from mlops_tasks.store import Artifact, Store
 

@@ -29,7 +29,8 @@ from mlops_tasks.config.loading import changed, load_comparison
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import UserError
-from mlops_tasks.pipeline import TASKS, asked_for, places, resolve_candidates
+from mlops_tasks.pipeline import TASKS, places
+from mlops_tasks.planning import asked_for, resolve_candidates
 from mlops_tasks.stage import Run, Spec, cell_prefix
 from mlops_tasks.store import Store, canonical_json
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlops_tasks import ledger
+from mlops_tasks.forecast import changes
 from mlops_tasks.ledger import Amount
-from mlops_tasks.pipeline import changes
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Bar
 from mlops_tasks.report.facts import SHORT, Facts, absent, anchor_of, duration, pill, scrolling, section

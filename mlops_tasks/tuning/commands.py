@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import TYPE_CHECKING, TextIO
 
-from mlops_tasks import ledger, pipeline, stage
+from mlops_tasks import ledger, pipeline, planning, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import UserError
 from mlops_tasks.stage import Run
@@ -43,8 +43,8 @@ def _run(options: argparse.Namespace, environment: Environment, out: TextIO) -> 
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
     prefix = Run.prefix_of(environment, _DAG, name)
     if environment.executor == "kubernetes":  # before there is a run, which would be the last study for whoever asks
-        require_no_sandbox(pipeline.asked_for(environment, options.recipe, options.overrides)[0])
-    run = pipeline.plan(environment, prefix, recipe=options.recipe, overrides=options.overrides, is_study=True)
+        require_no_sandbox(planning.asked_for(environment, options.recipe, options.overrides)[0])
+    run = planning.plan(environment, prefix, recipe=options.recipe, overrides=options.overrides, is_study=True)
     for task, index in pipeline.places(run.spec):
         stage.execute(run, task, index, tasks=pipeline.every())
     out.writelines(f"{line}\n" for line in in_words(run))

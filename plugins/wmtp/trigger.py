@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError, WithJsonSchema
 from mlops_tasks.config.environment import Housekeeping
 from mlops_tasks.config.settings import Settings
 from mlops_tasks.errors import UserError
-from mlops_tasks.pipeline import TASKS, tuned_name
+from mlops_tasks.pipeline import TASKS
+from mlops_tasks.planning import tuned_name
 from mlops_tasks.stage import Stage
 
 CHECKOUT = Path(__file__).resolve().parents[2]

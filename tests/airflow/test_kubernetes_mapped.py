@@ -15,7 +15,7 @@ from rig import Rig
 from test_kubernetes_training import RECIPE, Night, at_once, night  # noqa: F401  a fixture
 from test_tune import TINY as STUDY
 
-from mlops_tasks import algorithms, pipeline, stage
+from mlops_tasks import algorithms, pipeline, planning, stage
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.stage import Run
 
@@ -57,7 +57,7 @@ def test_workers_of_a_study_share_its_trials_out(
         recipe.write_text(yaml.safe_dump(STUDY))
         environment = load_environment(night.environment_file)
         prefix = Run.prefix_of(environment, "adhoc_airflow", "study")
-        pipeline.plan(night.planner(environment), prefix, recipe=recipe, is_study=True)
+        planning.plan(night.planner(environment), prefix, recipe=recipe, is_study=True)
         run = Run.open(environment, prefix)
         for task in ("pull_data", "pull_model", "score_shard", "score"):
             stage.execute(run, pipeline.every()[task], tasks=pipeline.every())

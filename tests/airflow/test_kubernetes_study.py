@@ -28,7 +28,7 @@ from test_tune import TINY
 from wmtp.manifest import Identity
 from wmtp.study import StudyStage
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import pipeline, planning, stage
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import WmtpError
 from mlops_tasks.stage import Run
@@ -75,7 +75,7 @@ class Week:
         recipe.write_text(yaml.safe_dump(RECIPE))
         # Nobody is champion yet, which a tracking server that is not there cannot say.
         planner = environment.model_copy(update={"mlflow_uri": f"sqlite:///{self.folder}/mlflow.db"})
-        run = pipeline.plan(planner, Run.prefix_of(environment, "wmtp_tune", name), recipe=recipe, is_study=True)
+        run = planning.plan(planner, Run.prefix_of(environment, "wmtp_tune", name), recipe=recipe, is_study=True)
         for task in pipeline.PREPARATION:
             stage.execute(run, pipeline.TASKS[task], tasks=pipeline.TASKS)
         return run

@@ -30,7 +30,7 @@ from test_demo import TINY
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
 from wmtp.study import StudyStage
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import pipeline, planning, stage
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import UserError, WmtpError
@@ -60,7 +60,7 @@ class Night:
         recipe = self.folder / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(RECIPE))
         planner = self.planner(environment)
-        run = pipeline.plan(
+        run = planning.plan(
             planner, Run.prefix_of(environment, "adhoc_airflow", name), recipe=recipe, overrides=overrides
         )
         for task in ("pull_data", "pull_model", "pull_reference", "reference", "score_shard", "score"):

@@ -17,7 +17,7 @@ from mlops_tasks.data.protocols import Protocol, module_of, protocol_named
 from mlops_tasks.data.random_model import build
 from mlops_tasks.data.tokens import encode, encode_prompts
 from mlops_tasks.errors import UserError
-from mlops_tasks.pipeline import resolve
+from mlops_tasks.planning import resolve
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

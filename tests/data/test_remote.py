@@ -20,7 +20,8 @@ from mlops_tasks.data.pins import digest_of_model, digest_of_source
 from mlops_tasks.data.problems import read_problems
 from mlops_tasks.data.pull import pull
 from mlops_tasks.errors import DataError, Unavailable, UserError
-from mlops_tasks.pipeline import TASKS, plan
+from mlops_tasks.pipeline import TASKS
+from mlops_tasks.planning import plan
 from mlops_tasks.recommendation import config_of
 from mlops_tasks.stage import Attempt, decide, execute
 from mlops_tasks.store import Store

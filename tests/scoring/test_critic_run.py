@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlops_tasks import pipeline, stage, summary
+from mlops_tasks import pipeline, planning, stage, summary
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.scoring.gate import VERDICT_FILE, Verdict
 from mlops_tasks.scoring.scorers import read_scores
@@ -34,7 +34,7 @@ def planned(folder: Path, name: str, *overrides: str, num_shards: int = 2) -> Ru
     places = {"store": str(folder / "store"), "mlflow_uri": f"sqlite:///{folder}/mlflow.db"}
     environment = Environment.model_validate({**places, "score": {"num_shards": num_shards}})
     prefix = Run.prefix_of(environment, "wmtp_daily", name)
-    return pipeline.plan(environment, prefix, recipe=folder / "recipe.yaml", overrides=overrides)
+    return planning.plan(environment, prefix, recipe=folder / "recipe.yaml", overrides=overrides)
 
 
 def scored(folder: Path, name: str, *overrides: str, num_shards: int = 2) -> dict[str, list[Pointer]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import pipeline, planning, stage
 from mlops_tasks.__main__ import main
 from mlops_tasks.config.loading import changed, load_environment
 from mlops_tasks.errors import DataError, Killed, OutOfMemory, Unavailable, Unfit, UserError, WmtpError
@@ -29,7 +29,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A study's run as a pod sees it."""
     environment = load_environment(place / "environment.yaml")
     prefix = Run.prefix_of(environment, "wmtp_tune", "week")
-    run = pipeline.plan(environment, prefix, recipe=place / "recipe.yaml", overrides=[], is_study=True)
+    run = planning.plan(environment, prefix, recipe=place / "recipe.yaml", overrides=[], is_study=True)
     monkeypatch.setattr(asks, "SECONDS_BETWEEN_LOOKS", 0.05)
     monkeypatch.setenv(asks.PLACE, asks.place_of(run, "search", 0))
     return replace(run, environment=environment.model_copy(update={"executor": "kubernetes"}))

@@ -13,7 +13,8 @@ import pytest
 from mlops_tasks import stage
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import Pruned, Unavailable
-from mlops_tasks.pipeline import TASKS, resolve
+from mlops_tasks.pipeline import TASKS
+from mlops_tasks.planning import resolve
 from mlops_tasks.stage import Run
 from mlops_tasks.store import Store
 from mlops_tasks.tuning.cell import Cell

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from mlops_tasks import pipeline, stage
+from mlops_tasks import pipeline, planning, stage
 from mlops_tasks.__main__ import main
 from mlops_tasks.config.loading import load_environment
 from mlops_tasks.config.space import MedianPruner
@@ -41,7 +41,7 @@ from mlops_tasks.tuning.trials import CHANGES, WORKER
 def planned(place: Path, name: str, *overrides: str) -> Run:
     environment = load_environment(place / "environment.yaml")
     prefix = Run.prefix_of(environment, "wmtp_tune", name)
-    return pipeline.plan(environment, prefix, recipe=place / "recipe.yaml", overrides=overrides, is_study=True)
+    return planning.plan(environment, prefix, recipe=place / "recipe.yaml", overrides=overrides, is_study=True)
 
 
 def carried_out(run: Run, *, last: str = "conclude") -> dict[str, str]:
@@ -138,12 +138,12 @@ def is_kept_by_gc(run: Run, prefix: str) -> None:
 
 
 def is_what_a_night_learns(run: Run, tuned: dict[str, Any], digest: str) -> None:
-    daily = pipeline.resolve(run.environment, recipe="tuned:tiny")
+    daily = planning.resolve(run.environment, recipe="tuned:tiny")
     assert daily.tuned is not None and daily.tuned.digest == digest
     assert daily.recipe.model_dump(mode="json") == {**tuned, "tuning": None}
-    assert pipeline.resolve(run.environment, recipe="tuned").tuned == daily.tuned
+    assert planning.resolve(run.environment, recipe="tuned").tuned == daily.tuned
     with pytest.raises(UserError, match=r"There is no recipe tuned:other in .*; there is tuned:tiny\."):
-        pipeline.resolve(run.environment, recipe="tuned:other")
+        planning.resolve(run.environment, recipe="tuned:other")
     night = Run(run.store, run.environment, "runs/laptop/wmtp_daily/night", daily)
     for name in ("pull_data", "pull_model", "score_shard", "score"):
         stage.execute(night, pipeline.TASKS[name], tasks=pipeline.TASKS)
@@ -164,7 +164,7 @@ def test_with_two_objectives_those_that_none_beats_are_told(place: Path) -> None
     assert {one.metrics["num_problems"] for one in judged if one} == {3}
     # Of the gate set of six, those that measured trials decide about no model of theirs.
     assert adopt(run.store, "tiny", selected)
-    night = pipeline.resolve(run.environment, recipe="tuned:tiny").recipe.evaluation.gate
+    night = planning.resolve(run.environment, recipe="tuned:tiny").recipe.evaluation.gate
     assert (night.skip, night.limit) == (3, 3)
     assert "none beats stand out" in (run.store.backend.read(f"{run.prefix}/report.html") or b"").decode()
 

@@ -10,7 +10,7 @@ from typing import Any
 from in_process import run_task
 from wmtp import environment
 
-from mlops_tasks import pipeline
+from mlops_tasks import planning
 from mlops_tasks.stage import Run
 from toys import stages
 from toys.dags.wmtp_daily import dag
@@ -27,6 +27,6 @@ def run(task_id: str) -> dict[str, Any]:
 if __name__ == "__main__":
     if "plan" not in sys.argv:
         here = environment()
-        pipeline.plan(here, Run.prefix_of(here, dag.dag_id, RUN), recipe=stages.DEMO)
+        planning.plan(here, Run.prefix_of(here, dag.dag_id, RUN), recipe=stages.DEMO)
     for task_id in sys.argv[2:]:
         print(json.dumps(run(task_id)), flush=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlops_tasks import __main__, pipeline
+from mlops_tasks import __main__, pipeline, planning
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.loading import load_recipe
 from mlops_tasks.errors import BY_EXIT_CODE
@@ -104,7 +104,7 @@ TASKS = (
 )
 pipeline.TASKS.clear()
 pipeline.TASKS.update({task.id: task for task in TASKS})
-pipeline.resolve = spec  # type: ignore[assignment]
+planning.resolve = spec  # type: ignore[assignment]
 
 if __name__ == "__main__":
     sys.exit(__main__.main())
