@@ -106,6 +106,7 @@ class StageTask:
     dag_id: str
     environment_file: str
     index: int
+    """Of the mapped tasks the one that this is; in a cell, the one that it is at."""
     cell: str | None
     """Of a comparison: the task is done in this cell of it, each of its indices after the other. None: it is a task of the run itself."""
     operator_extra_links: Collection[Any] = LINKS
@@ -128,7 +129,8 @@ class StageTask:
         if self.cell is None:
             return self.settle(run, task, context)
         found = None
-        for self.index in [index for one, index in pipeline.places(run.spec) if one.id == task.id] or [0]:
+        for index in [index for one, index in pipeline.places(run.spec) if one.id == task.id] or [0]:
+            self.index = index
             found = self.settle(run, task, context)
         return found
 
