@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import rig as rigs
+from mlflow_server import free_port
 from rig import NAMESPACE, TOY_IMAGE, Rig
 from s3_server import S3Server
-from test_ui import DAG, free_port, is_known, request, trigger
+from test_ui import DAG, is_known, request, trigger
 
 if TYPE_CHECKING:
     from conftest import Toys

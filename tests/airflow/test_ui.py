@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -13,17 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from mlflow_server import free_port
 
 if TYPE_CHECKING:
     from conftest import Place
 
 DAG = "api/v2/dags/wmtp_daily"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def request(url: str, *, method: str = "GET", body: object = None, token: str = "") -> Any:

@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mlflow_server import free_port
 from nights import STRONG, WEAK, Night
-from test_ui import free_port, is_known, request
+from test_ui import is_known, request
 
 from mlops_tasks.config.loading import load_environment
 from scripts import browser, screenshots
