@@ -162,10 +162,10 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_what_waits_says_why_and_gives_up_after_its_time(
     *, kind: str, place: str, value: Any, reason: str, shell: Shell, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shell.change("kubernetes.profiles.gpu.start_seconds", 3)
+    shell.change("kubernetes.profiles.gpu.start_seconds", 6)
     shell.change(f"kubernetes.profiles.gpu.{place}", value)
 
-    with pytest.raises(Unavailable, match=rf"has waited 3 s .* could not start: {re.escape(reason)}"):
+    with pytest.raises(Unavailable, match=rf"has waited 6 s .* could not start: {re.escape(reason)}"):
         shell.run(kind, "true")
 
     assert f"train[0] waits: {reason}" in caplog.text
@@ -220,10 +220,10 @@ def test_a_job_beyond_the_quota_waits_with_the_reason_and_goes_on_when_there_is_
 
 
 def test_a_job_beyond_the_quota_gives_up_after_its_time(shell: Shell, rig: Rig) -> None:
-    shell.change("kubernetes.profiles.gpu.start_seconds", 3)
+    shell.change("kubernetes.profiles.gpu.start_seconds", 6)
     with (
         no_more_pods(rig),
-        pytest.raises(Unavailable, match=r"has waited 3 s .* could not start: FailedCreate: .*exceeded quota: none"),
+        pytest.raises(Unavailable, match=r"has waited 6 s .* could not start: FailedCreate: .*exceeded quota: none"),
     ):
         shell.run("Job", "true")
 
@@ -236,7 +236,7 @@ def test_no_line_is_lost_and_none_told_twice_when_the_stream_breaks(
 ) -> None:
     relay = rigs.Relay(rig.port)
     shell.kubeconfig = rig.kubeconfig_by(relay, tmp_path)
-    line = "for i in $(seq 80); do echo line $i; echo the same; sleep 0.1; done"
+    line = "for i in $(seq 160); do echo line $i; echo the same; sleep 0.1; done"
     with shell.running("Pod", line) as found:
         for _ in range(2):
             wait_until(lambda: said(caplog))
@@ -246,7 +246,7 @@ def test_no_line_is_lost_and_none_told_twice_when_the_stream_breaks(
             relay.come_back()
             wait_until(lambda: len(said(caplog)) > num_said)  # noqa: B023  it is asked at once
     assert found == [None]
-    assert said(caplog) == [text for number in range(1, 81) for text in (f"line {number}", "the same")]
+    assert said(caplog) == [text for number in range(1, 161) for text in (f"line {number}", "the same")]
 
 
 STAYS = 'trap "exit 85" TERM; while :; do sleep 0.1; done'
@@ -326,7 +326,7 @@ def test_the_first_rank_that_failed_is_named_after_the_last_lines_of_its_pod(
 ) -> None:
     shell.change("train.num_pods", 2)
     fails = (
-        "for i in $(seq 30); do echo step $i; done; sleep 3; echo '12:00:00 ERROR mlops_tasks.x: no number'; exit 65"
+        "for i in $(seq 30); do echo step $i; done; sleep 8; echo '12:00:00 ERROR mlops_tasks.x: no number'; exit 65"
     )
     line = f"[ $JOB_COMPLETION_INDEX = 1 ] || {{ echo rank 0 speaks; {first}; }}; {fails}"
 
@@ -375,7 +375,7 @@ def test_what_a_dead_worker_left_ends_at_its_deadline_and_the_next_try_makes_it_
 def test_what_still_works_on_the_same_key_is_attached_to(
     kind: str, shell: Shell, caplog: pytest.LogCaptureFixture
 ) -> None:
-    left = shell.leave(kind, "sleep 2; echo first")
+    left = shell.leave(kind, "sleep 6; echo first")
 
     shell.run(kind, "echo second")
 

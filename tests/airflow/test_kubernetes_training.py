@@ -107,7 +107,7 @@ def night(tmp_path: Path, s3: S3Server, rig: Rig) -> Iterator[Night]:
     wait_until(lambda: not rig.pods() and not rig.batch.list_namespaced_job(NAMESPACE).items)
 
 
-def wait_until(is_so: Callable[[], object], *, seconds: float = 180) -> None:
+def wait_until(is_so: Callable[[], object], *, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, f"not so after {seconds} s"
