@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +35,9 @@ from mlops_tasks.config.loading import load_environment
 from mlops_tasks.errors import WmtpError
 from mlops_tasks.stage import Run
 from mlops_tasks.tuning import asks
-from mlops_tasks.tuning.study import Study
+from mlops_tasks.tuning.cell import Cell
+from mlops_tasks.tuning.space import default_point
+from mlops_tasks.tuning.study import Study, trial_recipe
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 
@@ -173,6 +177,27 @@ def test_a_trial_outlives_whoever_waits_for_its_verdict_and_the_pod_that_makes_i
     assert {slot: trial.state.name for slot, trial in study.slots().items()} == {0: "COMPLETE", 1: "COMPLETE"}
     assert [trial.state.name for trial in study.trials()].count("FAIL") == 1  # the one of the pod that was killed
     assert asks.Inbox(run.store, asks.place_of(run, "search", 0)).names() == []
+
+
+def test_a_verdict_whose_pod_is_out_of_memory_each_time_prunes_its_trial(
+    week: Week, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run = week.plan("small")
+    study, here = Study.of(run), run.environment.model_copy(update={"executor": "local"})
+    recipe = trial_recipe(study.recipe, default_point(study.recipe), "the test")
+    Cell.below(replace(run, environment=here), study.prefix, recipe).measure(["pass_at_1"])  # the first trial is a hit
+    sandbox = "kubernetes.profiles.sandbox"
+    rigs.change(week.environment_file, f"{sandbox}.node_selector", {})
+    rigs.change(week.environment_file, f"{sandbox}.limits", {"memory": "64Mi"})
+
+    assert week.search("small")["cache"] == "done"
+
+    slots = study.slots()
+    assert {slot: trial.state.name for slot, trial in slots.items()} == {0: "COMPLETE", 1: "PRUNED"}
+    why = r"Killed: \S+: judge\[\d\]: pod wmtp-judge-\S+ was OOMKilled \(137\): over its memory limit of 64Mi\. Raise limits\.memory .*"
+    assert re.fullmatch(why, slots[1].user_attrs["why"], re.DOTALL), slots[1].user_attrs["why"]
+    assert len(re.findall(r"Pod wmtp-judge-\S+ is made", caplog.text)) == 3
 
 
 def cell_of(run: Run) -> str:
