@@ -73,8 +73,7 @@ class Profile(Settings):
     """Pool of Airflow of which a task with this profile takes a slot, so that no more of them run than it has, of whatever runs; None:
     Airflow's default one."""
     start_seconds: float = Field(1800.0, gt=0)
-    """How long a pod may wait for a node and its image, and a Job for room in a quota, before the task ends with 75; waiting in a queue does not
-    count."""
+    """How long a pod may wait for room in a quota, a node and its image before the task ends with 75; waiting in a queue does not count."""
 
 
 _PROFILE_OF: dict[TaskId, str] = {

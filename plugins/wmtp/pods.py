@@ -209,7 +209,7 @@ class Watch:
             if _index(pod) == 0:
                 self._listen(pod)
         reasons = [reason for pod in pods if (reason := self._why(pod))]
-        self._wait([*([unmade] if unmade else []), *reasons])
+        self.wait([*([unmade] if unmade else []), *reasons])
         self.refuse_failures(pods, is_interruption_one=False)
 
     def refuse_failures(self, pods: Sequence[k8s.V1Pod], *, is_interruption_one: bool = True) -> None:
@@ -243,7 +243,12 @@ class Watch:
             log.info("%s waits: %s", self.label, text)
         self._told = text
 
-    def _wait(self, reasons: Sequence[str]) -> None:
+    def wait(self, reasons: Sequence[str]) -> None:
+        """Tell why there is no start yet, as found at one look; with no reason there is one.
+
+        Raises:
+            Unavailable: there has been one at each look for too long.
+        """
         if not reasons:
             self._waits_since = None
             return
@@ -282,7 +287,7 @@ def refusal(error: ApiException, what: str) -> WmtpError:
     """What it means that the API server does not take an object."""
     told = _message(error)
     if error.status == 403 and "exceeded quota" in told:
-        return Unavailable(f"{what} cannot be made now: {told}. It is tried again.")
+        return Unavailable(f"{what} has no room: {told}")
     return UserError(
         f"{what} was refused by the API server ({error.status}): {told}. Mend the profile, or the rights of Airflow's account."
     )

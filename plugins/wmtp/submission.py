@@ -123,7 +123,8 @@ class SubmittedTask(KubernetesPodOperator):
                 return
             except ApiException as error:
                 if error.status != 409:
-                    raise refusal(error, what) from error
+                    self._await_room(error, what, watch)
+                    continue
             found = self._found(name)
             if found is None:
                 continue
@@ -136,6 +137,14 @@ class SubmittedTask(KubernetesPodOperator):
                 return
             self._delete(order.identity)
             self._await_removal(name, what, watch)
+
+    def _await_room(self, error: ApiException, what: str, watch: Watch) -> None:
+        refused = refusal(error, what)
+        if not isinstance(refused, Unavailable):
+            raise refused from error
+        watch.wait([str(refused)])
+        self._end_if_stopped()
+        self._pause()
 
     def _await_removal(self, name: str, what: str, watch: Watch) -> None:
         started = time.monotonic()

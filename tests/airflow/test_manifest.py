@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from airflow.sdk import DAG
-from kubernetes.client import ApiClient
+from kubernetes.client import ApiClient, ApiException
 from kubernetes.client import models as k8s
 from wmtp import cleaning, limits, manifest, pods, stage
 from wmtp.kubernetes import JobStage, PodStage, SandboxStage
-from wmtp.manifest import Identity
+from wmtp.manifest import Identity, Order
 from wmtp.study import StudyStage
 from wmtp.trigger import Trigger
 
@@ -500,6 +501,30 @@ def test_a_job_waits_for_room_in_a_quota_as_long_as_a_pod_for_a_node() -> None:
     job.status.conditions = [k8s.V1JobCondition(type="Complete", status="True")]
     for _ in range(2):
         assert operator._is_done("j", watch), "its pods were removed since"
+
+
+def test_a_pod_waits_for_room_in_a_quota_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wmtp.pods.SECONDS_BETWEEN_LOOKS", 0.0)
+    made: list[str] = []
+
+    def create(namespace: str, wanted: k8s.V1Pod) -> None:
+        made.append(wanted.metadata.name)
+        if len(made) < 3:
+            raise full
+
+    full = ApiException(status=403, reason="Forbidden")
+    full.body = json.dumps({"message": 'pods "p" is forbidden: exceeded quota: gpus'})
+    operator = PodStage(task_id="generate", environment_file=str(EKS))
+    operator.__dict__["client"] = SimpleNamespace(create_namespaced_pod=create)
+    identity = Identity("d", "wmtp_daily", "night", "generate", 0)
+    order = Order(identity, "generate", "0", [], {}, deadline_seconds=None)
+    for seconds, number in ((60.0, 3), (0.0, 2)):
+        made.clear()
+        watch = pods.Watch(operator.client, namespace="n", label="generate[0]", start_seconds=seconds)
+        told = r"generate\[0\] has waited 0 s .* start: Pod p has no room: pods .p. is forbidden: exceeded quota: gpus"
+        with nullcontext() if seconds else pytest.raises(Unavailable, match=told):
+            operator._attach_or_create(pod(), order, watch)
+        assert made == ["p"] * number
 
 
 def test_why_kueue_holds_a_job_back_is_told() -> None:
