@@ -121,6 +121,7 @@ def test_an_override_of_a_kind_starts_that_part_anew() -> None:
             "num_samples and num_mutants are both 0: a critic needs good and bad solutions",
         ),
         ("seed=-1", "seed is -1: Input should be greater than or equal to 0"),
+        ("name=1e3", r"name is 1000\.0: Input should be a valid string; put it in quotes"),
         ("name=a b", "name is 'a b': String should match pattern"),
         ("gate.min_score=70", r"gate\.min_score is 70: Input should be less than or equal to 1"),
         (

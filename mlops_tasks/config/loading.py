@@ -210,4 +210,5 @@ def _problem_text(model: type[BaseModel], found: dict[str, Any]) -> str:
     place = ".".join(str(part) for part in found["loc"]) or "(the whole)"
     if found["type"] == "extra_forbidden":
         return f"{place} is not a setting; check its spelling against {model.__name__} in docs/configuration.md"
-    return f"{place} is {found.get('input')!r}: {found['msg']}"
+    way_out = "; put it in quotes" if found["type"] == "string_type" and isinstance(found["input"], int | float) else ""
+    return f"{place} is {found.get('input')!r}: {found['msg']}{way_out}"
