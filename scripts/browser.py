@@ -47,7 +47,7 @@ def chromium() -> Iterator[Browser]:
         "--force-color-profile=srgb",
     ]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        browser = playwright.chromium.launch(executable_path=program, args=flags, timeout=120_000)
         try:
             yield browser
         finally:

@@ -71,6 +71,7 @@ class Seen:
     @classmethod
     def open(cls, browser: Browser, path: Path) -> Seen:
         seen = cls(browser.new_page(viewport=WIDE, color_scheme="light"))
+        seen.page.set_default_timeout(120_000)
         seen.page.on("console", lambda message: seen.problems.append(message.text))
         seen.page.on("pageerror", lambda error: seen.problems.append(str(error)))
         seen.page.on("dialog", lambda dialog: (seen.problems.append(dialog.message), dialog.dismiss()))

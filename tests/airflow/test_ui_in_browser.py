@@ -81,7 +81,7 @@ def pages(shared_toys: Toys, checkout: str) -> Iterator[Pages]:
             shared_toys.wait_until(partial(is_known, airflow, token, dag))
         with browser.chromium() as chromium:
             tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
-            tab.set_default_timeout(120_000)
+            tab.set_default_timeout(300_000)
             yield Pages(tab, airflow, mlflow, shared_toys)
         ui.send_signal(signal.SIGINT)
         assert ui.wait(600) == 0
@@ -99,7 +99,7 @@ def test_a_run_is_triggered_by_hand_watched_to_success_and_leads_to_its_report(p
     screenshots.fill(tab, airflow, "wmtp_daily", "by_hand", {"overrides": "train.steps=200"})
     assert "What to learn: a name in configs/recipes" in tab.inner_text("[role=dialog] >> nth=-1")
     screenshots.submit(tab)
-    screenshots.wait_for_success(tab, airflow, "wmtp_daily", "by_hand", seconds=600)
+    screenshots.wait_for_success(tab, airflow, "wmtp_daily", "by_hand", seconds=900)
 
     screenshots.open_task(tab, airflow, "wmtp_daily", "by_hand", "report")
     mlflow = tab.get_by_role("link", name="MLflow run").get_attribute("href")
@@ -125,7 +125,7 @@ def test_a_person_reads_the_card_and_decides_whether_the_candidate_is_promoted(
     screenshots.fill(tab, airflow, "approval", run, {})
     screenshots.submit(tab)
 
-    screenshots.open_question(tab, airflow, "approval", run, "approve", seconds=300)
+    screenshots.open_question(tab, airflow, "approval", run, "approve", seconds=900)
 
     text = tab.inner_text("body")
     assert f"Shall the candidate of approval/{run} be the champion of coder?" in text
@@ -134,6 +134,6 @@ def test_a_person_reads_the_card_and_decides_whether_the_candidate_is_promoted(
     assert cells[:5] == ["gate", "this model", "40", "0.750", "0.598 to 0.858"]
     pages.wait_for_its_end("approval", run, "approve")
     screenshots.answer_question(tab, answer)
-    screenshots.wait_for_success(tab, airflow, "approval", run, seconds=300)
+    screenshots.wait_for_success(tab, airflow, "approval", run, seconds=900)
     states = {task: pages.task("approval", run, task)["state"] for task in ("approve", "promote", "report")}
     assert states == {"approve": "success", "promote": promotion, "report": "success"}
