@@ -31,6 +31,7 @@ from mlops_tasks.config.environment import Environment
 from mlops_tasks.errors import FAULTS_OF_RECIPE, DataError, Unavailable, WmtpError, class_of
 from mlops_tasks.evaluation.confinement import landlock_version
 from mlops_tasks.keys import BUILD, require_build
+from mlops_tasks.machine import keep_freed_memory
 from mlops_tasks.stage import Attempt
 from mlops_tasks.store import Artifact, Store
 
@@ -152,6 +153,7 @@ def addresses(*, source: str, target: str) -> str:
 def main() -> int:
     """Fetch, carry out, send back, as this process's variables say; the return value is the exit code."""
     logs.configure()
+    keep_freed_memory()
     module, _, name = os.environ[FUNCTION].partition(":")
     # What the function starts need not know where they are.
     file = Path(os.environ.pop(ADDRESSES))

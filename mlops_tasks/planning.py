@@ -6,7 +6,7 @@ Which tasks a spec makes is said in `pipeline`; what they would do is `forecast`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -131,11 +131,18 @@ def resolve_candidates(environment: Environment, recipes: Sequence[Recipe]) -> l
     return specs
 
 
-def asked_for(environment: Environment, recipe: str | Path, overrides: Sequence[str]) -> tuple[Recipe, Tuned | None]:
+def asked_for(
+    environment: Environment,
+    recipe: str | Path,
+    overrides: Sequence[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[Recipe, Tuned | None]:
     """A recipe as it was asked for, with nothing pinned, and the study that it is the result of.
 
     Args:
         recipe: see `plan`.
+        settings: as overrides, by dotted name.
 
     Raises:
         UserError: there is none, or an override does not fit it.
@@ -147,11 +154,11 @@ def asked_for(environment: Environment, recipe: str | Path, overrides: Sequence[
         return recommendation.fill_in(train, model=rest.model.source, data=rest.data.source, access=environment.s3)
 
     if (name := tuned_name(recipe)) is None:
-        return load_recipe(recipe, overrides, fill_in=fill_in), None
+        return load_recipe(recipe, overrides, settings=settings, fill_in=fill_in), None
     from mlops_tasks.tuning.adoption import adopted
 
     tuned, file = adopted(Store.of(environment), name)
-    return load_recipe(file, overrides, fill_in=fill_in), tuned
+    return load_recipe(file, overrides, settings=settings, fill_in=fill_in), tuned
 
 
 def tuned_name(recipe: str | Path) -> str | None:

@@ -129,9 +129,10 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 def _first_page(airflow: str, server: subprocess.Popen[bytes]) -> str:
     """The page of the daily run once its DAG is known: one that is opened earlier says 404 for ever.
 
-    Where the DAG's file is broken it is Airflow's first page, which says so.
+    Where the DAG's file is broken it is Airflow's first page, which says so; after ten minutes too.
     """
-    while server.poll() is None:
+    deadline = time.monotonic() + 600
+    while server.poll() is None and time.monotonic() < deadline:
         if _answer(f"{airflow}/api/v2/dags/wmtp_daily") is not None:
             return f"{airflow}/dags/wmtp_daily"
         broken = json.loads(_answer(f"{airflow}/api/v2/importErrors") or b"{}").get("import_errors", [])

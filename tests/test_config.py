@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from mlops_tasks.config.comparison import Comparison
 from mlops_tasks.config.environment import Environment
 from mlops_tasks.config.evaluation import EvaluationSet
-from mlops_tasks.config.loading import load_comparison, load_environment, load_recipe
+from mlops_tasks.config.loading import _read_yaml, as_yaml, load_comparison, load_environment, load_recipe
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.errors import UserError
 from mlops_tasks.keys import without_paths
@@ -77,6 +77,12 @@ def test_what_is_quoted_or_no_number_stays_a_string(tmp_path: Path) -> None:
     recipe = load_recipe(tmp_path / "recipe.yaml", ["model.name='2e5'"])
     assert (recipe.name, recipe.model.name) == ("1e3", "2e5")
     assert recipe.model.source.model_dump()["revision"] == "12e4567"
+
+
+def test_settings_that_are_written_as_yaml_are_read_as_they_were(tmp_path: Path) -> None:
+    tree = {"name": "1e3", "revision": "12e45", "rate": 1e-4, "small": 1e-20, "count": 3, "text": "α: 'b'"}
+    (tmp_path / "settings.yaml").write_text(as_yaml(tree))
+    assert _read_yaml(tmp_path / "settings.yaml") == tree
 
 
 def test_weights_are_soft_unless_said_otherwise() -> None:

@@ -140,7 +140,7 @@ def resolve(environment: Environment, file: str | Path) -> tuple[Comparison, dic
         UserError: see `plan`.
     """
     comparison = load_comparison(file)
-    recipe, _ = asked_for(environment, comparison.recipe, ())
+    recipe, _ = asked_for(environment, comparison.recipe, (), settings=comparison.settings)
     recipes = arms(comparison, recipe)
     cells = [
         Cell(name=_name_of(arm, seed), arm=arm, seed=seed) for seed, arm in itertools.product(comparison.seeds, recipes)
@@ -171,13 +171,12 @@ def arms(comparison: Comparison, recipe: Recipe) -> dict[str, Recipe]:
 
     Args:
         comparison: as it was asked for.
-        recipe: what `comparison.recipe` names.
+        recipe: what `comparison.recipe` names, with `comparison.settings`.
 
     Raises:
         UserError: a setting that does not fit, a baseline that there is not, algorithms that are not learnt from the same batches, or
             two that are one and the same.
     """
-    recipe = changed(recipe, comparison.settings, f"{comparison.name}: settings")
     found: dict[str, Recipe] = {}
     for name, algorithm in comparison.algorithms.items():
         ready = _ready(recipe, algorithm.like or name, name)

@@ -26,15 +26,26 @@ class _Loader(yaml.SafeLoader):
     """Reads 1e-4 as a number, as YAML 1.2 does: for YAML 1.1 it is a string. In quotes it still is one."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d{1,3}$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: a string that looks like 1e-4 is in quotes."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d{1,3}$"), list("-+.0123456789")
+    )
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """Settings as a file, in their order."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
+    settings: Mapping[str, Any] | None = None,
     fill_in: Callable[[dict[str, Any], Recipe], dict[str, Any]] | None = None,
 ) -> Recipe:
     """Read a recipe file and apply dotted overrides such as `train.steps=200`.
@@ -42,6 +53,7 @@ def load_recipe(
     Args:
         path: of the file.
         overrides: of single settings.
+        settings: the same, by dotted name.
         fill_in: makes of `train` with settings that are `auto`, and the recipe with them left out, one without; None: `auto` is refused.
 
     Raises:
@@ -50,6 +62,8 @@ def load_recipe(
     tree = _read_yaml(Path(path))
     for override in overrides:
         _apply_override(tree, override)
+    for dotted, value in (settings or {}).items():
+        _set(tree, dotted, value, f"{dotted}={value}")
     tree = _with_absolute_paths(tree, Path(path).resolve().parent)
     train = tree.get("train")
     if fill_in is not None and isinstance(train, dict) and "auto" in train.values():

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from mlops_tasks import tracking
 from mlops_tasks.algorithms import Cells, progress
 from mlops_tasks.algorithms.findings import PURPOSES, Arm, Contrast, Findings, p_text, points, span
 from mlops_tasks.algorithms.inference import CONFIDENCE, Estimate
+from mlops_tasks.config.loading import as_yaml
 from mlops_tasks.errors import WmtpError
 from mlops_tasks.report import charts
 from mlops_tasks.report.charts import Series
@@ -404,4 +403,4 @@ def _algorithms(findings: Findings) -> Markup:
 
 def _settings(arm: Arm) -> str:
     parts = arm.recipe.model_dump(mode="json", include={"scoring", "weighting", "train"})
-    return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
+    return as_yaml(parts)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from mlops_tasks.config.loading import as_yaml
 from mlops_tasks.keys import differences
 from mlops_tasks.report.facts import Facts, scrolling, section
 from mlops_tasks.report.markup import Markup, element
@@ -68,5 +67,5 @@ def _values(line: str) -> str:
 
 
 def _yaml(title: str, tree: Any) -> Markup:
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    text = as_yaml(tree)
     return element("details", element("summary", title), element("div", element("pre", element("code", text))))

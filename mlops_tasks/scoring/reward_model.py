@@ -1,7 +1,7 @@
 """Rewards by a model: sequence classification with one label, as transformers has it.
 
 Owns how a task and an answer become its input: by its tokenizer's chat template where it has one, as reward models are trained, and
-as the pair that its tokenizer makes of two texts where not. Which model is asked about what is said by `rewards`.
+else as the pair that its tokenizer makes of two texts where it has a separator, and one behind the other where not. Which model is asked about what is said by `rewards`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from mlops_tasks.data.tokens import encode_plain
 from mlops_tasks.errors import DataError, Unfit, UserError
 from mlops_tasks.logs import watched
 from mlops_tasks.machine import accelerator
@@ -95,6 +96,11 @@ def load_reward_model(folder: Path) -> PreTrainedModel:
 
 def _encoded(text: Text, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tensor]:
     asked, answered = text
+    if not tokenizer.chat_template and tokenizer.sep_token is None:
+        # The pair of a decoder's tokenizer begins twice.
+        return {
+            "input_ids": torch.tensor([[token for ids in encode_plain([asked, answered], tokenizer) for token in ids]])
+        }
     if not tokenizer.chat_template:
         pair: Mapping[str, Tensor] = tokenizer(asked, answered, split_special_tokens=True, return_tensors="pt")
         return pair

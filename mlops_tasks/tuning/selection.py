@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mlops_tasks.algorithms.inference import Estimate, over_seeds, over_seeds_and_problems
-from mlops_tasks.config.loading import changed
+from mlops_tasks.config.loading import as_yaml, changed
 from mlops_tasks.config.recipe import Recipe
 from mlops_tasks.config.space import Objective
 from mlops_tasks.errors import DataError, UserError
@@ -232,7 +230,7 @@ def _write(attempt: Attempt, study: Study, slots: Mapping[int, FrozenTrial], evi
     lines = [
         f"# Of the study {study.name}: slot {evidence['best_slot']} of {len(slots)}.",
         f"# {evidence['reason']}",
-        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        as_yaml(recipe.model_dump(mode="json")),
     ]
     (attempt.folder / RECIPE).write_text("\n".join(lines), encoding="utf-8")
     (attempt.folder / EVIDENCE).write_text(json.dumps(evidence, indent=1), encoding="utf-8")

@@ -26,7 +26,7 @@ def comparison(algorithms: dict[str, Any], *, baseline: str = "uniform", recipe:
 
 
 def arms_of(asked: Comparison) -> dict[str, Recipe]:
-    return arms(asked, load_recipe(asked.recipe))
+    return arms(asked, load_recipe(asked.recipe, settings=asked.settings))
 
 
 def test_the_demo_is_six_algorithms_with_three_seeds(tmp_path: Path) -> None:
@@ -71,16 +71,20 @@ def test_each_ready_algorithm_is_its_scorer_and_its_weights() -> None:
 
 def test_what_a_recipe_leaves_auto_is_settled_as_for_a_daily_run(tmp_path: Path) -> None:
     recipe = yaml.safe_load(Path(DEMO).read_text())
-    recipe["data"]["source"]["num_train"] = 50
     del recipe["train"]["steps"]
     recipe["train"] |= {"epochs": "auto", "learning_rate": "auto"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     tree = {"name": "some", "recipe": "recipe.yaml", "baseline": "ntp", "algorithms": {"ntp": {}, "uniform": {}}}
-    (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(tree))
     environment = Environment(store=str(tmp_path), mlflow_uri="sqlite:///x.db")
-    _, specs = resolve(environment, tmp_path / "comparison.yaml")
-    # Fewer than 1,000 problems.
-    assert {(spec.recipe.train.epochs, spec.recipe.train.learning_rate) for spec in specs.values()} == {(10, 1e-4)}
+    # Fewer than 1,000 problems, up to 10,000, and what is set needs no `auto`.
+    for settings, expected in (
+        ({"data.source.num_train": 50}, (10, 1e-4)),
+        ({"data.source.num_train": 5000}, (5, 5e-5)),
+        ({"data.source.num_train": 50, "train.learning_rate": 0.5}, (10, 0.5)),
+    ):
+        (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(tree | {"settings": settings}))
+        _, specs = resolve(environment, tmp_path / "comparison.yaml")
+        assert {(one.recipe.train.epochs, one.recipe.train.learning_rate) for one in specs.values()} == {expected}
 
 
 def test_a_ready_algorithm_keeps_what_the_recipe_says_of_its_own_weights(tmp_path: Path) -> None:

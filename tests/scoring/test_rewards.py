@@ -240,6 +240,10 @@ def write_reward_model(folder: Path, *, num_labels: int = 1, chat_template: str 
     }  # fmt: skip
     LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=num_labels)).save_pretrained(folder)
     tokenizer = bytes_tokenizer()
+    # As Llama's: the pair begins twice.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<end> $A", pair="<end> $A <end> $B:1", special_tokens=[("<end>", 0)]
+    )
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
 
