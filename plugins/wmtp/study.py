@@ -57,8 +57,8 @@ class TrialStage(SandboxStage):
         wanted.spec.priority_class_name = cluster.profiles[cluster.profile_of(self._asker.task)].priority_class
         return wanted
 
-    def _pause(self) -> None:
-        super()._pause()
+    def _rest(self) -> None:
+        super()._rest()
         # Whoever follows that pod waits for this one.
         asker = self._found(self._asker.name)
         if asker is None or self._has_ended(asker):

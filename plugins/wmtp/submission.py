@@ -111,7 +111,11 @@ class SubmittedTask(KubernetesPodOperator):
             self._part_with(order.identity)
 
     def _pause(self) -> None:
-        """What is done between two looks."""
+        """What is done between two looks at what works."""
+        self._rest()
+
+    def _rest(self) -> None:
+        """Wait for the next look, also for room to begin in."""
         time.sleep(pods.SECONDS_BETWEEN_LOOKS)
 
     def _attach_or_create(self, wanted: Any, order: Order, watch: Watch) -> None:
@@ -122,11 +126,12 @@ class SubmittedTask(KubernetesPodOperator):
                 log.info("%s: %s is made", self.label, what)
                 return
             except ApiException as error:
-                if error.status != 409:
-                    self._await_room(error, what, watch)
-                    continue
+                full = None if error.status == 409 else no_room(error, what)
+            # A quota refuses before a name does, and what is there already may be what leaves no room.
             found = self._found(name)
             if found is None:
+                if full is not None:
+                    self._await_room(full, watch)
                 continue
             if not _is_of(order.identity, found):
                 raise UserError(
@@ -138,13 +143,10 @@ class SubmittedTask(KubernetesPodOperator):
             self._delete(order.identity)
             self._await_removal(name, what, watch)
 
-    def _await_room(self, error: ApiException, what: str, watch: Watch) -> None:
-        refused = refusal(error, what)
-        if not isinstance(refused, Unavailable):
-            raise refused from error
-        watch.wait([str(refused)])
+    def _await_room(self, full: Unavailable, watch: Watch) -> None:
+        watch.wait([str(full)])
         self._end_if_stopped()
-        self._pause()
+        self._rest()
 
     def _await_removal(self, name: str, what: str, watch: Watch) -> None:
         started = time.monotonic()
@@ -236,6 +238,18 @@ class SubmittedTask(KubernetesPodOperator):
         except ApiException as error:
             if error.status != 404:
                 raise
+
+
+def no_room(error: ApiException, what: str) -> Unavailable:
+    """Of a refusal, that a quota is full, for which there is no more to do than to wait.
+
+    Raises:
+        UserError: it is refused for another reason.
+    """
+    refused = refusal(error, what)
+    if not isinstance(refused, Unavailable):
+        raise refused from error
+    return refused
 
 
 def _is_of(identity: Identity, found: Any) -> bool:

@@ -42,7 +42,9 @@ RETRY_POLICY = ExceptionRetryPolicy(
 
 
 class LongPolicy(RetryPolicy):
-    """Of a task with `RETRIES`, since it may be preempted often; what may come again each time has `MOST_TRIES` alone.
+    """Of a task with `RETRIES`, since it may be preempted often; what may come again each time is final from try `MOST_TRIES` on.
+
+    A preemption is a try too: Airflow tells how many there were, and not of which kind.
 
     Args:
         survives_kills: False where a process that is killed is among the latter.

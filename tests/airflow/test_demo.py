@@ -67,7 +67,8 @@ def test_ctrl_c_ends_an_airflow_that_has_much_to_say_at_its_end(tmp_path: Path) 
     (tmp_path / "airflow").write_text(TALKATIVE.format(python=sys.executable))
     (tmp_path / "airflow").chmod(0o755)
     run = (
-        "import pathlib, sys; from scripts import airflow_home, demo; airflow_home.BIN = pathlib.Path(sys.argv[1]); "
+        "import pathlib, signal, sys; from scripts import airflow_home, demo; airflow_home.BIN = pathlib.Path(sys.argv[1]); "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # which a shell's background ignores
         "sys.exit(demo._run('x', airflow_home.BIN / 'log')[0])"
     )
     process = subprocess.Popen(

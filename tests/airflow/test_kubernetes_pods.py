@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,26 +192,25 @@ def test_a_volume_that_cannot_be_mounted_is_told_of_by_its_event(
 
 
 @contextmanager
-def no_more_pods(rig: Rig) -> Iterator[None]:
-    rig.core.create_namespaced_resource_quota(
-        NAMESPACE, {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    )
-    wait_until(lambda: rig.core.read_namespaced_resource_quota("none", NAMESPACE).status.hard)
-    yield
-    rig.core.delete_namespaced_resource_quota("none", NAMESPACE)
+def no_more(rig: Rig, *resources: str) -> Iterator[None]:
+    hard = dict.fromkeys(resources, "0")
+    rig.core.create_namespaced_resource_quota(NAMESPACE, {"metadata": {"name": "none"}, "spec": {"hard": hard}})
+    try:
+        wait_until(lambda: rig.core.read_namespaced_resource_quota("none", NAMESPACE).status.hard)
+        yield
+    finally:
+        rig.core.delete_namespaced_resource_quota("none", NAMESPACE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_beyond_the_quota_waits_with_the_reason_and_goes_on_when_there_is_room(
     kind: str, shell: Shell, rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found: list[Any] = []
-    with no_more_pods(rig):
-        thread = threading.Thread(target=lambda: found.extend(at_once(lambda: shell.run(kind, "echo there"))))
-        thread.start()
-        wait_until(lambda: "exceeded quota: none" in caplog.text)
-    thread.join()
-    assert found == [None]
+    with ThreadPoolExecutor() as workers:
+        with no_more(rig, "pods"):
+            running = workers.submit(shell.run, kind, "echo there")
+            wait_until(lambda: "exceeded quota: none" in caplog.text or running.done())
+        running.result()
     assert re.search(r"train\[0\] waits: (FailedCreate|Pod \S+ has no room): .*exceeded quota: none", caplog.text)
     assert said(caplog) == ["there"]
 
@@ -219,7 +219,7 @@ def test_what_is_beyond_the_quota_waits_with_the_reason_and_goes_on_when_there_i
 def test_what_is_beyond_the_quota_gives_up_after_its_time(kind: str, shell: Shell, rig: Rig) -> None:
     shell.change("kubernetes.profiles.gpu.start_seconds", 10)
     with (
-        no_more_pods(rig),
+        no_more(rig, "pods"),
         pytest.raises(Unavailable, match=r"has waited 10 s .* could not start: .*exceeded quota: none"),
     ):
         shell.run(kind, "true")

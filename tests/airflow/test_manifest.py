@@ -503,6 +503,12 @@ def test_a_job_waits_for_room_in_a_quota_as_long_as_a_pod_for_a_node() -> None:
         assert operator._is_done("j", watch), "its pods were removed since"
 
 
+def beyond_the_quota() -> ApiException:
+    refused = ApiException(status=403, reason="Forbidden")
+    refused.body = json.dumps({"message": 'pods "p" is forbidden: exceeded quota: gpus'})
+    return refused
+
+
 def test_a_pod_waits_for_room_in_a_quota_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wmtp.pods.SECONDS_BETWEEN_LOOKS", 0.0)
     made: list[str] = []
@@ -510,12 +516,13 @@ def test_a_pod_waits_for_room_in_a_quota_too(monkeypatch: pytest.MonkeyPatch) ->
     def create(namespace: str, wanted: k8s.V1Pod) -> None:
         made.append(wanted.metadata.name)
         if len(made) < 3:
-            raise full
+            raise beyond_the_quota()
 
-    full = ApiException(status=403, reason="Forbidden")
-    full.body = json.dumps({"message": 'pods "p" is forbidden: exceeded quota: gpus'})
+    def nothing(*given: object, **more: object) -> None:
+        raise ApiException(status=404)
+
     operator = PodStage(task_id="generate", environment_file=str(EKS))
-    operator.__dict__["client"] = SimpleNamespace(create_namespaced_pod=create)
+    operator.__dict__["client"] = SimpleNamespace(create_namespaced_pod=create, read_namespaced_pod=nothing)
     identity = Identity("d", "wmtp_daily", "night", "generate", 0)
     order = Order(identity, "generate", "0", [], {}, deadline_seconds=None)
     for seconds, number in ((60.0, 3), (0.0, 2)):
@@ -525,6 +532,22 @@ def test_a_pod_waits_for_room_in_a_quota_too(monkeypatch: pytest.MonkeyPatch) ->
         with nullcontext() if seconds else pytest.raises(Unavailable, match=told):
             operator._attach_or_create(pod(), order, watch)
         assert made == ["p"] * number
+
+
+def test_a_pod_that_works_is_attached_to_though_it_is_what_leaves_no_room() -> None:
+    def create(namespace: str, wanted: k8s.V1Pod) -> None:
+        raise beyond_the_quota()  # before the server looks whether there is one of that name
+
+    identity = Identity("d", "wmtp_daily", "night", "generate", 0)
+    mine = pod("Running")
+    mine.metadata.labels, mine.metadata.annotations = {manifest.OWNER: identity.digest}, {manifest.KEY: "0"}
+    operator = PodStage(task_id="generate", environment_file=str(EKS))
+    operator.__dict__["client"] = SimpleNamespace(
+        create_namespaced_pod=create, read_namespaced_pod=lambda *given, **more: mine
+    )
+    order = Order(identity, "generate", "0", [], {}, deadline_seconds=None)
+    watch = pods.Watch(operator.client, namespace="n", label="generate[0]", start_seconds=0.0)
+    operator._attach_or_create(pod(), order, watch)
 
 
 def test_why_kueue_holds_a_job_back_is_told() -> None:
