@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # torch sees the machine's cores, and not what a container may use of them.
     os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
-    keep_freed_memory()
+    if arguments is None:  # a process of its own, not a caller's
+        keep_freed_memory()
     try:
         return int(options.answer(options, load_environment(options.env), sys.stdout) or 0)
     except WmtpError as error:

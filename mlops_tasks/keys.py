@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -58,6 +59,8 @@ RUNTIME = frozenset(
 
 BUILD = ("code", "packages", "python")
 """The components of a key that a build decides."""
+# Before 3.12 Python counts the depth of all threads' syntax trees together, and is wrong where one is made in the midst of another.
+_PARSING = threading.Lock()
 
 
 def key_components(
@@ -147,7 +150,8 @@ def code_digests(module: str) -> tuple[tuple[str, str], ...]:
         name = waiting.pop()
         if name in found or _is_runtime(name):
             continue
-        tree = ast.parse(_source_file(name).read_bytes())
+        with _PARSING:
+            tree = ast.parse(_source_file(name).read_bytes())
         found[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
         waiting += _first_party_imports(tree, name)
     return tuple(sorted(found.items()))

@@ -129,3 +129,38 @@ def test_a_module_that_a_setting_names_is_keyed_though_nothing_imports_it(toy: P
     (toy / "chosen.py").write_text("x = 2\n")
     code_digests.cache_clear()
     assert key(modules=["toy.chosen"]) != with_one
+
+
+THREADS = """
+import gc, threading, time
+from mlops_tasks import keys
+gc.set_threshold(200)
+class Litter:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        time.sleep(0)  # in the midst of whatever is collected in, another thread goes on
+done = threading.Event()
+def litter():
+    while not done.is_set():
+        [Litter() for _ in range(20)]
+        time.sleep(0.002)
+def digest():
+    try:
+        for _ in range(2):
+            keys.code_digests.__wrapped__("mlops_tasks.scoring.weights")
+    except SystemError as error:
+        print(error)
+threads = [threading.Thread(target=digest) for _ in range(3)]
+beside = threading.Thread(target=litter)
+for thread in (beside, *threads):
+    thread.start()
+for thread in threads:
+    thread.join()
+done.set()
+"""
+
+
+def test_code_may_be_digested_in_several_threads_at_one_time() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
