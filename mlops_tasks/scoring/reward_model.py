@@ -1,7 +1,8 @@
 """Rewards by a model: sequence classification with one label, as transformers has it.
 
-Owns how a task and an answer become its input: by its tokenizer's chat template where it has one, as reward models are trained, and
-else as the pair that its tokenizer makes of two texts where it has a separator, and one behind the other where not. Which model is asked about what is said by `rewards`.
+Owns how a task and an answer become its input: by its tokenizer's chat template where it has one, as reward models are trained,
+else as the pair that its tokenizer makes of two texts where it has a separator, and one behind the other where not. Which model is
+asked about what is said by `rewards`.
 """
 
 from __future__ import annotations
@@ -96,16 +97,15 @@ def load_reward_model(folder: Path) -> PreTrainedModel:
 
 def _encoded(text: Text, tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Tensor]:
     asked, answered = text
-    if not tokenizer.chat_template and tokenizer.sep_token is None:
-        # The pair of a decoder's tokenizer begins twice.
-        return {
-            "input_ids": torch.tensor([[token for ids in encode_plain([asked, answered], tokenizer) for token in ids]])
-        }
-    if not tokenizer.chat_template:
+    if tokenizer.chat_template:
+        said = tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}], tokenize=False
+        )
+        chat: Mapping[str, Tensor] = tokenizer(said, add_special_tokens=False, return_tensors="pt")
+        return chat
+    if tokenizer.sep_token is not None:
         pair: Mapping[str, Tensor] = tokenizer(asked, answered, split_special_tokens=True, return_tensors="pt")
         return pair
-    said = tokenizer.apply_chat_template(
-        [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}], tokenize=False
-    )
-    chat: Mapping[str, Tensor] = tokenizer(said, add_special_tokens=False, return_tensors="pt")
-    return chat
+    # The pair of a decoder's tokenizer begins twice.
+    ids = [token for one in encode_plain([asked, answered], tokenizer) for token in one]
+    return {"input_ids": torch.tensor([ids])}
